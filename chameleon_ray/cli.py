@@ -1,0 +1,192 @@
+"""`chameleon …`: each command is a few lines of the public API, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Mixture, TrainedModel
+from chameleon_ray.config import Experiment, load_experiment, read_yaml
+from chameleon_ray.errors import UserError, as_user_error
+from chameleon_ray.progress import Reporter
+
+app = typer.Typer(name="chameleon", help="How much of each data domain to train a language model on.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+ExperimentFile = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings that replace those of the file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")]
+
+
+@app.command()
+def compare(experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Fit every method, train one base model per mixture and seed, evaluate, write the report."""
+    from chameleon_ray import pipeline
+    from chameleon_ray.terminal import show_comparison
+
+    loaded = load_experiment(experiment, overrides or ())
+    found = pipeline.compare(loaded, _backend(loaded, as_json))
+    if as_json:
+        mixtures = {label: json.loads(mixture.to_json()) for label, mixture in found.data.mixtures.items()}
+        _print_json({"report": found.report, "mixtures": mixtures, "scores": found.data.scores.to_pylist(), "models": _models(list(found.models.values()))})
+    else:
+        show_comparison(Console(), found)
+
+
+@app.command()
+def mix(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    method: Annotated[str, typer.Option(help="A label under methods, or a method's name.")] = "chameleon",
+    out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Only the weights of one method."""
+    from chameleon_ray import pipeline
+
+    loaded = load_experiment(experiment, overrides or ())
+    try:
+        loaded.mixer(method)
+    except ValueError as error:
+        raise UserError(f"--method: {error}") from None
+    _show_mixture(pipeline.mix(loaded, method, _backend(loaded, as_json)), out, as_json)
+
+
+@app.command()
+def train(
+    experiment: ExperimentFile,
+    mixture: Annotated[str, typer.Option(help="A mixture.json.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train base models, one per seed, on a mixture."""
+    from chameleon_ray import pipeline
+
+    loaded = load_experiment(experiment, overrides or ())
+    models = pipeline.train(loaded, Mixture.load(mixture), _backend(loaded, as_json))
+    if as_json:
+        _print_json({"models": _models(models)})
+    else:
+        for model in models:
+            typer.echo(f"{model.address}  {model.cost.tokens:,} tokens  {model.cost.flops:.3g} FLOPs  {model.details['tokens_per_second']:,.0f} tokens/s")
+
+
+@app.command()
+def evaluate(
+    experiment: ExperimentFile,
+    model: Annotated[str, typer.Option(help="Folder of a model in Hugging Face layout, with the corpus's tokenizer.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Loss and perplexity per domain of one model on held-out text."""
+    from chameleon_ray import pipeline
+    from chameleon_ray.terminal import show_scores
+
+    loaded = load_experiment(experiment, overrides or ())
+    scores = pipeline.evaluate(loaded, model, _backend(loaded, as_json))
+    if as_json:
+        _print_json({"model": model, "scores": scores.to_pylist()})
+    else:
+        show_scores(Console(), scores, model)
+
+
+@app.command()
+def extend(
+    experiment: ExperimentFile,
+    proxy: Annotated[str, typer.Option(help="Folder of a trained proxy.")],
+    corpus: Annotated[str, typer.Option(help="YAML file with a section `domains`: new ones, or `name: null` to leave one out.")],
+    overrides: Overrides = None,
+    only: Annotated[bool, typer.Option("--only", help="Take the new domains alone.")] = False,
+    method: Annotated[str, typer.Option(help="A chameleon method's label.")] = "chameleon",
+    out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Weights for a changed set of domains, without any training."""
+    from chameleon_ray import pipeline
+
+    loaded = load_experiment(experiment, overrides or ())
+    changes = read_yaml(corpus)
+    _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method), out, as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, number format, cluster, free disk and memory; what is wrong and how to mend it."""
+    from chameleon_ray.ray_doctor import examine
+    from chameleon_ray.terminal import show_examination
+
+    found = examine(Path.cwd())
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        show_examination(Console(), found)
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _backend(experiment: Experiment, as_json: bool) -> Any:
+    from chameleon_ray.ray_backend import RayBackend
+
+    reporter = Reporter.silent() if as_json else Reporter(Console(stderr=True))
+    return RayBackend(experiment.storage, experiment.resources, reporter)
+
+
+def _show_mixture(mixture: Mixture, out: str | None, as_json: bool) -> None:
+    from chameleon_ray.terminal import show_mixture
+
+    if out:
+        mixture.save(storage.absolute(out))
+    if as_json:
+        _print_json(json.loads(mixture.to_json()))
+    else:
+        show_mixture(Console(), mixture)
+        if out:
+            typer.echo(f"written to {out}")
+
+
+def _models(models: list[TrainedModel]) -> list[dict[str, Any]]:
+    return [{"address": model.address, "weights": dict(model.weights), "cost": asdict(model.cost), **model.details} for model in models]
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries say that means nothing to the user; everything else still speaks."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
+    warnings.filterwarnings("ignore", message="Can't initialize NVML")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a mistake the user can mend is one line on standard error and exit status 2."""
+    quiet_libraries()
+    _run(lambda: app(args=arguments, prog_name="chameleon"))
+
+
+def _run(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    except Exception as error:
+        found = as_user_error(error)
+        if found is None:
+            raise
+        typer.echo(f"error: {' '.join(str(found).split())}", err=True)
+        sys.exit(2)

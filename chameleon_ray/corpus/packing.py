@@ -1,0 +1,58 @@
+"""Documents into rows of equal length, and held-out documents into two halves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon_ray.corpus.rows import Rows, token_dtype
+
+
+def pack(fragments: Sequence[NDArray], documents: Sequence[int], row_tokens: int, vocab_size: int) -> tuple[Rows, list[tuple[int, NDArray]]]:
+    """Lay fragments one after the other and cut the stream into rows.
+
+    Args:
+        fragments: tokens of documents, each already ending with the end-of-document token (or a piece of one).
+        documents: the number of each fragment's document.
+    Returns:
+        The full rows, and what is left over as (document, tokens) fragments, together shorter than a row.
+    """
+    dtype = token_dtype(vocab_size)
+    stream = np.concatenate([np.asarray(fragment, dtype) for fragment in fragments]) if fragments else np.empty(0, dtype)
+    starts = np.concatenate([[0], np.cumsum([len(fragment) for fragment in fragments])]).astype(np.int64)
+    count = len(stream) // row_tokens
+    owner = np.searchsorted(starts, np.arange(count) * row_tokens, side="right") - 1
+    numbers = np.asarray(documents, np.int64)
+    rows = Rows(stream[: count * row_tokens].reshape(count, row_tokens), np.full(count, row_tokens, np.int32), numbers[owner])
+    border = count * row_tokens
+    left = [(int(numbers[i]), stream[max(starts[i], border) : starts[i + 1]]) for i in range(len(fragments)) if starts[i + 1] > border]
+    return rows, left
+
+
+def pack_all(fragments: Sequence[NDArray], documents: Sequence[int], row_tokens: int, vocab_size: int, padding: int) -> Rows:
+    """As `pack`, with the rest in one last row that is padded on the right; `length` says where the padding begins."""
+    rows, left = pack(fragments, documents, row_tokens, vocab_size)
+    if not left:
+        return rows
+    rest = np.concatenate([tokens for _, tokens in left])
+    tokens = np.full((1, row_tokens), padding, rows.tokens.dtype)
+    tokens[0, : len(rest)] = rest
+    return Rows.concat([rows, Rows(tokens, np.array([len(rest)], np.int32), np.array([left[0][0]], np.int64))])
+
+
+def deal(tokens_of: Sequence[int]) -> NDArray[np.bool_]:
+    """Deal documents, in the order given, to two halves of about equally many tokens; True is the second half.
+
+    Each document goes to the half that has less; with two or more documents neither half is empty.
+    """
+    second = np.zeros(len(tokens_of), bool)
+    first_tokens = second_tokens = 0
+    for i, tokens in enumerate(tokens_of):
+        second[i] = second_tokens < first_tokens
+        if second[i]:
+            second_tokens += tokens
+        else:
+            first_tokens += tokens
+    return second

@@ -1,0 +1,193 @@
+"""From raw text to a `TokenCorpus` on Ray Data: read -> normalise -> drop copies -> tokenise -> pack -> shuffle once -> write.
+
+Three passes, each a stream of tasks over files: `partition` sorts documents into buckets by hash, `tokenize_bucket` makes rows of them,
+`gather_*` writes shuffled shards. What passes between them lies on disk and not in the object store, so memory stays flat when the corpus
+grows, and an interrupted run goes on with the tasks that are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from tokenizers import Tokenizer
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus, write_record
+from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus import tokenise
+from chameleon_ray.corpus.partition import DomainStats, check_skipped, heldout_borders, num_buckets, partition
+from chameleon_ray.corpus.sources import Part
+from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.errors import UserError, as_outcome, from_outcome
+from chameleon_ray.progress import Reporter, Stage
+from chameleon_ray.ray_session import cluster_cpus, quiet_data
+
+GROUP_BYTES = 64 << 20
+MAX_GROUPS = 256
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a task function; `label` is for people."""
+
+    function: Callable[..., Mapping[str, Any]]
+    arguments: tuple[Any, ...]
+
+
+def run_tasks(tasks: Sequence[Task], stage: Stage, label: str) -> Iterator[dict[str, Any]]:
+    """Stream tasks through Ray Data, one CPU each; results in the order of the tasks, as they come.
+
+    Raises:
+        UserError: as soon as a task finds something that the user must mend.
+    """
+    quiet_data()
+    shared = ray.put(list(tasks))
+
+    def call(row: dict[str, Any]) -> dict[str, Any]:
+        task = ray.get(shared)[row["id"]]
+        return {"id": row["id"], "outcome": as_outcome(task.function, *task.arguments)}
+
+    results: dict[int, dict[str, Any]] = {}
+    for done, row in enumerate(ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(call, num_cpus=1).iter_rows()):
+        results[row["id"]] = from_outcome(row["outcome"])
+        stage.update(label, done + 1, len(tasks))
+    for number in range(len(tasks)):
+        yield results[number]
+
+
+def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: str, digest: str, reporter: Reporter) -> TokenCorpus:
+    """Make the corpus of the parts at `address`.
+
+    Raises:
+        UserError: unreadable input, unusable documents past 1 %, or a domain with too little text for one row in every split.
+    """
+    started = time.perf_counter()
+    with reporter.stage("reading and tokenising the corpus") as stage:
+        buckets = num_buckets(parts)
+        pieces = storage.join(address, "scratch", "pieces")
+        groups = _groups(parts)
+        tasks = [Task(partition, (i, group, config.text_column, pieces, buckets)) for i, group in enumerate(groups)]
+        stats: dict[str, DomainStats] = {}
+        for result in run_tasks(tasks, stage, "read"):
+            for name, found in result.items():
+                stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
+        names = _names(config, parts, stats)
+        check_skipped(stats)
+        spec = _specify(config, address, names, stats, len(groups), buckets, seed)
+        spec, sha256 = _with_tokenizer(config, spec, stage)
+        domains = _write_rows(spec, stats, stage)
+    corpus = TokenCorpus(address, digest, names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, sha256)
+    manifest = [entry for part in parts for entry in part.manifest()]
+    write_record(address, "corpus", digest, {**corpus.content(), "seconds": time.perf_counter() - started, "sources": manifest})
+    storage.remove(spec.scratch)
+    _say(corpus, reporter)
+    return corpus
+
+
+def _groups(parts: Sequence[Part]) -> list[list[Part]]:
+    """Parts read by one task: whole files, consecutive, of some 64 MB or a 256th of everything; at least one group per CPU where there are files."""
+    total = sum(part.size_bytes for part in parts)
+    limit = min(max(GROUP_BYTES, total // MAX_GROUPS), max(1, total // cluster_cpus()))
+    groups: list[list[Part]] = [[]]
+    size = 0
+    for part in parts:
+        if groups[-1] and size + part.size_bytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(part)
+        size += part.size_bytes
+    return groups
+
+
+def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, DomainStats]) -> tuple[str, ...]:
+    """Listed domains in the order of the file, `only` in its order, discovered ones sorted; every one must have documents."""
+    listed = list(config.domains) or list(config.domains_from.only if config.domains_from else ()) or sorted(stats)
+    for name in listed:
+        found = stats.get(name, DomainStats())
+        if found.documents - found.heldout_documents < 1:
+            empty = found.skipped.get("empty", 0)
+            raise UserError(f"corpus.domains.{name}: no train documents ({empty} empty ones skipped); check its files and corpus.text_column, or remove the domain")
+    if len(listed) < 1:
+        raise UserError("corpus: no domains found; add files")
+    return tuple(listed)
+
+
+def _specify(
+    config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: int, buckets: int, seed: int
+) -> tokenise.TokenizeSpec:
+    borders = heldout_borders({name: stats[name] for name in names}, config.heldout_fraction)
+    shards = {name: max(1, -(-stats[name].text_bytes // tokenise.SHARD_TEXT_BYTES)) for name in names}
+    return tokenise.TokenizeSpec(address, names, groups, buckets, borders, shards, config.row_tokens, 0, 0, seed)
+
+
+def _with_tokenizer(config: CorpusConfig, spec: tokenise.TokenizeSpec, stage: Stage) -> tuple[tokenise.TokenizeSpec, str]:
+    if config.tokenizer.train is not None:
+        stage.update("train tokenizer", 0, 1)
+        training = config.tokenizer.train
+        tokenizer: Tokenizer = train_tokenizer(training.vocab_size, tokenise.training_sample(spec, training.bytes_per_domain))
+        end = tokenizer.token_to_id(END_OF_DOCUMENT)
+        stage.update("train tokenizer", 1, 1)
+    else:
+        assert config.tokenizer.pretrained is not None
+        tokenizer, end = load_tokenizer(config.tokenizer.pretrained)
+    save_tokenizer(tokenizer, end, storage.join(spec.address, "tokenizer"))
+    fields = {**vars(spec), "vocab_size": tokenizer.get_vocab_size(with_added_tokens=True), "end_of_document": end}
+    return tokenise.TokenizeSpec(**fields), tokenizer_sha256(tokenizer)
+
+
+def _write_rows(spec: tokenise.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> dict[str, DomainCounts]:
+    documents, tokens, duplicates = Counter[str](), Counter[str](), Counter[str]()
+    for result in run_tasks([Task(tokenise.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], stage, "tokenise"):
+        duplicates.update(result["duplicates"])
+        for name, counts in result["counts"].items():
+            documents[name] += counts["documents"]
+            tokens[name] += counts["tokens"]
+    places = [(name, shard) for name in spec.names for shard in range(spec.shards[name])]
+    train = run_tasks([Task(tokenise.gather_train, (spec, *place)) for place in places], stage, "shuffle")
+    rows: dict[str, list[int]] = {name: [] for name in spec.names}
+    histograms: dict[str, Counter[int]] = {name: Counter() for name in spec.names}
+    for (name, _), result in zip(places, train, strict=True):
+        rows[name].append(result["rows"])
+        histograms[name].update(dict(result["unigrams"]))
+    heldout = dict(zip(spec.names, run_tasks([Task(tokenise.gather_heldout, (spec, name)) for name in spec.names], stage, "hold out"), strict=True))
+    return {name: _counts(spec, name, stats[name], documents, tokens, duplicates, rows, histograms, heldout) for name in spec.names}
+
+
+def _counts(
+    spec: tokenise.TokenizeSpec,
+    name: str,
+    stats: DomainStats,
+    documents: Mapping[str, int],
+    tokens: Mapping[str, int],
+    duplicates: Mapping[str, int],
+    rows: Mapping[str, list[int]],
+    histograms: Mapping[str, Counter[int]],
+    heldout: Mapping[str, dict[str, Any]],
+) -> DomainCounts:
+    valid, test = (SplitCounts(**{**heldout[name][split], "shard_rows": tuple(heldout[name][split]["shard_rows"])}) for split in ("valid", "test"))
+    for split, found in (("train", sum(rows[name])), ("valid", valid.tokens), ("test", test.tokens)):
+        if not found:
+            texts = documents[name] if split == "train" else valid.documents + test.documents
+            raise UserError(
+                f"corpus.domains.{name}: no rows in split {split!r} ({texts} distinct documents, rows of {spec.row_tokens} tokens); "
+                f"add {'documents' if split == 'train' else 'held-out documents (two at least)'}, or lower corpus.row_tokens"
+            )
+    train = SplitCounts(documents[name], tokens[name], tuple(rows[name]))
+    return DomainCounts(train, valid, test, stats.text_bytes, duplicates[name], dict(sorted(stats.skipped.items())), tokenise.entropy_nats(histograms[name]))
+
+
+def _say(corpus: TokenCorpus, reporter: Reporter) -> None:
+    skipped = Counter[str]()
+    for counts in corpus.domains.values():
+        skipped.update(counts.skipped)
+    tokens, rows = sum(corpus.tokens().values()), sum(corpus.rows().values())
+    copies = sum(counts.duplicates for counts in corpus.domains.values())
+    left_out = "".join(f", {count:,} {reason}" for reason, count in sorted(skipped.items()))
+    reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")
+
+

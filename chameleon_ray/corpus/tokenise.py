@@ -1,0 +1,189 @@
+"""Second and third pass: buckets of text into token rows scattered over shards, and shards gathered, shuffled and written.
+
+Every function is one task: it reads files, writes files under its own name, and returns counts. A task that is done is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import SplitCounts
+from chameleon_ray.corpus.packing import deal, pack, pack_all
+from chameleon_ray.corpus.partition import read_bucket
+from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
+from chameleon_ray.corpus.tokenizer import encode
+
+SHARD_TEXT_BYTES = 256 << 20
+PIECES = pa.schema(
+    [
+        ("domain", pa.int32()),
+        ("shard", pa.int32()),
+        ("document", pa.int64()),
+        ("tokens", pa.large_list(pa.uint32())),
+    ]
+)
+TAIL, HELDOUT = -1, -2
+
+
+@dataclass(frozen=True)
+class TokenizeSpec:
+    """What every task of one corpus knows. `shards` is the number of train shards of each domain."""
+
+    address: str
+    names: tuple[str, ...]
+    groups: int
+    buckets: int
+    borders: Mapping[str, str]
+    shards: Mapping[str, int]
+    row_tokens: int
+    vocab_size: int
+    end_of_document: int
+    seed: int
+
+    @property
+    def scratch(self) -> str:
+        return storage.join(self.address, "scratch")
+
+
+def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
+    """Tokenise one bucket; write its rows by domain and shard, and what is shorter than a row, and held-out documents, as they are.
+
+    Returns:
+        Counts by domain: train documents and tokens, duplicates.
+    """
+    done = storage.join(spec.scratch, f"tokens-{bucket:05d}.json")
+    if storage.exists(done):
+        return dict(json.loads(storage.read_bytes(done)))
+    found = read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders)
+    tokenizer = Tokenizer.from_file(storage.local_file(storage.join(spec.address, "tokenizer", "tokenizer.json")))
+    fragments: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
+    keys: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    end = np.array([spec.end_of_document], np.uint32)
+    for (key, domain, heldout, _), tokens in zip(found, encode(tokenizer, (text for *_, text in found)), strict=True):
+        fragments[domain, heldout].append(np.concatenate([tokens, end]).astype(token_dtype(spec.vocab_size)))
+        keys[domain, heldout].append(int.from_bytes(key[:8]) >> 1)
+    counts = {name: {"documents": len(fragments[name, False]), "tokens": sum(map(len, fragments[name, False]))} for name in spec.names}
+    _write_pieces(storage.join(spec.scratch, f"tokens-{bucket:05d}.arrow"), _scatter(spec, bucket, fragments, keys))
+    result = {"counts": counts, "duplicates": found.duplicates}
+    storage.write_bytes(done, json.dumps(result).encode())
+    return result
+
+
+def gather_train(spec: TokenizeSpec, domain: str, shard: int) -> dict[str, Any]:
+    """Write one shuffled train shard. The first shard of a domain also packs what the buckets had left over."""
+    index = spec.names.index(domain)
+    parts = [Rows(*arrays) for arrays in _full_rows(spec, index, shard)]
+    if shard == 0:
+        left = [piece for bucket in range(spec.buckets) for piece in _read_pieces(spec, bucket, index, TAIL)]
+        parts.append(pack([tokens for _, tokens in left], [document for document, _ in left], spec.row_tokens, spec.vocab_size)[0])
+    rows = Rows.concat(parts) if parts else pack([], [], spec.row_tokens, spec.vocab_size)[0]
+    order = np.random.default_rng([spec.seed, shard, *domain.encode()]).permutation(len(rows))
+    write_shard(storage.join(spec.address, "train", quote(domain, safe=""), f"shard-{shard:05d}.arrow"), domain, rows.take(order))
+    histogram = np.bincount(rows.tokens.ravel(), minlength=1)
+    return {"rows": len(rows), "unigrams": [[int(token), int(histogram[token])] for token in np.flatnonzero(histogram)]}
+
+
+def gather_heldout(spec: TokenizeSpec, domain: str) -> dict[str, Any]:
+    """Deal a domain's held-out documents, in the order of their hashes, to valid and test; write both."""
+    index = spec.names.index(domain)
+    documents = [tokens for bucket in range(spec.buckets) for _, tokens in _read_pieces(spec, bucket, index, HELDOUT)]
+    second = deal([len(tokens) for tokens in documents])
+    result = {}
+    for split, chosen in (("valid", ~second), ("test", second)):
+        mine = [documents[i] for i in np.flatnonzero(chosen)]
+        rows = pack_all(mine, range(len(mine)), spec.row_tokens, spec.vocab_size, spec.end_of_document)
+        write_shard(storage.join(spec.address, split, quote(domain, safe=""), "shard-00000.arrow"), domain, rows)
+        result[split] = asdict(SplitCounts(len(mine), int(sum(map(len, mine))), (len(rows),)))
+    return result
+
+
+def entropy_nats(histogram: Mapping[int, int]) -> float:
+    """Entropy of a domain's unigram distribution: the loss of the best model that ignores context."""
+    counts = np.array(list(histogram.values()), np.float64)
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def training_sample(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, list[str]]:
+    """Train documents of every domain for training a tokenizer, in the order of their hashes, about `bytes_per_domain` of each."""
+    texts: dict[str, list[str]] = {name: [] for name in spec.names}
+    taken = dict.fromkeys(spec.names, 0)
+    for bucket in range(spec.buckets):
+        if min(taken.values()) >= bytes_per_domain:
+            break
+        for _, domain, heldout, text in read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders):
+            if not heldout and taken[domain] < bytes_per_domain:
+                texts[domain].append(text[: bytes_per_domain - taken[domain]])
+                taken[domain] += len(texts[domain][-1])
+    return {name: found for name, found in texts.items() if found}
+
+
+def _scatter(
+    spec: TokenizeSpec, bucket: int, fragments: Mapping[tuple[str, bool], list[np.ndarray]], keys: Mapping[tuple[str, bool], list[int]]
+) -> Iterator[pa.RecordBatch]:
+    for index, name in enumerate(spec.names):
+        numbers = (bucket << 32) + np.arange(len(fragments[name, False]))
+        rows, left = pack(fragments[name, False], numbers, spec.row_tokens, spec.vocab_size)
+        shards = np.random.default_rng([spec.seed, bucket, *name.encode()]).integers(spec.shards[name], size=len(rows))
+        for shard in np.unique(shards):
+            mine = rows.take(np.flatnonzero(shards == shard))
+            yield _batch(index, int(shard), mine.document, list(mine.tokens))
+        if left:
+            yield _batch(index, TAIL, [document for document, _ in left], [tokens for _, tokens in left])
+        if fragments[name, True]:
+            yield _batch(index, HELDOUT, keys[name, True], fragments[name, True])
+
+
+def _batch(domain: int, shard: int, documents: Sequence[int] | np.ndarray, tokens: Sequence[np.ndarray]) -> pa.RecordBatch:
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in tokens])])
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate(tokens), pa.uint32()))
+    count = len(tokens)
+    columns = [pa.array(np.full(count, domain, np.int32)), pa.array(np.full(count, shard, np.int32)), pa.array(np.asarray(documents, np.int64)), lists]
+    return pa.record_batch(columns, schema=PIECES)
+
+
+def _write_pieces(address: str, batches: Iterator[pa.RecordBatch]) -> None:
+    """An Arrow file whose batches can be read one by one; the index beside it says which is which."""
+    filesystem, path = storage.resolve(address)
+    index = []
+    with filesystem.open_output_stream(path) as sink, pa.ipc.new_file(sink, PIECES) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            index.append([batch["domain"][0].as_py(), batch["shard"][0].as_py()])
+    storage.write_bytes(f"{address}.index", json.dumps(index).encode())
+
+
+def _batches_of(spec: TokenizeSpec, bucket: int, domain: int, shard: int) -> Iterator[pa.RecordBatch]:
+    address = storage.join(spec.scratch, f"tokens-{bucket:05d}.arrow")
+    wanted = [i for i, place in enumerate(json.loads(storage.read_bytes(f"{address}.index"))) if place == [domain, shard]]
+    if wanted:
+        with pa.memory_map(storage.local_file(address)) as source:
+            reader = pa.ipc.open_file(source)
+            for i in wanted:
+                yield reader.get_batch(i)
+
+
+def _read_pieces(spec: TokenizeSpec, bucket: int, domain: int, shard: int) -> Iterator[tuple[int, np.ndarray]]:
+    dtype = token_dtype(spec.vocab_size)
+    for batch in _batches_of(spec, bucket, domain, shard):
+        offsets, values = batch["tokens"].offsets.to_numpy(), batch["tokens"].values.to_numpy()
+        for i, document in enumerate(batch["document"].to_pylist()):
+            yield document, values[offsets[i] : offsets[i + 1]].astype(dtype)
+
+
+def _full_rows(spec: TokenizeSpec, domain: int, shard: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    for bucket in range(spec.buckets):
+        for batch in _batches_of(spec, bucket, domain, shard):
+            tokens = batch["tokens"].flatten().to_numpy().astype(token_dtype(spec.vocab_size)).reshape(-1, spec.row_tokens)
+            yield tokens, np.full(len(tokens), spec.row_tokens, np.int32), batch["document"].to_numpy()
+

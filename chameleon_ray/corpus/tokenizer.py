@@ -1,0 +1,143 @@
+"""Text to tokens: a pretrained tokenizer, or byte-level BPE trained on an equal share of every domain."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from chameleon_ray import storage
+from chameleon_ray.errors import UserError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+PIECE_CHARACTERS = 1 << 15
+BATCH_CHARACTERS = 1 << 18
+
+
+def train_tokenizer(vocab_size: int, texts: Mapping[str, Sequence[str]]) -> Tokenizer:
+    """Byte-level BPE (GPT-2's pre-tokenisation) on equal shares: a domain with less text is repeated until it weighs as much as the largest.
+
+    Args:
+        vocab_size: tokens in all, the 256 bytes and the end of document included.
+        texts: sample documents of every domain.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_DOCUMENT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    share = max(sum(map(len, documents)) for documents in texts.values())
+    tokenizer.train_from_iterator(itertools.chain.from_iterable(_share(documents, share) for documents in texts.values()), trainer)
+    return tokenizer
+
+
+def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
+    """A pretrained tokenizer by hub name or folder, and its end-of-document token.
+
+    Raises:
+        UserError: it cannot be loaded, has no fast implementation, or no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(storage.local_directory(name) if storage.is_remote(name) else name, use_fast=True)
+    except (OSError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"corpus.tokenizer.pretrained: {name!r} cannot be loaded ({first_line}); give a hub name or a folder with tokenizer.json") from None
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"corpus.tokenizer.pretrained: {name!r} has no tokenizer.json; choose a tokenizer with a fast implementation")
+    if found.eos_token_id is None:
+        raise UserError(f"corpus.tokenizer.pretrained: {name!r} defines no eos_token, which marks the end of a document; add one to its tokenizer_config.json")
+    return backend, int(found.eos_token_id)
+
+
+def save_tokenizer(tokenizer: Tokenizer, end_of_document: int, address: str) -> None:
+    """Write the files that `AutoTokenizer.from_pretrained` reads."""
+    from transformers import PreTrainedTokenizerFast
+
+    with tempfile.TemporaryDirectory() as folder:
+        token = tokenizer.id_to_token(end_of_document)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=token, bos_token=token, unk_token=token).save_pretrained(folder)
+        for extra in Path(folder).iterdir():
+            assert extra.suffix in (".json", ".jinja"), extra
+        storage.publish(folder, address)
+
+
+def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+    """Identity of a tokenizer: of its vocabulary and merges, in order."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    model = tokenizer.model.__getstate__() if hasattr(tokenizer.model, "__getstate__") else b""
+    return hashlib.sha256(repr(vocabulary).encode() + (model if isinstance(model, bytes) else b"")).hexdigest()
+
+
+def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
+    """Tokens of each document, without any special token.
+
+    Long documents are cut into pieces where a single space begins a word, which GPT-2's pre-tokenisation never joins with what stands before
+    it, so that the tokens are those of the whole; memory stays flat also for a 50 MB line. Text that spells a special token stays text.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    for group in _batches(documents):
+        pieces = [list(_pieces(text)) for text in group]
+        flat = [piece for parts in pieces for piece in parts]
+        found = iter(_encode_flat(tokenizer, flat))
+        for parts in pieces:
+            yield np.concatenate([next(found) for _ in parts])
+
+
+def _encode_flat(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
+    step = max(1, BATCH_CHARACTERS // PIECE_CHARACTERS)
+    batches = [pieces] if sum(map(len, pieces)) <= BATCH_CHARACTERS else [pieces[i : i + step] for i in range(0, len(pieces), step)]
+    for batch in batches:
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            yield np.array(encoding.ids, np.uint32)
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        if batch and characters + len(text) > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        stop = _cut(text, start + PIECE_CHARACTERS // 2, start + PIECE_CHARACTERS)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _cut(text: str, low: int, high: int) -> int:
+    place = text.rfind(" ", low, high)
+    while place > low:
+        if not text[place - 1].isspace() and not text[place + 1].isspace():
+            return place
+        place = text.rfind(" ", low, place)
+    return high
+
+
+def _share(documents: Sequence[str], characters: int) -> Iterator[str]:
+    left = characters
+    for text in itertools.cycle(documents):
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return

@@ -1,0 +1,76 @@
+"""Domain embeddings on Ray Data: rows stream through actors that hold the truncated proxy, and only sums and counts leave them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import NUM_GROUPS, Cost, Embeddings, TokenCorpus
+from chameleon_ray.config import EmbeddingConfig, Resources
+from chameleon_ray.corpus.ray_stream import chunks_of, stream
+from chameleon_ray.errors import UserError
+from chameleon_ray.progress import Reporter
+
+CHUNK_ROWS = 64
+FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
+
+
+class EmbedWorker:
+    """Holds the truncated model; turns the rows of a chunk into group sums."""
+
+    def __init__(self, folder: str, layer: int, use_gpu: bool, threads: int) -> None:
+        import torch
+
+        from chameleon_ray.embedding.truncated import MeanHiddenState
+        from chameleon_ray.training.hardware import detect
+
+        torch.set_num_threads(threads)
+        hardware = detect(use_gpu)
+        self._forward_tokens = FORWARD_TOKENS[hardware.device.type]
+        self._embed = MeanHiddenState(folder, layer, hardware)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        from chameleon_ray.embedding.groups import group_sums
+
+        tokens, length, document = batch["tokens"][0], batch["length"][0], batch["document"][0]
+        step = max(1, self._forward_tokens // tokens.shape[1])
+        vectors = np.concatenate([self._embed(tokens[i : i + step], length[i : i + step]).numpy() for i in range(0, len(tokens), step)])
+        sums, counts = group_sums(vectors, document)
+        return {"number": batch["number"], "domain": batch["domain"], "sums": sums[None], "counts": counts[None]}
+
+
+def embed(folder: str, layer: int, corpus: TokenCorpus, spec: EmbeddingConfig, resources: Resources, reporter: Reporter, flops_per_token: float) -> Embeddings:
+    """One embedding per domain, from at most `spec.samples_per_domain` train rows each.
+
+    Args:
+        folder: address of a model in Hugging Face layout, with the corpus's tokenizer.
+        layer: index into hidden_states.
+        flops_per_token: of the truncated forward pass, for the cost.
+    Raises:
+        UserError: a domain without rows; an embedding that is not finite.
+    """
+    import time
+
+    started = time.perf_counter()
+    chunks = chunks_of(corpus, "train", [folder], spec.samples_per_domain, CHUNK_ROWS)
+    arguments = {
+        "folder": storage.local_directory(folder) if not storage.is_remote(folder) else folder,
+        "layer": layer,
+        "use_gpu": bool(resources.gpus_per_worker),
+        "threads": resources.cpus_per_worker,
+    }
+    with reporter.stage(f"embedding {len(corpus.names)} domains at layer {layer}") as stage:
+        results = stream(corpus, "train", chunks, EmbedWorker, arguments, resources, stage)
+    index = {name: i for i, name in enumerate(corpus.names)}
+    width = results[0]["sums"].shape[1]
+    sums, counts = np.zeros((len(index), NUM_GROUPS, width)), np.zeros((len(index), NUM_GROUPS), np.int64)
+    for result in results:
+        sums[index[result["domain"]]] += result["sums"]
+        counts[index[result["domain"]]] += result["counts"]
+    bad = [name for name, i in index.items() if not np.isfinite(sums[i]).all()]
+    if bad:
+        raise UserError(f"the embedding of domain {bad[0]!r} is not finite; the model in {folder} diverged: train it again with a lower proxy.learning_rate")
+    tokens = int(counts.sum()) * corpus.row_tokens
+    return Embeddings(corpus.names, sums, counts, layer, Cost(tokens, flops_per_token * tokens, time.perf_counter() - started))

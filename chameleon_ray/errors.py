@@ -1,0 +1,46 @@
+"""The one exception a user is meant to read."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the message names the field or file, what was found and the remedy.
+
+    The command line prints it as one line and exits with status 2, without a traceback. Everything else that is raised is a defect.
+    """
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The user's view of an exception, if there is one: a `UserError` itself, or a full disk anywhere in the chain of causes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        if isinstance(seen, OSError) and (seen.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen)):
+            return UserError(f"storage: no space left on device ({seen}); free some space or set storage to another place, then run the same command again")
+        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+    return None
+
+
+def as_outcome(function: Callable[..., Mapping[str, Any]], *arguments: Any) -> str:
+    """Call a task and return its JSON result, or `{"user_error": …}`: mistakes travel as data, since trying again would not help."""
+    try:
+        return json.dumps(function(*arguments))
+    except Exception as error:
+        found = as_user_error(error)
+        if found is None:
+            raise
+        return json.dumps({"user_error": str(found)})
+
+
+def from_outcome(outcome: str) -> dict[str, Any]:
+    """Read back `as_outcome`; raises the `UserError` that was found."""
+    result: dict[str, Any] = json.loads(outcome)
+    if "user_error" in result:
+        raise UserError(result["user_error"])
+    return result

@@ -1,0 +1,258 @@
+"""Chameleon: weights from how well the domains explain each other in the embedding space of a proxy (ICML 2025, algorithm 1).
+
+    S        [k] leverage scores (see krls.py)
+    tau      temperature; pretraining alpha = softmax(1 / (S tau)), finetuning alpha = softmax(S / tau)
+    t        relative temperature: softmax((mean S / S) / t), softmax((S / mean S) / t)
+    alpha    [k] weights on the simplex
+
+The proxy is trained once, on uniform weights; domains that come later are embedded with it and weighed anew, without training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from chameleon_ray.artifacts import Embeddings, Mixture
+from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.config import Settings
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing import krls
+from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
+from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, softmax, uniform
+
+Stage = Literal["pretrain", "finetune"]
+MAX_EIGENVALUES = 1000
+MAX_AFFINITY_DOMAINS = 200
+MIN_RELATIVE_SPREAD = 0.01
+
+
+class Temperature(AbsoluteOrRelative):
+    """tau itself, or t relative to the mean score: the same t means the same for every k and every ridge."""
+
+    def resolve(self, mean_score: float, stage: Stage) -> float:
+        """tau for scores of this mean."""
+        if self.absolute is not None:
+            return self.absolute
+        assert self.relative is not None
+        return self.relative / mean_score if stage == "pretrain" else self.relative * mean_score
+
+
+_PRESETS: dict[str, dict[str, bool]] = {
+    "paper": {"center": False, "normalize": False},
+    "released": {"center": True, "normalize": True},
+}
+_RIDGE = Ridge(absolute=10.0)
+_TEMPERATURE: dict[Stage, Temperature] = {"pretrain": Temperature(absolute=5.0), "finetune": Temperature(absolute=0.2)}
+
+
+class _Formula(Settings):
+    """The formula a variant and its overrides amount to."""
+
+    stage: Stage
+    ridge: Ridge
+    temperature: Temperature
+    center: bool
+    normalize: bool
+
+    def scores(self, leverage: Array) -> Array:
+        """[k] what enters the softmax."""
+        return krls.normalise(leverage) if self.normalize else leverage
+
+    def tau(self, scores: Array) -> float | None:
+        """The absolute temperature; None where every score is 0, since no temperature matters there."""
+        return self.temperature.resolve(float(scores.mean()), self.stage) if scores.any() else None
+
+    def weights(self, scores: Array) -> Array:
+        """[k] alpha; uniform where every score is 0."""
+        tau = self.tau(scores)
+        if tau is None:
+            return normalised(np.ones(len(scores)))
+        with np.errstate(divide="ignore", over="ignore"):
+            return softmax(1 / (scores * tau) if self.stage == "pretrain" else scores / tau)
+
+
+class Chameleon(Settings):
+    """Weigh domains by kernel ridge leverage: general ones up when pretraining, distinct ones up when finetuning.
+
+    `variant` presets the fields that are left None. `paper`: no centring, no normalisation; `released` (the authors' script): centred Gram matrix,
+    scores divided by their sum. Both: lam = 10, tau = 5 (pretrain) or 0.2 (finetune).
+
+    Beyond the paper: relative ridge and temperature, bootstrap standard errors over the hash groups of the samples (`bootstrap_draws`, 0 for none),
+    warnings where the weights say little.
+    """
+
+    name: ClassVar[str] = "chameleon"
+    variant: Literal["paper", "released"] = "paper"
+    stage: Stage = "pretrain"
+    ridge: Ridge | None = None
+    temperature: Temperature | None = None
+    center: bool | None = None
+    normalize: bool | None = None
+    bootstrap_draws: Annotated[int, Field(ge=0)] = 200
+
+    @field_validator("bootstrap_draws")
+    @classmethod
+    def _none_or_two(cls, draws: int) -> int:
+        if draws == 1:
+            raise ValueError("one draw has no spread; give 0 for no standard errors, or at least 2")
+        return draws
+
+    def fit(self, context: FitContext) -> Mixture:
+        """Train the proxy on uniform weights, embed the domains with it and weigh them.
+
+        Raises:
+            UserError: a domain that is empty or without samples, or embeddings that are not finite.
+        Cost: the proxy's training and one forward pass over the samples; the weights themselves take milliseconds for tens of domains.
+        """
+        names = domain_names(context.corpus)
+        job = TrainJob(role="proxy", training=context.proxy, weights=uniform(names), seed=context.seed)
+        (proxy,) = context.backend.train_many(context.corpus, [job])
+        embeddings = context.backend.embed(proxy, context.corpus, context.embedding)
+        for name in names:
+            if name not in embeddings.names:
+                raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
+        mixture = self.weigh(embeddings)
+        provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest}
+        return replace(mixture, cost=proxy.cost + embeddings.cost, provenance=provenance)
+
+    def weigh(self, embeddings: Embeddings) -> Mixture:
+        """Weights of embedded domains, old or new, without training (algorithm 1, steps 6 to 14).
+
+        Domains are taken in the order of their names, so that another order of the input changes no digit.
+
+        Returns:
+            A mixture whose cost is that of the embeddings; `details` holds the spectrum, effective dimension, lam, tau and, up to 200 domains, Omega.
+        Raises:
+            UserError: a domain without samples, embeddings that are not finite, or a ridge lost in rounding.
+        Cost: (1 + bootstrap_draws) times O(k p min(k, p)).
+        """
+        formula = self._formula()
+        order = sorted(range(len(embeddings.names)), key=embeddings.names.__getitem__)
+        names = [embeddings.names[i] for i in order]
+        for name, following in pairwise(names):
+            if name == following:
+                raise UserError(f"domain {name!r} is embedded twice; rename one of the two or leave it out")
+        means = embeddings.means[order]  # X, [k, p]
+        leverage = krls.scores(means, formula.ridge, formula.center, names)
+        scores = formula.scores(leverage.scores)
+        weights = formula.weights(scores)
+        errors = _standard_errors(embeddings, order, formula, self.bootstrap_draws) if self.bootstrap_draws else None
+
+        def labelled(values: Array) -> dict[str, float]:
+            by_name = named(names, values)
+            return {name: by_name[name] for name in embeddings.names}
+
+        return Mixture(
+            method=self.name,
+            weights=labelled(weights),
+            scores=labelled(scores),
+            weights_stderr=labelled(errors[1]) if errors else None,
+            scores_stderr=labelled(errors[0]) if errors else None,
+            cost=embeddings.cost,
+            provenance=self._provenance(formula, embeddings),
+            details={
+                "eigenvalues": leverage.eigenvalues[:MAX_EIGENVALUES].tolist(),
+                "effective_dimension": leverage.effective_dimension,
+                "ridge": leverage.ridge,
+                "temperature": formula.tau(scores),
+                **({"affinity": {"names": names, "values": (means @ means.T).tolist()}} if len(names) <= MAX_AFFINITY_DOMAINS else {}),
+            },
+            warnings=(*_spread_warnings(leverage.scores, formula.center), *_weight_warnings(weights), *_sample_warnings(embeddings)),
+        )
+
+    def _formula(self) -> _Formula:
+        preset = _PRESETS[self.variant]
+        return _Formula(
+            stage=self.stage,
+            ridge=self.ridge or _RIDGE,
+            temperature=self.temperature or _TEMPERATURE[self.stage],
+            center=preset["center"] if self.center is None else self.center,
+            normalize=preset["normalize"] if self.normalize is None else self.normalize,
+        )
+
+    def _provenance(self, formula: _Formula, embeddings: Embeddings) -> dict[str, Any]:
+        samples = embeddings.group_counts.sum(axis=1).tolist()
+        settings = {**self.model_dump(mode="json"), **formula.model_dump(mode="json")}
+        return {"settings": settings, "layer": embeddings.layer, "samples": dict(zip(embeddings.names, samples, strict=True))}
+
+
+def _standard_errors(embeddings: Embeddings, order: Sequence[int], formula: _Formula, draws: int) -> tuple[Array, Array]:
+    """Bootstrap standard errors ([k] of the scores, [k] of the weights), domains in `order`.
+
+    Every draw resamples each domain's hash groups with replacement and repeats the whole computation, relative ridge and temperature included.
+    """
+    picks = _resamples(embeddings, draws)  # [draws, k, groups]
+    scores, weights = (np.empty((draws, len(order))) for _ in range(2))
+    for draw, pick in enumerate(picks):
+        sums = np.matmul(pick[:, None, :].astype(np.float64), embeddings.group_sums)[:, 0, :]  # [k, p]
+        counts = (pick * embeddings.group_counts).sum(axis=1)  # [k]
+        rows = krls.prepare((sums / counts[:, None])[order], formula.center)
+        scores[draw] = formula.scores(krls.leverage(rows, formula.ridge)[0])
+        weights[draw] = formula.weights(scores[draw])
+    return scores.std(axis=0, ddof=1), weights.std(axis=0, ddof=1)
+
+
+def _resamples(embeddings: Embeddings, draws: int) -> NDArray[np.uint8]:
+    """[draws, k, groups] how often each hash group is drawn: as many draws as the domain has groups with samples, from those only.
+
+    The generator depends on the domain's name alone, so neither the order of the domains nor the others change its draws.
+    """
+    picks = np.zeros((draws, *embeddings.group_counts.shape), dtype=np.uint8)
+    for i, name in enumerate(embeddings.names):
+        filled = np.flatnonzero(embeddings.group_counts[i])
+        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
+        generator = np.random.default_rng(np.random.SeedSequence([0, key]))
+        picks[:, i, filled] = generator.multinomial(len(filled), np.full(len(filled), 1 / len(filled)), size=draws)
+    return picks
+
+
+def _spread_warnings(leverage: Array, centered: bool) -> list[str]:
+    if len(leverage) == 1:
+        return []
+    if not leverage.any():
+        what = "all domains have the same embedding" if centered else "all embeddings are zero"
+        return [f"The weights are uniform because {what}; look for copies of one domain, or for a proxy that has not learned anything."]
+    spread = float((leverage.max() - leverage.min()) / leverage.mean())
+    if spread >= MIN_RELATIVE_SPREAD:
+        return []
+    if leverage.mean() > 0.5:
+        cause, remedy = "the ridge is far below the spectrum, so that every score saturates near 1", "raise ridge, for example to {relative: 1}"
+    else:
+        cause, remedy = "the embeddings hardly differ at this ridge", "lower ridge, set center: true or train the proxy longer"
+    return [f"The scores differ by only {spread:.2%} of their mean and say little about the domains: {cause}; {remedy}."]
+
+
+def _weight_warnings(weights: Array) -> list[str]:
+    k = len(weights)
+    if k == 1:
+        return []
+    effective = effective_number(weights)
+    # Two domains reach 2 only when equal, so that they need a bound of their own.
+    if effective < (2.0 if k > 2 else 1.2):
+        return [
+            f"The effective number of domains is {effective:.2f} of {k}: the weights collapse, since the temperature is too low for these scores; "
+            "raise temperature, or give it relative to the mean score, for example {relative: 0.7} (pretrain) or {relative: 1.4} (finetune)."
+        ]
+    if effective > 0.99 * k:
+        return [
+            f"The effective number of domains is {effective:.2f} of {k}: the weights are nearly uniform, since the temperature is too high for these "
+            "scores or they do not spread; lower temperature, or give it relative to the mean score and check ridge."
+        ]
+    return []
+
+
+def _sample_warnings(embeddings: Embeddings) -> list[str]:
+    filled = (embeddings.group_counts > 0).sum(axis=1)  # [k]
+    return [
+        f"Domain {name!r} has samples in only {groups} hash group, so that its standard errors leave out its own noise; embed more samples."
+        for name, groups in zip(embeddings.names, filled.tolist(), strict=True)
+        if groups < 2
+    ]

@@ -1,0 +1,64 @@
+"""Points on the simplex, and the names of the domains they belong to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.errors import UserError
+
+
+def softmax(logits: ArrayLike) -> NDArray[np.float64]:
+    """exp(z_i) / sum_j exp(z_j) without overflow; logits of +inf share all the mass equally, which is the limit.
+
+    Args:
+        logits: [k], no NaN.
+    """
+    z = np.asarray(logits, dtype=np.float64)  # [k]
+    top = z.max()
+    if np.isposinf(top):
+        return normalised(z == top)
+    return normalised(np.exp(z - top))
+
+
+def normalised(weights: ArrayLike) -> NDArray[np.float64]:
+    """[k] non-negative numbers divided by their sum. The sum is exact, so that the order of the domains changes no digit."""
+    values = np.asarray(weights, dtype=np.float64)  # [k]
+    total = math.fsum(values.tolist())
+    assert total > 0, "weights of a simplex need a positive sum"
+    return values / total
+
+
+def effective_number(weights: ArrayLike) -> float:
+    """exp(entropy): k for uniform weights, 1 when one domain has everything."""
+    values = np.asarray(weights, dtype=np.float64)  # [k]
+    positive = values[values > 0]
+    return math.exp(-math.fsum((positive * np.log(positive)).tolist()))
+
+
+def named(names: Sequence[str], values: Iterable[float]) -> dict[str, float]:
+    """Plain floats under the names of their domains, in the order of the names."""
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def uniform(names: Sequence[str]) -> dict[str, float]:
+    """1/k for every domain."""
+    return named(names, normalised(np.ones(len(names))))
+
+
+def domain_names(corpus: TokenCorpus) -> tuple[str, ...]:
+    """The domains a method has to weigh.
+
+    Raises:
+        UserError: a domain that is named but absent, or that has no row to train on.
+    """
+    for name in corpus.names:
+        if name not in corpus.domains:
+            raise UserError(f"domain {name!r} is missing from the corpus; add it under corpus.domains or remove its name")
+        if corpus.domains[name].train.rows == 0:
+            raise UserError(f"domain {name!r} has no train rows; add documents or remove the domain")
+    return corpus.names

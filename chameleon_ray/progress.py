@@ -1,0 +1,71 @@
+"""Live progress of long stages on a terminal, and plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 20.0
+
+
+class Stage:
+    """One long stage: bars by name on a terminal; elsewhere a line when it starts, one every 20 seconds, and one when it ends."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        self._title = title
+        self._console = console
+        self._live = console.is_terminal and not console.quiet
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self._last_line = self._started = time.monotonic()
+
+    def update(self, name: str, done: float, total: float | None, note: str = "") -> None:
+        """Set how far the part called `name` has come."""
+        if self._live:
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task(name, total=total, note=note)
+            self._progress.update(self._bars[name], completed=done, total=total, note=note)
+        elif time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._console.print(f"{self._title}: {name} {done:,.0f}{f' of {total:,.0f}' if total else ''} {note}".rstrip(), highlight=False)
+
+    def __enter__(self) -> Stage:
+        if self._live:
+            self._progress.start()
+        else:
+            self._console.print(f"{self._title} …", highlight=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._live:
+            self._progress.stop()
+        outcome = "stopped" if kind else "done"
+        self._console.print(f"{self._title}: {outcome} in {time.monotonic() - self._started:.0f} s", highlight=False)
+
+
+class Reporter:
+    """Where stages say how far they are. `Reporter.silent()` says nothing."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    @classmethod
+    def silent(cls) -> Reporter:
+        return cls(Console(quiet=True))
+
+    def say(self, text: str) -> None:
+        """One line, for a person."""
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Stage]:
+        """Announce a stage and time it."""
+        with Stage(title, self.console) as stage:
+            yield stage

@@ -1,0 +1,187 @@
+"""The production backend: what a method asks for, done on Ray, and never done twice.
+
+Every result is an artifact named by a digest of what determines it. A call first looks for the finished artifact; Ray is started only when
+something is missing, so that repeating a finished experiment takes seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import (
+    Embeddings,
+    TokenCorpus,
+    TrainedModel,
+    digest_of,
+    is_complete,
+    read_table,
+    write_record,
+    write_table,
+)
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
+from chameleon_ray.corpus.sources import plan_parts
+from chameleon_ray.errors import UserError
+from chameleon_ray.evaluation.losses import DocumentLosses
+from chameleon_ray.evaluation.scores import document_table, losses_of
+from chameleon_ray.progress import Reporter
+
+NOT_IN_DIGEST = {"micro_batch_rows", "zero_stage", "checkpoint_every_steps"}
+
+
+class RayBackend:
+    """Compute on Ray, artifacts under one storage address."""
+
+    def __init__(self, storage_address: str, resources: Resources, reporter: Reporter | None = None) -> None:
+        self.root = storage.absolute(storage_address)
+        self.resources = resources
+        self.reporter = reporter or Reporter()
+
+    def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
+        """The corpus of an experiment; raises what reading it raises."""
+        parts = plan_parts(config)
+        digest = digest_of("corpus", _corpus_content(config, parts, seed))
+        address = storage.join(self.root, "corpora", digest)
+        if not is_complete(address):
+            from chameleon_ray.corpus.ray_tokenize import tokenize
+
+            self._ray.start_ray()
+            tokenize(config, parts, seed, address, digest, self.reporter)
+        return TokenCorpus.load(address)
+
+    def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
+        """Train what is not trained yet, equal jobs once."""
+        digests = [digest_of("model", _job_content(job, corpus)) for job in jobs]
+        addresses = [storage.join(self.root, "models", f"{job.role}-{digest}") for job, digest in zip(jobs, digests, strict=True)]
+        missing = {address: (job, digest) for job, digest, address in zip(jobs, digests, addresses, strict=True) if not is_complete(address)}
+        if missing:
+            from chameleon_ray.training.ray_train import Run, train_runs
+
+            self._ray.start_ray()
+            checkpoints = storage.join(self.root, "unfinished")
+            runs = [
+                Run(job, corpus, digest, address, checkpoints, f"{job.role} {digest[:4]} (seed {job.seed})") for address, (job, digest) in missing.items()
+            ]
+            roles = " and ".join(sorted({job.role for job, _ in missing.values()}))
+            train_runs(runs, self.resources, self.reporter, f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}")
+        return [TrainedModel.load(address) for address in addresses]
+
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
+        """Embeddings of every domain's train rows from a model with the same tokenizer."""
+        check_tokenizer(model, corpus)
+        layer, flops_per_token = _layer_of(model, corpus, spec)
+        content = {"model": model.digest, "corpus": corpus.digest, "layer": layer, "samples_per_domain": spec.samples_per_domain}
+        digest = digest_of("embeddings", content)
+        address = storage.join(self.root, "embeddings", digest)
+        if not is_complete(address):
+            from chameleon_ray.embedding.ray_embed import embed
+
+            self._ray.start_ray()
+            embed(model.address, layer, corpus, spec, self.resources, self.reporter, flops_per_token).save(address, digest)
+        return Embeddings.load(address)
+
+    def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, split: str) -> list[dict[str, DocumentLosses]]:
+        """Held-out losses of every model on every domain of a split."""
+        for model in models:
+            check_tokenizer(model, corpus)
+        digests = {model.address: digest_of("losses", {"model": model.digest, "corpus": corpus.digest, "split": split}) for model in models}
+        addresses = {address: storage.join(self.root, "losses", digest) for address, digest in digests.items()}
+        missing = [address for address, place in addresses.items() if not is_complete(place)]
+        if missing:
+            from chameleon_ray.evaluation.ray_evaluate import evaluate
+
+            self._ray.start_ray()
+            started = time.perf_counter()
+            with self.reporter.stage(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {split}") as stage:
+                found = evaluate(missing, corpus, split, self.resources, stage)
+            seconds = (time.perf_counter() - started) / len(missing)
+            for address, losses in zip(missing, found, strict=True):
+                place = addresses[address]
+                write_table(storage.join(place, "documents.parquet"), document_table(split, losses))
+                write_record(place, "losses", digests[address], {"model": address, "corpus": corpus.digest, "split": split, "seconds": seconds})
+        return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet")), split) for model in models]
+
+    def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
+        """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer.
+
+        Raises:
+            UserError: no model there, or one with another vocabulary.
+        """
+        place = storage.absolute(address)
+        if is_complete(place):
+            return TrainedModel.load(place)
+        return _foreign_model(place, corpus)
+
+    @cached_property
+    def _ray(self) -> Any:
+        from chameleon_ray import ray_session
+
+        return ray_session
+
+
+def check_tokenizer(model: TrainedModel, corpus: TokenCorpus) -> None:
+    """Raise `UserError` when the model's vocabulary cannot read the corpus's tokens."""
+    if model.vocab_size < corpus.vocab_size:
+        raise UserError(
+            f"{model.address}: its vocabulary has {model.vocab_size:,} tokens and the corpus needs {corpus.vocab_size:,}; "
+            f"tokenise the corpus with the model's tokenizer (corpus.tokenizer.pretrained={model.address})"
+        )
+    if model.tokenizer_sha256 != corpus.tokenizer_sha256:
+        raise UserError(
+            f"{model.address}: trained with another tokenizer than the corpus; tokenise the corpus with it (corpus.tokenizer.pretrained={model.address})"
+        )
+
+
+def _corpus_content(config: CorpusConfig, parts: Sequence[Any], seed: int) -> dict[str, Any]:
+    from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
+
+    pretrained = config.tokenizer.pretrained
+    tokenizer = config.tokenizer.train.model_dump() if config.tokenizer.train else {"sha256": tokenizer_sha256(load_tokenizer(pretrained or "")[0])}
+    fields = config.model_dump(mode="json", include={"text_column", "row_tokens", "heldout_fraction"})
+    names = list(config.domains) or list(config.domains_from.only if config.domains_from else ())
+    sources = [[part.domain, part.heldout, part.fingerprint] for part in parts]
+    return {**fields, "tokenizer": tokenizer, "domains": names, "sources": sources, "seed": seed}
+
+
+def _job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
+    training = job.training.model_dump(mode="json", exclude=NOT_IN_DIGEST)
+    training["model"] = list(job.training.model.shape)
+    return {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
+
+
+def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, float]:
+    """The layer to embed at and the operations per token up to it."""
+    from transformers import AutoConfig
+
+    from chameleon_ray.embedding.truncated import middle_layer
+    from chameleon_ray.training.model import forward_flops_per_token
+
+    config = AutoConfig.from_pretrained(storage.local_directory(model.address))
+    layer = middle_layer(config.num_hidden_layers) if spec.layer == "middle" else spec.layer
+    return layer, forward_flops_per_token(layer, config.hidden_size, corpus.row_tokens, corpus.vocab_size, head=False)
+
+
+def _foreign_model(address: str, corpus: TokenCorpus) -> TrainedModel:
+    from transformers import AutoConfig
+
+    from chameleon_ray.artifacts import Cost
+    from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
+
+    if not storage.exists(storage.join(address, "config.json")):
+        raise UserError(f"{address}: no config.json, so no model in Hugging Face layout lies here; give the folder that `chameleon train` printed")
+    vocab_size = int(AutoConfig.from_pretrained(storage.local_directory(address)).vocab_size)
+    sha256 = tokenizer_sha256(load_tokenizer(address)[0])
+    digest = digest_of("foreign", {"config": storage.fingerprint(storage.join(address, "config.json")), "weights": _weights_fingerprint(address)})
+    return TrainedModel(address, digest, {}, vocab_size, sha256, Cost())
+
+
+def _weights_fingerprint(address: str) -> list[str]:
+    files = storage.glob(storage.join(address, "*.safetensors"))
+    if not files:
+        raise UserError(f"{address}: no *.safetensors file; save the model with save_pretrained (pickled weights are not read)")
+    return [storage.fingerprint(file) for file in files]
+

@@ -1,0 +1,63 @@
+"""Progress from workers to the driver: a small actor keeps the latest word of every task, and a thread shows it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from chameleon_ray.progress import Stage
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """The latest (done, total, note) of every task by name."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[float, float, str]] = {}
+
+    def update(self, name: str, done: float, total: float, note: str) -> None:
+        self._latest[name] = (done, total, note)
+
+    def latest(self) -> dict[str, tuple[float, float, str]]:
+        return self._latest
+
+
+class Pulse:
+    """A worker's end: sends at most two words a second and never waits."""
+
+    def __init__(self, board: ActorHandle[Any] | None, name: str, total: float) -> None:
+        self._board, self._name, self._total = board, name, total
+        self._last = 0.0
+
+    def __call__(self, done: float, note: str = "") -> None:
+        now = time.monotonic()
+        if self._board is not None and (now - self._last > 0.5 or done >= self._total):
+            self._last = now
+            self._board.update.remote(self._name, done, self._total, note)
+
+
+@contextmanager
+def shown(stage: Stage) -> Iterator[ActorHandle[Any]]:
+    """A board whose latest words appear in the stage until the block ends."""
+    board = Board.remote()
+    finished = threading.Event()
+
+    def poll() -> None:
+        while not finished.wait(0.5):
+            for name, (done, total, note) in ray.get(board.latest.remote()).items():
+                stage.update(name, done, total, note)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        finished.set()
+        thread.join()
+        ray.kill(board)

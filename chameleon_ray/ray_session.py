@@ -1,0 +1,96 @@
+"""Ray's start, what the cluster offers, and whether a request can ever be met."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+
+import ray
+
+from chameleon_ray.config import Resources
+from chameleon_ray.errors import UserError
+
+
+def start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS (set for submitted jobs), or start Ray on this machine: loopback only, no dashboard, quiet logs."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
+    remote = "RAY_ADDRESS" in os.environ
+    local = {} if remote else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    quiet_data()
+
+
+def quiet_data() -> None:
+    """Turn off Ray Data's own bars and log lines: our stages report for it. Needed in every process that runs a data set."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def require(resources: Resources) -> None:
+    """Make sure that one training run's workers can be placed.
+
+    On an autoscaling cluster the workers are asked for and waited for, up to `resources.wait_seconds`.
+
+    Raises:
+        UserError: the cluster cannot satisfy the request; says what was asked and what exists.
+    """
+    deadline = time.monotonic() + resources.wait_seconds
+    if fits(resources) >= 1:
+        return
+    if resources.wait_seconds:
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[_bundle(resources)] * resources.num_workers)
+    while time.monotonic() < deadline:
+        if fits(resources) >= 1:
+            return
+        time.sleep(2)
+    total = ray.cluster_resources()
+    waited = f" after {resources.wait_seconds:.0f} s" if resources.wait_seconds else ""
+    raise UserError(
+        f"resources: asked for {resources.num_workers} workers of {resources.cpus_per_worker} CPU and {resources.gpus_per_worker:g} GPU each; "
+        f"the cluster has {total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU on {_num_nodes()} nodes{waited}; "
+        "lower resources.num_workers or what each takes, add nodes, or set resources.wait_seconds on a cluster that scales"
+    )
+
+
+def fits(resources: Resources) -> int:
+    """How many groups of `num_workers` workers the cluster holds at once, node by node."""
+    slots = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            offered = node["Resources"]
+            slots += min(int(offered.get(kind, 0) / amount) for kind, amount in _bundle(resources).items())
+    return slots // resources.num_workers
+
+
+def pool_size(resources: Resources) -> int:
+    """Actors that hold a model for embedding or evaluation: as many as the cluster has room for."""
+    require(resources)
+    return max(1, fits(resources.model_copy(update={"num_workers": 1})))
+
+
+def cluster_cpus() -> int:
+    """CPUs of the whole cluster."""
+    return max(1, math.floor(ray.cluster_resources().get("CPU", 1)))
+
+
+def _bundle(resources: Resources) -> dict[str, float]:
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return {"CPU": float(resources.cpus_per_worker), **gpus}
+
+
+def _num_nodes() -> int:
+    return sum(1 for node in ray.nodes() if node["Alive"])

@@ -1,0 +1,171 @@
+"""The report from top to bottom, as sections of paragraphs, tables, pictures and code; `page.py` writes them down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import pyarrow as pa
+import yaml
+
+from chameleon_ray.report import figures, numbers, tables
+from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.projection import MIN_UMAP_POINTS, embedding_map
+from chameleon_ray.report.styles import Picture, domain_styles, method_styles, picture
+from chameleon_ray.report.tables import Table
+from chameleon_ray.report.verdict import verdict, warnings
+
+MAX_DRAWN_DOMAINS = 40
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to show letter by letter."""
+
+    text: str
+
+
+Block = str | Table | Picture | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    anchor: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole page, and the numbers that lie beside it: file stem -> table."""
+
+    title: str
+    verdict: str
+    warnings: tuple[str, ...]
+    sections: tuple[Section, ...]
+    numbers: Mapping[str, pa.Table] = field(repr=False)
+
+
+def build_report(data: ReportData) -> Report:
+    """All sections that the data allows, and the numbers under them."""
+    measured = {
+        "mixture": numbers.mixture_numbers(data),
+        "perplexity": numbers.perplexity_numbers(data),
+        "affinity": numbers.affinity_numbers(data),
+        "spectrum": numbers.spectrum_numbers(data),
+        "curves": numbers.curve_numbers(data.curves),
+        "costs": numbers.cost_numbers(data),
+    }
+    names = drawn_names(data)
+    sections = [
+        _mixture(data, measured["mixture"], names),
+        _perplexity(data, measured["perplexity"], names),
+        _scores(data, measured["affinity"], names),
+    ]
+    if data.embeddings is not None:
+        shown = tuple(name for name in names if name in data.embeddings.names)
+        measured["embedding_map"], projection = embedding_map(data.embeddings.select(shown), data.experiment.seeds[0])
+        sections.append(_embedding(data, measured["embedding_map"], shown, projection))
+    sections += [_curves(data, measured["curves"], names), _cost(data), _settings(data)]
+    kept = tuple(section for section in sections if section.blocks)
+    return Report(data.experiment.name, verdict(data), tuple(warnings(data)), kept, measured)
+
+
+def drawn_names(data: ReportData) -> tuple[str, ...]:
+    """The domains that pictures show: all, or those with the largest weight in any mixture when there are too many."""
+    if len(data.names) <= MAX_DRAWN_DOMAINS:
+        return data.names
+    largest = {name: max((mixture.weights[name] for mixture in data.mixtures.values()), default=0.0) for name in data.names}
+    chosen = set(sorted(data.names, key=lambda name: -largest[name])[:MAX_DRAWN_DOMAINS])
+    return tuple(name for name in data.names if name in chosen)
+
+
+def _caption(text: str, data: ReportData, names: tuple[str, ...]) -> str:
+    if len(names) == len(data.names):
+        return text
+    return f"{text} Drawn are the {len(names)} domains of {len(data.names)} with the largest weights."
+
+
+def _mixture(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:
+    if not data.mixtures:
+        return Section("mixture", "Mixture", ())
+    labels = [label for label in data.mixtures if label != BASELINE] or list(data.mixtures)
+    styles = method_styles(data.labels)
+    errors = " Error bars: standard errors." if any(mixture.weights_stderr for mixture in data.mixtures.values()) else ""
+    caption = _caption(f"Weight of each domain by method; the dashed line is uniform.{errors}", data, names)
+    drawn = picture("mixture", "Weights per domain and method", caption, partial(figures.mixture_figure, table, names, labels, styles))
+    return Section("mixture", "Mixture", (tables.mixture_table(data), drawn))
+
+
+def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:
+    if not table.num_rows:
+        return Section("perplexity", "Perplexity per domain", ())
+    blocks: list[Block] = [tables.perplexity_table(data)]
+    compared = {row["method"] for row in table.to_pylist() if row["change_percent"] is not None}
+    labels = [label for label in data.labels if label in compared]
+    if labels:
+        styles = method_styles(data.labels)
+        caption = "Change of the test perplexity from uniform, paired by seed; left is better. Error bars: standard errors over two or more seeds."
+        draw = partial(figures.change_figure, table, names, labels, styles)
+        blocks.append(picture("perplexity", "Change of perplexity from uniform", _caption(caption, data, names), draw))
+    return Section("perplexity", "Perplexity per domain", tuple(blocks))
+
+
+def _scores(data: ReportData, affinity: pa.Table, names: tuple[str, ...]) -> Section:
+    blocks: list[Block] = [table for table in (tables.score_table(data), tables.spectrum_table(data)) if table is not None]
+    for label in dict.fromkeys(affinity["method"].to_pylist()):
+        blocks.append(_affinity(data, affinity, names, label))
+    return Section("scores", "Scores and spectrum", tuple(blocks))
+
+
+def _affinity(data: ReportData, affinity: pa.Table, names: tuple[str, ...], label: str) -> Picture:
+    caption = (
+        f"Affinity matrix of {label}, shown cosine-normalised: each entry of Omega divided by the norms of its two domains. "
+        "The raw matrix is in numbers/affinity.parquet."
+    )
+    name = f"affinity-{list(data.mixtures).index(label)}"
+    return picture(name, f"Affinity of the domains, {label}", _caption(caption, data, names), partial(figures.affinity_figure, affinity, names, label))
+
+
+def _embedding(data: ReportData, table: pa.Table, names: tuple[str, ...], projection: str) -> Section:
+    assert data.embeddings is not None
+    how = f"UMAP, seed {data.experiment.seeds[0]}; distances between far groups mean little"
+    if projection == "PCA":
+        how = f"first two principal components, because UMAP needs {MIN_UMAP_POINTS} points and there are {table.num_rows}"
+    text = f"Each point is the mean embedding of one group of a domain's samples ({how}). Hidden state after layer {data.embeddings.layer}."
+    styles = domain_styles(data.names)
+    drawn = picture(
+        "embedding_map", "Map of the domain embeddings", _caption(text, data, names), partial(figures.embedding_figure, table, names, styles, projection)
+    )
+    return Section("embeddings", "Map of the embeddings", (drawn,))
+
+
+def _curves(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:
+    present = set(table["method"].to_pylist())
+    labels = [label for label in data.labels if label in present]
+    if not labels:
+        return Section("curves", "Loss curves", ())
+    styles = method_styles(data.labels)
+    window = numbers.curve_window_steps(data.curves)
+    how = f"mean over seeds, band from the lowest to the highest seed{f', averaged over {window} steps' if window > 1 else ''}"
+    whole = f"Training loss of the whole batch, {how}. Batches of different mixtures hold different text, so a lower curve is not a better model."
+    blocks: list[Block] = [picture("curves", "Training loss by method", whole, partial(figures.curve_figure, table, labels, styles))]
+    trained = set(table["domain"].to_pylist())
+    shown = tuple(name for name in names if name in trained)
+    if shown:
+        draw = partial(figures.domain_curves_figure, table, shown, labels, styles)
+        blocks.append(picture("curves-domains", "Training loss per domain", _caption(f"The same on each domain's share of the batch, {how}.", data, names), draw))
+    return Section("curves", "Loss curves", tuple(blocks))
+
+
+def _cost(data: ReportData) -> Section:
+    return Section("cost", "Cost", (*((tables.cost_table(data),) if data.mixtures else ()), *((tables.stage_table(data),) if data.seconds else ())))
+
+
+def _settings(data: ReportData) -> Section:
+    document = data.experiment.model_dump(mode="json", exclude_none=True)
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return Section("settings", "Settings", (tables.corpus_table(data), tables.version_table(), Code(text)))

@@ -1,0 +1,49 @@
+"""What a report is made of: everything one experiment produced, and nothing that has to be fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from chameleon_ray.artifacts import Embeddings, Mixture, TokenCorpus
+from chameleon_ray.config import Experiment
+
+BASELINE = "uniform"
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The results of one experiment.
+
+    Attributes:
+        experiment: the settings.
+        corpus: counts per split and domain; its order of domains is the order of the report.
+        mixtures: label -> mixture, in the order of the report.
+        scores: long form: method, seed, task, split, domain, metric, value, stderr, n. Only task "perplexity" and split "test" are reported.
+            Metrics per domain: "loss_nats" (nats per token), "perplexity"; of domain "all": "mean_loss_nats" and "mean_perplexity", both
+            arithmetic means over domains.
+        curves: method, seed, step, domain, loss (nats per token); domain "all" is the whole batch.
+        embeddings: of the proxy, or None when no method embedded anything.
+        seconds: stage -> wall seconds.
+    """
+
+    experiment: Experiment
+    corpus: TokenCorpus
+    mixtures: Mapping[str, Mixture]
+    scores: pa.Table
+    curves: pa.Table
+    embeddings: Embeddings | None
+    seconds: Mapping[str, float]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The k domain names."""
+        return self.corpus.names
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every method of the report: those with a mixture, then any that was only evaluated or trained."""
+        seen = (*self.mixtures, *self.scores["method"].to_pylist(), *self.curves["method"].to_pylist())
+        return tuple(dict.fromkeys(seen))

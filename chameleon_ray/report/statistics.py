@@ -1,0 +1,73 @@
+"""Means over seeds and their standard errors, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import stdtrit
+
+Over = Literal["seeds", "documents"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation number of one seed; `stderr` is clustered by document, None where unknown."""
+
+    value: float
+    stderr: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `num_seeds` seeds; `stderr` is its standard error over what `over` says, None where unknown."""
+
+    mean: float
+    stderr: float | None
+    num_seeds: int
+    over: Over
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean and standard error s / sqrt(n), s with n - 1 degrees of freedom; one value has no standard error over seeds."""
+    array = np.asarray(values, dtype=np.float64)
+    stderr = float(array.std(ddof=1) / np.sqrt(array.size)) if array.size > 1 else None
+    return Estimate(float(array.mean()), stderr, array.size, "seeds")
+
+
+def summarise(by_seed: Mapping[int, Score]) -> Estimate:
+    """Mean over seeds; with one seed, its value with the standard error clustered by document."""
+    if len(by_seed) > 1:
+        return over_seeds([score.value for score in by_seed.values()])
+    (score,) = by_seed.values()
+    return Estimate(score.value, score.stderr, 1, "documents")
+
+
+def common_seeds(first: Mapping[int, Score], second: Mapping[int, Score]) -> list[int]:
+    """Seeds that both have, in order."""
+    return sorted(first.keys() & second.keys())
+
+
+def paired_difference(first: Mapping[int, Score], second: Mapping[int, Score]) -> Estimate:
+    """first - second, seed by seed: what a seed does to both cancels."""
+    return over_seeds([first[seed].value - second[seed].value for seed in common_seeds(first, second)])
+
+
+def paired_change_percent(first: Mapping[int, Score], second: Mapping[int, Score]) -> Estimate:
+    """100 (first / second - 1), seed by seed."""
+    return over_seeds([100 * (first[seed].value / second[seed].value - 1) for seed in common_seeds(first, second)])
+
+
+def interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of a mean over two or more seeds."""
+    assert estimate.over == "seeds" and estimate.stderr is not None
+    half = float(stdtrit(estimate.num_seeds - 1, (1 + confidence) / 2)) * estimate.stderr
+    return estimate.mean - half, estimate.mean + half
+
+
+def within_noise(difference: Estimate) -> bool:
+    """Whether the 95 % t interval of a paired difference holds 0."""
+    low, high = interval(difference)
+    return low <= 0 <= high

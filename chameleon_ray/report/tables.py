@@ -1,0 +1,148 @@
+"""One function per table of the report; Markdown, HTML and the terminal show the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from chameleon_ray.artifacts import SPLITS, versions
+from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.formatting import DASH, count, duration, measured, number, plural, power
+from chameleon_ray.report.numbers import AVERAGE, cost_numbers, domains_won, mixture_numbers, perplexity_numbers, spectrum_numbers
+
+MAX_EIGENVALUES = 20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of one cell; `best` emphasises it."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show: the first column names the row; `note` says what the numbers are; the last `num_summary_rows` rows are totals."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    num_summary_rows: int = 0
+
+
+def mixture_table(data: ReportData) -> Table:
+    """Fraction of training tokens per domain and method."""
+    found = {(row["domain"], row["method"]): row for row in mixture_numbers(data).to_pylist()}
+    labels = tuple(data.mixtures)
+    rows = []
+    for name in data.names:
+        cells = (found[name, label] for label in labels)
+        rows.append(_row(name, (_weight(cell["weight"], cell["weight_stderr"]) for cell in cells)))
+    errors = " ± standard error, where the method has one." if any(mixture.weights_stderr for mixture in data.mixtures.values()) else ""
+    return Table(("domain", *labels), tuple(rows), f"Fraction of training tokens.{errors} Uniform is {number(1 / len(data.names), 3)}.")
+
+
+def perplexity_table(data: ReportData) -> Table:
+    """Test perplexity per domain and method, their mean, the mean loss, and the domains better than uniform; the lowest of a row is emphasised."""
+    found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
+    labels = tuple(dict.fromkeys(method for _, method in found))
+
+    def line(title: str, domain: str, metric: str) -> tuple[Cell, ...]:
+        cells = [found[domain, label] for label in labels]
+        lowest = min(cell[metric] for cell in cells)
+        shown = (Cell(measured(cell[metric], cell[f"{metric}_stderr"]), best=len(cells) > 1 and cell[metric] == lowest) for cell in cells)
+        return (Cell(title), *shown)
+
+    rows = [line(name, name, "perplexity") for name in data.names]
+    summary = [line("average perplexity", AVERAGE, "perplexity"), line("mean loss, nats per token", AVERAGE, "loss_nats")]
+    if BASELINE in labels and len(labels) > 1:
+        texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.names)}" for label in labels)
+        summary.append(_row("domains better than uniform", texts))
+    note = f"Test split; lower is better. {_error_note({label: found[AVERAGE, label] for label in labels})} Averages are arithmetic means over domains."
+    return Table(("domain", *labels), (*rows, *summary), note, len(summary))
+
+
+def score_table(data: ReportData) -> Table | None:
+    """The methods' scores per domain (leverage, for Chameleon); None when no method has any."""
+    labels = tuple(label for label, mixture in data.mixtures.items() if mixture.scores is not None)
+    if not labels:
+        return None
+    found = {(row["domain"], row["method"]): row for row in mixture_numbers(data).to_pylist()}
+    rows = (_row(name, (measured(found[name, label]["score"], found[name, label]["score_stderr"]) for label in labels)) for name in data.names)
+    return Table(("domain", *labels), tuple(rows), "Score of each domain, in the method's own units; Chameleon's is the kernel ridge leverage score.")
+
+
+def spectrum_table(data: ReportData) -> Table | None:
+    """Eigenvalues of the affinity matrix and the effective dimension; None when no method has them."""
+    found = {(row["index"], row["method"]): row for row in spectrum_numbers(data).to_pylist()}
+    labels = tuple(dict.fromkeys(method for _, method in found))
+    if not labels:
+        return None
+    largest = max(index for index, _ in found)
+    shown = range(1, min(largest, MAX_EIGENVALUES) + 1)
+    rows = [_row(str(index), (_eigenvalue(found.get((index, label))) for label in labels)) for index in shown]
+    dimensions = [data.mixtures[label].details.get("effective_dimension") for label in labels]
+    rows.append(_row("effective dimension", (f"{number(value)} of {len(data.names)}" if value is not None else DASH for value in dimensions)))
+    cut = f" The largest {MAX_EIGENVALUES} of {largest} are shown." if largest > MAX_EIGENVALUES else ""
+    note = f"Eigenvalues of the affinity matrix, largest first, and their share of the trace; the effective dimension is the sum of the leverage scores.{cut}"
+    return Table(("eigenvalue", *labels), tuple(rows), note, 1)
+
+
+def cost_table(data: ReportData) -> Table:
+    """What it took to find each mixture; base models are not part of it."""
+    rows = (_row(row["method"], (count(row["tokens"]), power(row["flops"]), duration(row["seconds"]))) for row in cost_numbers(data).to_pylist())
+    return Table(("mixture", "tokens", "FLOPs", "wall time"), tuple(rows), "Everything needed to get the weights; the base models are not counted.")
+
+
+def stage_table(data: ReportData) -> Table:
+    """Wall time per stage."""
+    rows = [_row(stage, (duration(seconds),)) for stage, seconds in data.seconds.items()]
+    total = _row("total", (duration(sum(data.seconds.values())),))
+    return Table(("stage", "wall time"), (*rows, total), num_summary_rows=1)
+
+
+def corpus_table(data: ReportData) -> Table:
+    """Documents, tokens and rows of every domain and split, and what was left out."""
+    rows = []
+    for name in data.names:
+        counts = data.corpus.domains[name]
+        splits = [counts.split(split) for split in SPLITS]
+        per_split = (" / ".join(count(getattr(split, field)) for split in splits) for field in ("documents", "tokens", "rows"))
+        skipped = ", ".join(f"{count(number_skipped)} {reason}" for reason, number_skipped in counts.skipped.items() if number_skipped) or "0"
+        rows.append(_row(name, (*per_split, count(counts.duplicates), skipped, number(counts.unigram_entropy_nats))))
+    columns = ("domain", "documents", "tokens", "rows", "duplicates", "skipped", "unigram entropy, nats")
+    note = f"Documents, tokens and rows are given as {' / '.join(SPLITS)}; a row has {count(data.corpus.row_tokens)} tokens."
+    return Table(columns, tuple(rows), f"{note} Vocabulary: {count(data.corpus.vocab_size)} tokens.")
+
+
+def version_table() -> Table:
+    """Versions of what computed this."""
+    return Table(("package", "version"), tuple(_row(name, (text,)) for name, text in versions().items()))
+
+
+def _row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
+    return (Cell(title), *(Cell(text) for text in texts))
+
+
+def _weight(value: float, stderr: float | None) -> str:
+    return number(value, 3) if stderr is None else measured(value, stderr)
+
+
+def _eigenvalue(row: Mapping[str, float | None] | None) -> str:
+    if row is None or row["eigenvalue"] is None:
+        return DASH
+    share = "" if row["share"] is None else f" ({100 * row['share']:.1f} %)"
+    return f"{number(row['eigenvalue'])}{share}"
+
+
+def _error_note(averages: Mapping[str, Mapping[str, object]]) -> str:
+    if not averages:
+        return ""
+    seeds = {label: int(str(row["num_seeds"])) for label, row in averages.items()}
+    if set(seeds.values()) == {1}:
+        return "One seed: ± is the standard error clustered by document, and no error over seeds exists."
+    if len(set(seeds.values())) == 1:
+        return f"Mean ± standard error over {next(iter(seeds.values()))} seeds."
+    listed = ", ".join(f"{label} {plural(number_seeds, 'seed')}" for label, number_seeds in seeds.items())
+    return f"Mean ± standard error over seeds ({listed}); where there is one seed, ± is the standard error clustered by document."

@@ -1,0 +1,89 @@
+"""DeepSpeed around a model: configuration as a pure function of the job and the hardware, and checkpoints without pickle.
+
+Import this module inside a worker only: DeepSpeed probes the machine when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from chameleon_ray.config import TrainingConfig
+from chameleon_ray.training.checkpoint import load_tree, save_tree
+from chameleon_ray.training.hardware import Hardware
+
+BETAS = (0.9, 0.95)
+
+
+def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of one run (ZeRO 0 to 3; clipping as in section B.2)."""
+    return {
+        "train_batch_size": training.batch_rows,
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": training.batch_rows // (micro_batch_rows * world_size),
+        "gradient_clipping": training.gradient_clipping,
+        "zero_optimization": {"stage": training.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": hardware.dtype == torch.bfloat16},
+        "steps_per_print": 1 << 40,
+        "wall_clock_breakdown": False,
+    }
+
+
+def build_engine(model: torch.nn.Module, training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int) -> Any:
+    """A DeepSpeed engine with AdamW; matrices decay, biases and layer norms do not."""
+    if hardware.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    # gloo carries every collective on CPUs. DeepSpeed's own shared-memory op would need a compiler at first use, for a small gain.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    optimizer = build_optimizer(model, training)
+    config = deepspeed_config(training, hardware, micro_batch_rows, world_size)
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if hardware.device.type == "cuda" else "gloo", verbose=False)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine.checkpoint_engine = _safetensors_engine()
+    return engine
+
+
+def build_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW on two groups: parameters with two dimensions decay, the others do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=BETAS, fused=True)
+
+
+def consolidated_state(engine: Any) -> dict[str, torch.Tensor] | None:
+    """The whole model on rank 0 (None elsewhere), whatever the ZeRO stage. A collective: every rank calls it."""
+    if engine.zero_optimization_stage() == 3:
+        state = engine._zero3_consolidated_16bit_state_dict()
+        return state if engine.global_rank == 0 else None
+    return engine.module.state_dict() if engine.global_rank == 0 else None
+
+
+def _safetensors_engine() -> Any:
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+    class SafetensorsCheckpointEngine(CheckpointEngine):
+        """Every file DeepSpeed writes or reads goes through `save_tree` and `load_tree`."""
+
+        def create(self, info: Any) -> None: ...
+
+        def save(self, state_dict: Any, path: str) -> None:
+            save_tree(state_dict, path)
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            return load_tree(path)
+
+        def commit(self, info: Any) -> bool:
+            return True
+
+    return SafetensorsCheckpointEngine(None)

@@ -1,0 +1,188 @@
+"""One training run, the same on one CPU and on many GPUs: plan -> rows -> loss -> step, with exact resumption.
+
+Knows DeepSpeed's engine and torch.distributed, not Ray. What happens at a checkpoint is the caller's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.corpus.rows import RowReader, Rows
+from chameleon_ray.errors import UserError
+from chameleon_ray.training.hardware import Hardware
+from chameleon_ray.training.model import num_parameters, training_flops
+from chameleon_ray.training.plan import MixturePlan, PlanState
+from chameleon_ray.training.schedule import learning_rate
+
+IGNORED = -100
+
+
+@dataclass
+class Progress:
+    """What a run knows of itself between two steps; all of it is part of the checkpoint."""
+
+    step: int = 0
+    plan: PlanState | None = None
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    max_epochs: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self, world_size: int) -> dict[str, Any]:
+        return {**asdict(self), "world_size": world_size}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], world_size: int) -> Progress:
+        """Raises: UserError when another number of workers wrote the checkpoint."""
+        if state["world_size"] != world_size:
+            raise UserError(
+                f"resources.num_workers: the checkpoint at step {state['step']} was written by {state['world_size']} workers and this run has {world_size}; "
+                f"its shards fit no other number: set resources.num_workers={state['world_size']}, or delete the unfinished run to start it again"
+            )
+        plan = {**state["plan"], "counts": tuple(state["plan"]["counts"]), "due": tuple(state["plan"]["due"])}
+        return cls(state["step"], PlanState(**plan), state["seconds"], state["curve"], state["max_epochs"])
+
+
+def train(
+    engine: Any,
+    job: TrainJob,
+    corpus: TokenCorpus,
+    hardware: Hardware,
+    micro_batch_rows: int,
+    progress: Progress,
+    checkpoint: Callable[[Progress], None],
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Progress:
+    """Run from `progress.step` to the end.
+
+    Args:
+        engine: from `engine.build_engine`.
+        checkpoint: called on every rank after every `checkpoint_every_steps` steps but the last.
+        on_step: called on every rank with the steps done and the latest mean loss of this rank, in nats per token.
+    Returns:
+        The final progress; `curve` has, per logged step and domain, the mean training loss over the steps since the last (summed over ranks).
+    Raises:
+        UserError: the loss is not finite.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    training = job.training
+    plan = MixturePlan(job.weights, corpus.rows(), job.seed)
+    reader = RowReader(corpus)
+    state = progress.plan or plan.start()
+    per_rank = training.batch_rows // world_size
+    every = checkpoint_interval(training.steps, training.checkpoint_every_steps)
+    log_every = max(1, training.steps // 100)
+    sums = torch.zeros(len(plan.names), 2, dtype=torch.float64, device=hardware.device)
+    engine.train()
+    started = time.perf_counter() - progress.seconds
+    for step in range(progress.step, training.steps):
+        planned, state = plan.take(state, training.batch_rows)
+        mine = slice(rank * per_rank, (rank + 1) * per_rank)
+        rows = reader.read_mixed(plan.names, planned.domain[mine], planned.row[mine])
+        for group in engine.optimizer.param_groups:
+            group["lr"] = learning_rate(training, step)
+        losses = [_backward(engine, rows.take(np.arange(i, i + micro_batch_rows)), hardware) for i in range(0, per_rank, micro_batch_rows)]
+        row_losses = torch.cat(losses)
+        domains = torch.from_numpy(planned.domain[mine]).to(hardware.device)
+        sums[:, 0].index_add_(0, domains, row_losses.double())
+        sums[:, 1].index_add_(0, domains, torch.full_like(row_losses, corpus.row_tokens - 1, dtype=torch.float64))
+        _count_epochs(progress, plan, planned.domain, planned.epoch)
+        progress.step, progress.plan, progress.seconds = step + 1, state, time.perf_counter() - started
+        last = progress.step == training.steps
+        save = progress.step % every == 0 and not last
+        if progress.step % log_every == 0 or save or last:
+            progress.curve.extend(_log(sums, plan.names, progress.step, learning_rate(training, step), job.role))
+            sums.zero_()
+        on_step(progress.step, float(row_losses.mean()) / (corpus.row_tokens - 1))
+        if save:
+            checkpoint(progress)
+    return progress
+
+
+def checkpoint_interval(steps: int, configured: int | None) -> int:
+    """As configured, or a tenth of the run but not more often than every 50 steps."""
+    return configured or max(50, -(-steps // 10))
+
+
+def row_losses(logits: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor | None = None) -> torch.Tensor:
+    """Next-token loss of every position: logits [n, T, V], tokens [n, T] -> [n, T] nats; 0 where there is no next token or only padding."""
+    targets = torch.full_like(tokens, IGNORED)
+    targets[:, :-1] = tokens[:, 1:]
+    if length is not None:
+        targets[torch.arange(tokens.shape[1], device=tokens.device)[None, :] >= length[:, None] - 1] = IGNORED
+    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return flat.view(tokens.shape)
+
+
+def choose_micro_batch(configured: int | None, rows_per_rank: int, row_tokens: int, vocab_size: int, hardware: Hardware) -> int:
+    """Rows of one micro-batch: as configured, else the largest divisor of a rank's rows whose logits, their logarithms and gradients fit the memory set aside.
+
+    It changes nothing but rounding and speed. 1 GiB on a CPU, where small blocks stay in the cache; an eighth of the device's free memory on a GPU.
+    """
+    if configured is not None:
+        if rows_per_rank % configured:
+            raise UserError(f"micro_batch_rows: {configured} does not divide the {rows_per_rank} rows of a worker; choose a divisor")
+        return configured
+    budget = torch.cuda.mem_get_info(hardware.device)[0] // 8 if hardware.device.type == "cuda" else 1 << 30
+    fits = max(1, int(budget // (3 * 4 * row_tokens * vocab_size)))
+    return max(rows for rows in range(1, rows_per_rank + 1) if rows_per_rank % rows == 0 and rows <= fits)
+
+
+def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
+    """Refuse what cannot be trained, before anything starts: UserError with the field."""
+    training = job.training
+    if training.batch_rows % world_size:
+        raise UserError(f"{job.role}.batch_rows: {training.batch_rows} is not a multiple of resources.num_workers {world_size}; change one of them")
+    if set(job.weights) != set(corpus.names):
+        odd = sorted(set(job.weights) ^ set(corpus.names))
+        raise UserError(f"weights: domain {odd[0]!r} is in the mixture or in the corpus but not in both; corpus has {', '.join(corpus.names)}")
+    MixturePlan(job.weights, corpus.rows(), job.seed)
+
+
+def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Hardware) -> dict[str, Any]:
+    """What the record of a trained model says beside weights and cost."""
+    tokens = job.training.steps * job.training.batch_rows * corpus.row_tokens
+    return {
+        "tokens": tokens,
+        "flops": training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size),
+        "seconds": progress.seconds,
+        "tokens_per_second": tokens / progress.seconds,
+        "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
+        "precision": hardware.reason,
+        "epochs_begun": {name: epoch + 1 for name, epoch in progress.max_epochs.items()},
+        "rows_drawn": dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True)),
+    }
+
+
+def _backward(engine: Any, rows: Rows, hardware: Hardware) -> torch.Tensor:
+    tokens = torch.from_numpy(rows.tokens.astype(np.int64)).to(hardware.device, non_blocking=True)
+    losses = row_losses(engine(input_ids=tokens, use_cache=False).logits, tokens).sum(dim=1)
+    engine.backward(losses.mean() / (tokens.shape[1] - 1))
+    engine.step()
+    return losses.detach()
+
+
+def _count_epochs(progress: Progress, plan: MixturePlan, domains: np.ndarray, epochs: np.ndarray) -> None:
+    for index in np.unique(domains):
+        name = plan.names[index]
+        progress.max_epochs[name] = max(progress.max_epochs.get(name, 0), int(epochs[domains == index].max()))
+
+
+def _log(sums: torch.Tensor, names: tuple[str, ...], step: int, rate: float, role: str) -> list[dict[str, Any]]:
+    total = sums.clone()
+    dist.all_reduce(total)
+    table = total.cpu().numpy()
+    entries = [("all", *table.sum(axis=0)), *((name, *row) for name, row in zip(names, table, strict=True))]
+    logged = [{"step": step, "domain": name, "loss": loss / count, "tokens": int(count), "learning_rate": rate} for name, loss, count in entries if count]
+    if not np.isfinite(table).all():
+        raise UserError(f"{role}: the training loss is not finite at step {step}; lower {role}.learning_rate or raise {role}.warmup_steps")
+    return logged
