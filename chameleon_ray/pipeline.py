@@ -16,10 +16,10 @@ from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, Trai
 from chameleon_ray.backend import Backend, FitContext, TrainJob
 from chameleon_ray.config import CorpusConfig, Experiment
 from chameleon_ray.errors import UserError
-from chameleon_ray.evaluation.losses import DocumentLosses
+from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.mixing.budget import cap_repetition
-from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.chameleon import Chameleon, proxy_embeddings
 from chameleon_ray.report.data import ReportData
 
 SPLITS = ("valid", "test")
@@ -32,7 +32,7 @@ class FullBackend(Backend, Protocol):
 
     def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus: ...
 
-    def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, split: str) -> list[dict[str, DocumentLosses]]: ...
+    def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]: ...
 
     def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel: ...
 
@@ -53,7 +53,7 @@ def compare(experiment: Experiment, backend: FullBackend) -> Comparison:
     runs = [(label, seed) for seed in experiment.seeds for label in mixtures]
     jobs = [base_job(experiment, corpus, mixtures[label], seed) for label, seed in runs]
     models = dict(zip(runs, backend.train_many(corpus, jobs), strict=True))
-    scores = pa.concat_tables(_scores(models, corpus, split, backend) for split in SPLITS)
+    scores = _scores(models, corpus, backend)
     data = ReportData(experiment, corpus, mixtures, scores, _curves(models), _embeddings(experiment, corpus, backend), _seconds(corpus, mixtures, models))
     return Comparison(data, models, _report(data, models, backend))
 
@@ -77,7 +77,7 @@ def evaluate(experiment: Experiment, model: str, backend: FullBackend) -> pa.Tab
     """Scores on valid and test of one model, by its folder."""
     corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
     opened = {("model", experiment.seeds[0]): backend.open_model(model, corpus)}
-    return pa.concat_tables(_scores(opened, corpus, split, backend) for split in SPLITS)
+    return _scores(opened, corpus, backend)
 
 
 def extend(experiment: Experiment, proxy: str, changes: Mapping[str, Any], backend: FullBackend, only: bool = False, label: str = "chameleon") -> Mixture:
@@ -154,9 +154,9 @@ def _check_changes(domains: Mapping[str, Any], known: Sequence[str]) -> None:
             raise UserError(f"corpus file: domains.{name} is in the experiment already; choose another name, or use --only to take the new domains alone")
 
 
-def _scores(models: Mapping[tuple[str, int], TrainedModel], corpus: TokenCorpus, split: str, backend: FullBackend) -> pa.Table:
-    losses = backend.evaluate(list(models.values()), corpus, split)
-    return pa.concat_tables(perplexity_scores(label, seed, split, found) for (label, seed), found in zip(models, losses, strict=True))
+def _scores(models: Mapping[tuple[str, int], TrainedModel], corpus: TokenCorpus, backend: FullBackend) -> pa.Table:
+    losses = backend.evaluate(list(models.values()), corpus, SPLITS)
+    return pa.concat_tables(perplexity_scores(label, seed, found) for (label, seed), found in zip(models, losses, strict=True))
 
 
 def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
@@ -172,7 +172,7 @@ def _embeddings(experiment: Experiment, corpus: TokenCorpus, backend: FullBacken
     if not any(isinstance(experiment.mixer(label), Chameleon) for label in experiment.methods):
         return None
     context = FitContext(corpus, backend, experiment.proxy, experiment.embedding, experiment.seeds[0])
-    return Chameleon().embeddings(context)
+    return proxy_embeddings(context)[1]
 
 
 def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Mapping[tuple[str, int], TrainedModel]) -> dict[str, float]:

@@ -6,7 +6,6 @@ something is missing, so that repeating a finished experiment takes seconds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -26,7 +25,7 @@ from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
-from chameleon_ray.evaluation.losses import DocumentLosses
+from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import document_table, losses_of
 from chameleon_ray.progress import Reporter
 
@@ -84,26 +83,23 @@ class RayBackend:
             embed(model.address, layer, corpus, spec, self.resources, self.reporter, flops_per_token).save(address, digest)
         return Embeddings.load(address)
 
-    def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, split: str) -> list[dict[str, DocumentLosses]]:
-        """Held-out losses of every model on every domain of a split."""
+    def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
+        """Held-out losses of every model on every domain of some splits."""
         for model in models:
             check_tokenizer(model, corpus)
-        digests = {model.address: digest_of("losses", {"model": model.digest, "corpus": corpus.digest, "split": split}) for model in models}
+        digests = {model.address: digest_of("losses", {"model": model.digest, "corpus": corpus.digest, "splits": list(splits)}) for model in models}
         addresses = {address: storage.join(self.root, "losses", digest) for address, digest in digests.items()}
         missing = [address for address, place in addresses.items() if not is_complete(place)]
         if missing:
             from chameleon_ray.evaluation.ray_evaluate import evaluate
 
             self._ray.start_ray()
-            started = time.perf_counter()
-            with self.reporter.stage(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {split}") as stage:
-                found = evaluate(missing, corpus, split, self.resources, stage)
-            seconds = (time.perf_counter() - started) / len(missing)
+            with self.reporter.stage(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as stage:
+                found = evaluate(missing, corpus, splits, self.resources, stage)
             for address, losses in zip(missing, found, strict=True):
-                place = addresses[address]
-                write_table(storage.join(place, "documents.parquet"), document_table(split, losses))
-                write_record(place, "losses", digests[address], {"model": address, "corpus": corpus.digest, "split": split, "seconds": seconds})
-        return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet")), split) for model in models]
+                write_table(storage.join(addresses[address], "documents.parquet"), document_table(losses))
+                write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})
+        return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
 
     def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
         """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer.

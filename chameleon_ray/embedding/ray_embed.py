@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from chameleon_ray import storage
 from chameleon_ray.artifacts import NUM_GROUPS, Cost, Embeddings, TokenCorpus
 from chameleon_ray.config import EmbeddingConfig, Resources
-from chameleon_ray.corpus.ray_stream import chunks_of, stream
+from chameleon_ray.corpus.ray_stream import ChunkReader, chunks_of, stream
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter
 
@@ -20,7 +21,7 @@ FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
 class EmbedWorker:
     """Holds the truncated model; turns the rows of a chunk into group sums."""
 
-    def __init__(self, folder: str, layer: int, use_gpu: bool, threads: int) -> None:
+    def __init__(self, corpus: TokenCorpus, folder: str, layer: int, use_gpu: bool, threads: int) -> None:
         import torch
 
         from chameleon_ray.embedding.truncated import MeanHiddenState
@@ -28,16 +29,17 @@ class EmbedWorker:
 
         torch.set_num_threads(threads)
         hardware = detect(use_gpu)
+        self._chunks = ChunkReader(corpus)
         self._forward_tokens = FORWARD_TOKENS[hardware.device.type]
-        self._embed = MeanHiddenState(folder, layer, hardware)
+        self._embed = MeanHiddenState(storage.local_directory(folder), layer, hardware)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from chameleon_ray.embedding.groups import group_sums
 
-        tokens, length, document = batch["tokens"][0], batch["length"][0], batch["document"][0]
-        step = max(1, self._forward_tokens // tokens.shape[1])
-        vectors = np.concatenate([self._embed(tokens[i : i + step], length[i : i + step]).numpy() for i in range(0, len(tokens), step)])
-        sums, counts = group_sums(vectors, document)
+        rows = self._chunks.read(batch)
+        step = max(1, self._forward_tokens // rows.tokens.shape[1])
+        vectors = [self._embed(rows.tokens[i : i + step], rows.length[i : i + step]).numpy() for i in range(0, len(rows), step)]
+        sums, counts = group_sums(np.concatenate(vectors), rows.document)
         return {"number": batch["number"], "domain": batch["domain"], "sums": sums[None], "counts": counts[None]}
 
 
@@ -51,18 +53,16 @@ def embed(folder: str, layer: int, corpus: TokenCorpus, spec: EmbeddingConfig, r
     Raises:
         UserError: a domain without rows; an embedding that is not finite.
     """
-    import time
-
     started = time.perf_counter()
-    chunks = chunks_of(corpus, "train", [folder], spec.samples_per_domain, CHUNK_ROWS)
+    chunks = chunks_of(corpus, [folder], ["train"], CHUNK_ROWS, spec.samples_per_domain)
     arguments = {
-        "folder": storage.local_directory(folder) if not storage.is_remote(folder) else folder,
+        "folder": folder,
         "layer": layer,
         "use_gpu": bool(resources.gpus_per_worker),
         "threads": resources.cpus_per_worker,
     }
     with reporter.stage(f"embedding {len(corpus.names)} domains at layer {layer}") as stage:
-        results = stream(corpus, "train", chunks, EmbedWorker, arguments, resources, stage)
+        results = stream(corpus, chunks, EmbedWorker, arguments, resources, stage)
     index = {name: i for i, name in enumerate(corpus.names)}
     width = results[0]["sums"].shape[1]
     sums, counts = np.zeros((len(index), NUM_GROUPS, width)), np.zeros((len(index), NUM_GROUPS), np.int64)

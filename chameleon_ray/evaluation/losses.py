@@ -52,6 +52,9 @@ class DocumentLosses:
         return cls(unique, np.bincount(inverse, nats, len(unique)), np.bincount(inverse, tokens, len(unique)).astype(np.int64))
 
 
+SplitLosses = dict[str, dict[str, DocumentLosses]]  # split -> domain -> losses
+
+
 def document_of_target(tokens: NDArray[np.integer], document: NDArray[np.int64], end_of_document: int) -> NDArray[np.int64]:
     """tokens [n, T], document [n] of the first token -> [n, T]: the document of the *next* token, numbered on at every end of document."""
     return document[:, None] + np.cumsum(tokens == end_of_document, axis=1)

@@ -10,8 +10,8 @@ import numpy as np
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import Resources
-from chameleon_ray.corpus.ray_stream import Chunk, chunks_of, stream
-from chameleon_ray.evaluation.losses import DocumentLosses, document_of_target
+from chameleon_ray.corpus.ray_stream import ChunkReader, chunks_of, stream
+from chameleon_ray.evaluation.losses import DocumentLosses, SplitLosses, document_of_target
 from chameleon_ray.progress import Stage
 
 CHUNK_ROWS = 64
@@ -21,23 +21,25 @@ FORWARD_BYTES = 1 << 28
 class EvaluateWorker:
     """Holds one model at a time; turns the rows of a chunk into (document, nats, tokens)."""
 
-    def __init__(self, use_gpu: bool, threads: int, end_of_document: int) -> None:
+    def __init__(self, corpus: TokenCorpus, use_gpu: bool, threads: int) -> None:
         import torch
 
         from chameleon_ray.training.hardware import detect
 
         torch.set_num_threads(threads)
         self._hardware = detect(use_gpu)
-        self._end_of_document = end_of_document
+        self._chunks = ChunkReader(corpus)
+        self._end_of_document = corpus.end_of_document
         self._loaded: tuple[str, Any] = ("", None)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         model = self._model(str(batch["model"][0]))
-        tokens, length, document = batch["tokens"][0], batch["length"][0], batch["document"][0]
-        step = max(1, FORWARD_BYTES // (4 * tokens.shape[1] * model.config.vocab_size))
-        nats = np.concatenate([self._losses(model, tokens[i : i + step], length[i : i + step]) for i in range(0, len(tokens), step)])
-        counted = np.arange(tokens.shape[1])[None, :] < length[:, None] - 1
-        of_target = document_of_target(tokens, document, self._end_of_document)
+        rows = self._chunks.read(batch)
+        row_tokens = rows.tokens.shape[1]
+        step = max(1, FORWARD_BYTES // (4 * row_tokens * model.config.vocab_size))
+        nats = np.concatenate([self._losses(model, rows.tokens[i : i + step], rows.length[i : i + step]) for i in range(0, len(rows), step)])
+        counted = np.arange(row_tokens)[None, :] < rows.length[:, None] - 1
+        of_target = document_of_target(rows.tokens, rows.document, self._end_of_document)
         losses = DocumentLosses.from_tokens(of_target[counted], nats[counted], np.ones(int(counted.sum()), np.int64))
         found = {"document": losses.document, "nats": losses.nats, "tokens": losses.tokens}
         return {"number": batch["number"], **{key: _ragged(value) for key, value in found.items()}}
@@ -62,16 +64,17 @@ class EvaluateWorker:
         return self._loaded[1]
 
 
-def evaluate(models: Sequence[str], corpus: TokenCorpus, split: str, resources: Resources, stage: Stage) -> list[dict[str, DocumentLosses]]:
-    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every domain of a split, in the order given."""
-    chunks = chunks_of(corpus, split, models, None, CHUNK_ROWS)
-    arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker, "end_of_document": corpus.end_of_document}
-    results = stream(corpus, split, chunks, EvaluateWorker, arguments, resources, stage)
-    return [{name: _collect(chunks, results, model, name) for name in corpus.names} for model in models]
+def evaluate(models: Sequence[str], corpus: TokenCorpus, splits: Sequence[str], resources: Resources, stage: Stage) -> list[SplitLosses]:
+    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every domain of some splits, in the order given."""
+    chunks = chunks_of(corpus, models, splits, CHUNK_ROWS)
+    arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker}
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for chunk, result in zip(chunks, stream(corpus, chunks, EvaluateWorker, arguments, resources, stage), strict=True):
+        found.setdefault((chunk.model, chunk.split, chunk.domain), []).append(result)
+    return [{split: {name: _merge(found[model, split, name]) for name in corpus.names} for split in splits} for model in models]
 
 
-def _collect(chunks: Sequence[Chunk], results: Sequence[dict[str, Any]], model: str, domain: str) -> DocumentLosses:
-    parts = [result for chunk, result in zip(chunks, results, strict=True) if (chunk.model, chunk.domain) == (model, domain)]
+def _merge(parts: Sequence[dict[str, Any]]) -> DocumentLosses:
     return DocumentLosses.from_tokens(*(np.concatenate([part[key] for part in parts]) for key in ("document", "nats", "tokens")))
 
 

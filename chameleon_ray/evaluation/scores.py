@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from chameleon_ray.evaluation.losses import DocumentLosses, mean_nats, mean_perplexity
+from chameleon_ray.evaluation.losses import DocumentLosses, SplitLosses, mean_nats, mean_perplexity
 
 SCHEMA = pa.schema(
     [
@@ -25,22 +26,13 @@ SCHEMA = pa.schema(
 )
 
 
-def perplexity_scores(method: str, seed: int, split: str, losses: Mapping[str, DocumentLosses]) -> pa.Table:
+def perplexity_scores(method: str, seed: int, losses: SplitLosses) -> pa.Table:
     """Per domain `loss_nats` and `perplexity` (standard errors clustered by document, n in tokens); for domain "all" both means over domains (n domains)."""
-    head = {"method": method, "seed": seed, "task": "perplexity", "split": split}
-    rows: list[dict[str, Any]] = []
-    for domain, loss in losses.items():
-        count = int(loss.tokens.sum())
-        rows.append({**head, "domain": domain, "metric": "loss_nats", "value": loss.mean_nats, "stderr": _null(loss.stderr_nats), "n": count})
-        rows.append({**head, "domain": domain, "metric": "perplexity", "value": loss.perplexity, "stderr": _null(loss.stderr_perplexity), "n": count})
-    nats_error = math.sqrt(math.fsum(loss.stderr_nats**2 for loss in losses.values())) / len(losses)
-    perplexity_error = math.sqrt(math.fsum(loss.stderr_perplexity**2 for loss in losses.values())) / len(losses)
-    for metric, value, error in (("mean_loss_nats", mean_nats(losses), nats_error), ("mean_perplexity", mean_perplexity(losses), perplexity_error)):
-        rows.append({**head, "domain": "all", "metric": metric, "value": value, "stderr": _null(error), "n": len(losses)})
+    rows = [row for split, by_domain in losses.items() for row in _rows({"method": method, "seed": seed, "task": "perplexity", "split": split}, by_domain)]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def document_table(split: str, losses: Mapping[str, DocumentLosses]) -> pa.Table:
+def document_table(losses: SplitLosses) -> pa.Table:
     """split, domain, document, nats, tokens: what paired comparisons resample."""
     return pa.concat_tables(
         pa.table(
@@ -52,18 +44,38 @@ def document_table(split: str, losses: Mapping[str, DocumentLosses]) -> pa.Table
                 "tokens": loss.tokens,
             }
         )
-        for domain, loss in losses.items()
+        for split, by_domain in losses.items()
+        for domain, loss in by_domain.items()
     )
 
 
-def losses_of(table: pa.Table, split: str) -> dict[str, DocumentLosses]:
-    """Read back `document_table`, in its order of domains."""
-    rows = table.filter(pa.compute.equal(table["split"], split))
-    found = {}
-    for domain in rows["domain"].unique().to_pylist():
-        part = rows.filter(pa.compute.equal(rows["domain"], domain))
-        found[domain] = DocumentLosses(part["document"].to_numpy(), part["nats"].to_numpy(), part["tokens"].to_numpy())
+def losses_of(table: pa.Table) -> SplitLosses:
+    """Read back `document_table`, in its order of splits and domains."""
+    found: SplitLosses = {}
+    for split in table["split"].unique().to_pylist():
+        of_split = table.filter(pc.equal(table["split"], split))
+        for domain in of_split["domain"].unique().to_pylist():
+            part = of_split.filter(pc.equal(of_split["domain"], domain))
+            columns = (part[name].to_numpy() for name in ("document", "nats", "tokens"))
+            found.setdefault(split, {})[domain] = DocumentLosses(*columns)
     return found
+
+
+def _rows(head: dict[str, Any], losses: Mapping[str, DocumentLosses]) -> list[dict[str, Any]]:
+    rows = []
+    for domain, loss in losses.items():
+        measured = {**head, "domain": domain, "n": int(loss.tokens.sum())}
+        rows.append({**measured, "metric": "loss_nats", "value": loss.mean_nats, "stderr": _null(loss.stderr_nats)})
+        rows.append({**measured, "metric": "perplexity", "value": loss.perplexity, "stderr": _null(loss.stderr_perplexity)})
+    every = {**head, "domain": "all", "n": len(losses)}
+    rows.append({**every, "metric": "mean_loss_nats", "value": mean_nats(losses), "stderr": _stderr_of_mean([x.stderr_nats for x in losses.values()])})
+    rows.append({**every, "metric": "mean_perplexity", "value": mean_perplexity(losses), "stderr": _stderr_of_mean([x.stderr_perplexity for x in losses.values()])})
+    return rows
+
+
+def _stderr_of_mean(stderrs: Sequence[float]) -> float | None:
+    """Domains are independent: root of the summed squares over their number."""
+    return _null(math.sqrt(math.fsum(stderr**2 for stderr in stderrs)) / len(stderrs))
 
 
 def _null(value: float) -> float | None:

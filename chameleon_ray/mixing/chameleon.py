@@ -79,6 +79,22 @@ class _Formula(Settings):
             return softmax(1 / (scores * tau) if self.stage == "pretrain" else scores / tau)
 
 
+def proxy_embeddings(context: FitContext) -> tuple[TrainedModel, Embeddings]:
+    """Train the proxy on uniform weights and embed every domain with it (algorithm 1, steps 3 and 5).
+
+    Raises:
+        UserError: a domain that is empty or without samples.
+    """
+    names = domain_names(context.corpus)
+    job = TrainJob(role="proxy", training=context.proxy, weights=uniform(names), seed=context.seed)
+    (proxy,) = context.backend.train_many(context.corpus, [job])
+    embeddings = context.backend.embed(proxy, context.corpus, context.embedding)
+    for name in names:
+        if name not in embeddings.names:
+            raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
+    return proxy, embeddings
+
+
 class Chameleon(Settings):
     """Weigh domains by kernel ridge leverage: general ones up when pretraining, distinct ones up when finetuning.
 
@@ -112,15 +128,9 @@ class Chameleon(Settings):
             UserError: a domain that is empty or without samples, or embeddings that are not finite.
         Cost: the proxy's training and one forward pass over the samples; the weights themselves take milliseconds for tens of domains.
         """
-        names = domain_names(context.corpus)
-        job = TrainJob(role="proxy", training=context.proxy, weights=uniform(names), seed=context.seed)
-        (proxy,) = context.backend.train_many(context.corpus, [job])
-        embeddings = context.backend.embed(proxy, context.corpus, context.embedding)
-        for name in names:
-            if name not in embeddings.names:
-                raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
+        proxy, embeddings = proxy_embeddings(context)
         mixture = self.weigh(embeddings)
-        provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest}
+        provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         return replace(mixture, cost=proxy.cost + embeddings.cost, provenance=provenance)
 
     def weigh(self, embeddings: Embeddings) -> Mixture:

@@ -182,7 +182,7 @@ def leverage(rows: Array, ridge: Ridge) -> tuple[Array, float]:
 
 def _cholesky(matrix: Array, shift: float) -> Array:
     """Lower factor of matrix + shift * I; only the lower triangle is read and `matrix` is overwritten."""
-    matrix[np.diag_indices_from(matrix)] += shift
+    matrix.flat[:: len(matrix) + 1] += shift
     trace = float(np.trace(matrix))
     try:
         factor = linalg.cholesky(matrix, lower=True, overwrite_a=True, check_finite=False)

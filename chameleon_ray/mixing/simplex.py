@@ -20,7 +20,7 @@ def softmax(logits: ArrayLike) -> NDArray[np.float64]:
     """
     z = np.asarray(logits, dtype=np.float64)  # [k]
     top = z.max()
-    if np.isposinf(top):
+    if top == np.inf:
         return normalised(z == top)
     return normalised(np.exp(z - top))
 

@@ -127,7 +127,8 @@ def _affinity(data: ReportData, affinity: pa.Table, names: tuple[str, ...], labe
         "The raw matrix is in numbers/affinity.parquet."
     )
     name = f"affinity-{list(data.mixtures).index(label)}"
-    return picture(name, f"Affinity of the domains, {label}", _caption(caption, data, names), partial(figures.affinity_figure, affinity, names, label))
+    draw = partial(figures.affinity_figure, affinity, names, label)
+    return picture(name, f"Affinity of the domains, {label}", _caption(caption, data, names), draw)
 
 
 def _embedding(data: ReportData, table: pa.Table, names: tuple[str, ...], projection: str) -> Section:
@@ -137,9 +138,8 @@ def _embedding(data: ReportData, table: pa.Table, names: tuple[str, ...], projec
         how = f"first two principal components, because UMAP needs {MIN_UMAP_POINTS} points and there are {table.num_rows}"
     text = f"Each point is the mean embedding of one group of a domain's samples ({how}). Hidden state after layer {data.embeddings.layer}."
     styles = domain_styles(data.names)
-    drawn = picture(
-        "embedding_map", "Map of the domain embeddings", _caption(text, data, names), partial(figures.embedding_figure, table, names, styles, projection)
-    )
+    draw = partial(figures.embedding_figure, table, names, styles, projection)
+    drawn = picture("embedding_map", "Map of the domain embeddings", _caption(text, data, names), draw)
     return Section("embeddings", "Map of the embeddings", (drawn,))
 
 
@@ -157,7 +157,8 @@ def _curves(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Sectio
     shown = tuple(name for name in names if name in trained)
     if shown:
         draw = partial(figures.domain_curves_figure, table, shown, labels, styles)
-        blocks.append(picture("curves-domains", "Training loss per domain", _caption(f"The same on each domain's share of the batch, {how}.", data, names), draw))
+        caption = _caption(f"The same on each domain's share of the batch, {how}.", data, names)
+        blocks.append(picture("curves-domains", "Training loss per domain", caption, draw))
     return Section("curves", "Loss curves", tuple(blocks))
 
 

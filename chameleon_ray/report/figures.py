@@ -41,7 +41,7 @@ def change_figure(numbers: pa.Table, names: Sequence[str], labels: Sequence[str]
     figure, axes = _bars(numbers, [*names, AVERAGE], labels, styles, "change_percent", "change_percent_stderr")
     axes.axvline(0, color=GREY, linewidth=1.2)
     axes.axhline(len(names) - 0.5, color=GREY, linewidth=0.6)
-    axes.set_yticks(range(len(names) + 1), [*(short(name) for name in names), "average"], parse_math=False)
+    axes.set_yticks(range(len(names) + 1), [*(short(name) for name in names), "average"])
     axes.set_xlabel("change of perplexity from uniform, %\n← better        worse →")
     _legend(figure, [_patch(styles[label]) for label in labels], labels)
     return figure
@@ -59,13 +59,13 @@ def affinity_figure(numbers: pa.Table, names: Sequence[str], method: str) -> Fig
     image = axes.imshow(matrix, **look)
     axes.spines[:].set_visible(False)
     fontsize = 9 if size <= 20 else 6
-    axes.set_xticks(range(size), [short(name) for name in names], rotation=90, fontsize=fontsize, parse_math=False)
-    axes.set_yticks(range(size), [short(name) for name in names], fontsize=fontsize, parse_math=False)
+    axes.set_xticks(range(size), [short(name) for name in names], rotation=90, fontsize=fontsize)
+    axes.set_yticks(range(size), [short(name) for name in names], fontsize=fontsize)
     axes.tick_params(length=0)
     if size <= MAX_ANNOTATED_DOMAINS:
         for (row, column), value in np.ndenumerate(matrix):
             if np.isfinite(value):
-                luminance = float(np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114)))
+                luminance = float(np.dot(image.to_rgba(np.array([value]))[0, :3], (0.299, 0.587, 0.114)))
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if luminance > 0.5 else "white")
     figure.colorbar(image, ax=axes, shrink=0.5, location="bottom", label="cosine of domain embeddings").outline.set_visible(False)
     return figure
@@ -107,7 +107,7 @@ def domain_curves_figure(numbers: pa.Table, names: Sequence[str], labels: Sequen
     panels = figure.subplots(num_rows, 2, sharex=True, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         _curves(axes, _by_method(numbers, name, labels), styles)
-        axes.set_title(short(name), loc="left", parse_math=False)
+        axes.set_title(short(name), loc="left")
         axes.tick_params(labelsize=8)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
@@ -135,7 +135,7 @@ def _bars(
         known = np.isfinite(errors)
         ink = matplotlib.rcParams["text.color"]
         axes.errorbar(widths[known], places[known], xerr=errors[known], fmt="none", ecolor=ink, elinewidth=0.8, capsize=1.5)
-    axes.set_yticks(range(len(names)), [short(name) for name in names], parse_math=False)
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", linewidth=0.6)
@@ -152,9 +152,10 @@ def _by_method(numbers: pa.Table, domain: str, labels: Sequence[str]) -> dict[st
 
 def _curves(axes: Axes, by_method: Mapping[str, list[dict[str, Any]]], styles: Mapping[str, Style]) -> None:
     bounds = []
+    band_opacity = 0.2 if len(by_method) <= 2 else 0.1
     for label, rows in by_method.items():
         steps, loss, low, high = (np.array([row[key] for row in rows], dtype=np.float64) for key in ("step", "loss", "low", "high"))
-        axes.fill_between(steps, low, high, color=styles[label].color, alpha=0.2, linewidth=0)
+        axes.fill_between(steps, low, high, color=styles[label].color, alpha=band_opacity, linewidth=0)
         axes.plot(steps, loss, color=styles[label].color, linestyle=styles[label].line, linewidth=1.4)
         if len(steps):
             settled = steps >= IGNORED_CURVE_START * steps[-1]
@@ -168,9 +169,7 @@ def _curves(axes: Axes, by_method: Mapping[str, list[dict[str, Any]]], styles: M
 
 def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     columns = 3 if max((len(short(label)) for label in labels), default=0) <= 13 else 2
-    legend = figure.legend(handles, [short(label) for label in labels], loc="outside upper center", ncols=min(columns, len(labels)), fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles, [short(label) for label in labels], loc="outside upper center", ncols=min(columns, len(labels)), fontsize=9)
 
 
 def _patch(style: Style) -> Patch:

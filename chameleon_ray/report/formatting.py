@@ -34,7 +34,7 @@ def error_decimals(stderr: float) -> int:
 
 def fixed(value: float, decimals: int) -> str:
     """A number with so many decimals, thousands separated."""
-    return _minus(f"{value:,.{decimals}f}")
+    return _minus(f"{round(value, decimals) + 0.0:,.{decimals}f}")
 
 
 def count(value: int) -> str:

@@ -35,7 +35,9 @@ PERPLEXITY_SCHEMA = pa.schema(
         ("change_percent_stderr", pa.float64()),
     ]
 )
-AFFINITY_SCHEMA = pa.schema([("method", pa.string()), ("domain", pa.string()), ("other", pa.string()), ("raw", pa.float64()), ("cosine", pa.float64())])
+AFFINITY_SCHEMA = pa.schema(
+    [("method", pa.string()), ("domain", pa.string()), ("other", pa.string()), ("raw", pa.float64()), ("cosine", pa.float64())]
+)
 SPECTRUM_SCHEMA = pa.schema([("method", pa.string()), ("index", pa.int64()), ("eigenvalue", pa.float64()), ("share", pa.float64())])
 COST_SCHEMA = pa.schema([("method", pa.string()), ("tokens", pa.int64()), ("flops", pa.float64()), ("seconds", pa.float64())])
 
@@ -120,11 +122,11 @@ def affinity_numbers(data: ReportData) -> pa.Table:
         if "affinity" not in mixture.details:
             continue
         raw = np.asarray(mixture.details["affinity"], dtype=np.float64)
-        norms = np.sqrt(np.clip(np.diag(raw), 0, None))
+        squares = np.clip(np.diag(raw), 0, None)
         names = list(mixture.weights)
         for i, domain in enumerate(names):
             for j, other in enumerate(names):
-                scale = norms[i] * norms[j]
+                scale = math.sqrt(squares[i] * squares[j])
                 rows.append({"method": label, "domain": domain, "other": other, "raw": raw[i, j], "cosine": raw[i, j] / scale if scale > 0 else None})
     return pa.Table.from_pylist(rows, schema=AFFINITY_SCHEMA)
 

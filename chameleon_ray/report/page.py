@@ -46,7 +46,7 @@ def _block(block: Block) -> list[str]:
 
 def _table(table: Table) -> list[str]:
     header = f"| {' | '.join(map(_escape, table.columns))} |"
-    rule = f"|{'---|'}{'---:|' * (len(table.columns) - 1)}"
+    rule = f"|---|{('---|' if table.is_text else '---:|') * (len(table.columns) - 1)}"
     rows = (" | ".join(f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text) for cell in row) for row in table.rows)
     return [header, rule, *(f"| {row} |" for row in rows), *(("", _escape(table.note)) if table.note else ())]
 

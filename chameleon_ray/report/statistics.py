@@ -62,7 +62,8 @@ def paired_change_percent(first: Mapping[int, Score], second: Mapping[int, Score
 
 def interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
     """Student's t interval of a mean over two or more seeds."""
-    assert estimate.over == "seeds" and estimate.stderr is not None
+    assert estimate.over == "seeds"
+    assert estimate.stderr is not None
     half = float(stdtrit(estimate.num_seeds - 1, (1 + confidence) / 2)) * estimate.stderr
     return estimate.mean - half, estimate.mean + half
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from chameleon_ray.report.data import BASELINE
+
+LineStyle = Literal["-", "--", ":", "-."]
 
 WIDTH_INCHES = 4.6
 DOTS_PER_INCH = 200
@@ -19,7 +22,7 @@ MAX_NAME_CHARACTERS = 22
 PALETTE = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
 GREY = "#8C8C8C"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":", "-.")
+LINES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 HATCHES = ("", "///", "...", "xxx")
 
 LIGHT = {"ink": "#1c2024", "ground": "#ffffff", "faint": "#d9dde1"}
@@ -32,7 +35,7 @@ class Style:
 
     color: str
     marker: str
-    line: str
+    line: LineStyle
     hatch: str
 
 
@@ -80,7 +83,7 @@ def _style(index: int) -> Style:
 
 def _png(draw: Callable[[], Figure], theme: dict[str, str]) -> bytes:
     ink, ground, faint = theme["ink"], theme["ground"], theme["faint"]
-    settings = {
+    settings: Any = {
         "font.size": 9.5,
         "axes.titlesize": 9.5,
         "axes.spines.top": False,
@@ -88,9 +91,10 @@ def _png(draw: Callable[[], Figure], theme: dict[str, str]) -> bytes:
         "axes.axisbelow": True,
         "legend.frameon": False,
         "hatch.linewidth": 0.6,
-        **{key: ink for key in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")},
-        **{key: ground for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "hatch.color")},
-        **{key: faint for key in ("axes.edgecolor", "grid.color")},
+        "text.parse_math": False,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "hatch.color"), ground),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), faint),
     }
     with matplotlib.rc_context(settings):
         buffer = io.BytesIO()

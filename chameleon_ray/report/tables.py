@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from chameleon_ray.artifacts import SPLITS, versions
 from chameleon_ray.report.data import BASELINE, ReportData
-from chameleon_ray.report.formatting import DASH, count, duration, measured, number, plural, power
+from chameleon_ray.report.formatting import DASH, count, duration, fixed, measured, number, plural, power
 from chameleon_ray.report.numbers import AVERAGE, cost_numbers, domains_won, mixture_numbers, perplexity_numbers, spectrum_numbers
 
 MAX_EIGENVALUES = 20
@@ -23,12 +23,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table to show: the first column names the row; `note` says what the numbers are; the last `num_summary_rows` rows are totals."""
+    """A table to show: the first column names the row; `note` says what the numbers are; the last `num_summary_rows` rows are totals.
+
+    `is_text`: its cells are words, to be aligned on the left.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     num_summary_rows: int = 0
+    is_text: bool = False
 
 
 def mixture_table(data: ReportData) -> Table:
@@ -59,7 +63,8 @@ def perplexity_table(data: ReportData) -> Table:
     if BASELINE in labels and len(labels) > 1:
         texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.names)}" for label in labels)
         summary.append(_row("domains better than uniform", texts))
-    note = f"Test split; lower is better. {_error_note({label: found[AVERAGE, label] for label in labels})} Averages are arithmetic means over domains."
+    errors = _error_note({label: found[AVERAGE, label]["num_seeds"] for label in labels})
+    note = f"Test split; lower is better. {errors} Averages are arithmetic means over domains."
     return Table(("domain", *labels), (*rows, *summary), note, len(summary))
 
 
@@ -85,7 +90,7 @@ def spectrum_table(data: ReportData) -> Table | None:
     dimensions = [data.mixtures[label].details.get("effective_dimension") for label in labels]
     rows.append(_row("effective dimension", (f"{number(value)} of {len(data.names)}" if value is not None else DASH for value in dimensions)))
     cut = f" The largest {MAX_EIGENVALUES} of {largest} are shown." if largest > MAX_EIGENVALUES else ""
-    note = f"Eigenvalues of the affinity matrix, largest first, and their share of the trace; the effective dimension is the sum of the leverage scores.{cut}"
+    note = f"Eigenvalues of the affinity matrix and their share of the trace; the effective dimension is the sum of the leverage scores.{cut}"
     return Table(("eigenvalue", *labels), tuple(rows), note, 1)
 
 
@@ -118,7 +123,7 @@ def corpus_table(data: ReportData) -> Table:
 
 def version_table() -> Table:
     """Versions of what computed this."""
-    return Table(("package", "version"), tuple(_row(name, (text,)) for name, text in versions().items()))
+    return Table(("package", "version"), tuple(_row(name, (text,)) for name, text in versions().items()), is_text=True)
 
 
 def _row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
@@ -132,17 +137,14 @@ def _weight(value: float, stderr: float | None) -> str:
 def _eigenvalue(row: Mapping[str, float | None] | None) -> str:
     if row is None or row["eigenvalue"] is None:
         return DASH
-    share = "" if row["share"] is None else f" ({100 * row['share']:.1f} %)"
+    share = "" if row["share"] is None else f" ({fixed(100 * row['share'], 1)} %)"
     return f"{number(row['eigenvalue'])}{share}"
 
 
-def _error_note(averages: Mapping[str, Mapping[str, object]]) -> str:
-    if not averages:
-        return ""
-    seeds = {label: int(str(row["num_seeds"])) for label, row in averages.items()}
+def _error_note(seeds: Mapping[str, int]) -> str:
     if set(seeds.values()) == {1}:
         return "One seed: ± is the standard error clustered by document, and no error over seeds exists."
     if len(set(seeds.values())) == 1:
         return f"Mean ± standard error over {next(iter(seeds.values()))} seeds."
-    listed = ", ".join(f"{label} {plural(number_seeds, 'seed')}" for label, number_seeds in seeds.items())
+    listed = ", ".join(f"{label} {plural(num_seeds, 'seed')}" for label, num_seeds in seeds.items())
     return f"Mean ± standard error over seeds ({listed}); where there is one seed, ± is the standard error clustered by document."

@@ -26,7 +26,8 @@ def verdict(data: ReportData) -> str:
     label = HEADLINE if HEADLINE in challengers else challengers[0]
     if not common_seeds(averages[label], averages[BASELINE]):
         return f"{_without_comparison(averages)} No seed was trained with both {label} and {BASELINE}, so they are not compared."
-    sentences = _comparison(label, averages[label], averages[BASELINE], f"better on {domains_won(data, label)} of {plural(len(data.names), 'domain')}")
+    wins = f"better on {domains_won(data, label)} of {plural(len(data.names), 'domain')}"
+    sentences = _comparison(label, averages[label], averages[BASELINE], wins)
     if len(averages) > 2:
         sentences += " " + _best(averages)
     return sentences
@@ -55,9 +56,11 @@ def _undertrained(data: ReportData, label: str) -> str | None:
     ]
     if len(poor) > MAX_NAMED_DOMAINS:
         named.append(f"{len(poor) - MAX_NAMED_DOMAINS} more")
+    models = f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    domains = f"{len(poor)} of {plural(len(data.names), 'domain')}"
     return (
-        f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}: not trained long enough to compare. On {len(poor)} of "
-        f"{plural(len(data.names), 'domain')} the test loss does not beat the entropy of the domain's token frequencies, in nats per token: {', '.join(named)}."
+        f"{models}: not trained long enough to compare. On {domains} the test loss does not beat the entropy of the domain's "
+        f"token frequencies, in nats per token: {', '.join(named)}."
     )
 
 
@@ -72,12 +75,15 @@ def _comparison(label: str, ours: dict[int, Score], uniform: dict[int, Score], w
             f"{subject} {number(first.mean)} against {number(second.mean)} for {BASELINE} with one seed: {change}; {wins}. "
             "With one seed no error over seeds exists, so nothing tells this difference from noise."
         )
+    gave = f"{subject} {measured(first.mean, first.stderr)} against {measured(second.mean, second.stderr)} for {BASELINE} over {len(seeds)} seeds"
+    if difference.mean == difference.stderr == 0:
+        return f"{gave}: no difference on any seed; {wins}."
     low, high = (fixed(bound, error_decimals(difference.stderr)) for bound in interval(difference))
     noise = within_noise(difference)
     return (
-        f"{subject} {measured(first.mean, first.stderr)} against {measured(second.mean, second.stderr)} for {BASELINE} over {len(seeds)} seeds: "
-        f"{change}{', but within the noise' if noise else ''}; {wins}. The paired difference is {measured(difference.mean, difference.stderr)} (standard error "
-        f"over seeds), and its 95 % interval (Student's t), {low} to {high}, {'includes' if noise else 'excludes'} zero."
+        f"{gave}: {change}{', but within the noise' if noise else ''}; {wins}. The paired difference is "
+        f"{measured(difference.mean, difference.stderr)} (standard error over seeds), and its 95 % interval (Student's t), {low} to {high}, "
+        f"{'includes' if noise else 'excludes'} zero."
     )
 
 
@@ -96,7 +102,8 @@ def _best(averages: dict[str, dict[int, Score]]) -> str:
 
 def _without_comparison(averages: dict[str, dict[int, Score]]) -> str:
     estimates = {label: summarise(by_seed) for label, by_seed in averages.items()}
-    listed = "; ".join(f"{label} {measured(found.mean, _seed_error(found))} ({plural(found.num_seeds, 'seed')})" for label, found in estimates.items())
+    parts = (f"{label} {measured(found.mean, _seed_error(found))} ({plural(found.num_seeds, 'seed')})" for label, found in estimates.items())
+    listed = "; ".join(parts)
     missing = f" The {BASELINE} mixture was not evaluated, so there is no baseline to compare with." if BASELINE not in averages else ""
     alone = " There is no other mixture to compare it with." if list(averages) == [BASELINE] else ""
     return f"Average perplexity: {listed}.{missing}{alone}"

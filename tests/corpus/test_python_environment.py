@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_ray.corpus import python_environment
+from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus.documents import Document
 from chameleon_ray.corpus.python_environment import DOMAINS, document_bytes, environment_files
+from chameleon_ray.corpus.sources import plan_parts, read_part
 
 BYTES = 300_000
 
@@ -74,7 +76,7 @@ def test_rules_on_a_made_up_environment(tmp_path: Path, monkeypatch: pytest.Monk
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     (packages / "a" / "latin.py").write_bytes(text.encode() + b"\xe9")
-    monkeypatch.setattr(python_environment.sysconfig, "get_path", lambda key: str(library if key == "stdlib" else packages))
+    monkeypatch.setattr("sysconfig.get_path", lambda key: str(library if key == "stdlib" else packages))
 
     chosen = environment_files(100)
 
@@ -88,3 +90,13 @@ def test_rules_on_a_made_up_environment(tmp_path: Path, monkeypatch: pytest.Monk
         "licenses": ["site-packages/a-1.dist-info/licenses/LICENSE"],
     }
     assert document_bytes(packages / "a-1.dist-info" / "METADATA").startswith(b"some words")
+
+
+def test_the_python_environment_is_a_plan_of_documents() -> None:
+    corpus = CorpusConfig.model_validate({"domains_from": {"python_environment": True, "bytes_per_domain": 100_000}})
+    parts = plan_parts(corpus)
+    assert len({part.domain for part in parts}) >= 6
+    items = [item for part in parts for item in read_part(part, corpus.text_column)]
+    assert all(isinstance(item, Document) for item in items)
+    assert len(items) == sum(len(part.manifest()) for part in parts)
+    assert [part.fingerprint for part in plan_parts(corpus)] == [part.fingerprint for part in parts]

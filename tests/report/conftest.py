@@ -35,7 +35,7 @@ def corpus(names: Sequence[str], unigram_entropy_nats: float = 7.0) -> TokenCorp
         skipped={"empty": 2},
         unigram_entropy_nats=unigram_entropy_nats,
     )
-    return TokenCorpus("corpus", "0" * 12, tuple(names), {name: counts for name in names}, 512, 8192, 0, "f" * 64)
+    return TokenCorpus("corpus", "0" * 12, tuple(names), dict.fromkeys(names, counts), 512, 8192, 0, "f" * 64)
 
 
 def scores(names: Sequence[str], perplexities: Perplexities, stderr: float = 0.5) -> pa.Table:
@@ -65,7 +65,8 @@ def curves(methods: Mapping[str, int], names: Sequence[str], steps: int = 6) -> 
         for step in range(1, steps + 1)
         for domain in ("all", *names)
     ]
-    return pa.Table.from_pylist(rows)
+    schema = pa.schema([("method", pa.string()), ("seed", pa.int64()), ("step", pa.int64()), ("domain", pa.string()), ("loss", pa.float64())])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def embeddings(names: Sequence[str], num_groups: int = 32, width: int = 6) -> Embeddings:
@@ -78,6 +79,11 @@ def embeddings(names: Sequence[str], num_groups: int = 32, width: int = 6) -> Em
 
 
 @pytest.fixture
+def embeddings_of() -> Callable[..., Embeddings]:
+    return embeddings
+
+
+@pytest.fixture(scope="session")
 def make_data() -> Callable[..., ReportData]:
     def make(perplexities: Perplexities, names: Sequence[str] = ("books", "code"), **changes: Any) -> ReportData:
         k = len(names)

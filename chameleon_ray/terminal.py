@@ -1,0 +1,98 @@
+"""What the commands print: the report's own tables on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table as Grid
+
+from chameleon_ray.artifacts import Mixture
+from chameleon_ray.report.formatting import duration, measured, number, power
+
+if TYPE_CHECKING:
+    from chameleon_ray.pipeline import Comparison
+    from chameleon_ray.ray_doctor import Examination
+    from chameleon_ray.report.tables import Table
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """Mixtures with error bars, perplexity per domain, costs, the verdict and the report's address."""
+    from chameleon_ray.report import tables
+    from chameleon_ray.report.verdict import verdict, warnings
+
+    shown = (("Mixture", tables.mixture_table), ("Test perplexity", tables.perplexity_table), ("Cost of each mixture", tables.cost_table))
+    for title, table in shown:
+        _show(console, title, table(found.data))
+    for warning in warnings(found.data):
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    console.print(verdict(found.data), style="bold", markup=False)
+    console.print(f"report: {found.report}", markup=False, soft_wrap=True, highlight=False)
+
+
+def show_mixture(console: Console, mixture: Mixture) -> None:
+    """One mixture: weights, scores, errors, cost."""
+    grid = Grid(title=f"Mixture {mixture.method!r}: fraction of training tokens", title_justify="left")
+    grid.add_column("domain")
+    grid.add_column("weight", justify="right")
+    scores = mixture.scores or {}
+    if scores:
+        grid.add_column("score", justify="right")
+    for name, weight in mixture.weights.items():
+        cells = [measured(weight, (mixture.weights_stderr or {}).get(name))]
+        if scores:
+            cells.append(measured(scores[name], (mixture.scores_stderr or {}).get(name)))
+        grid.add_row(name, *cells)
+    console.print(grid)
+    cost = mixture.cost
+    console.print(f"cost: {cost.tokens:,} tokens, {power(cost.flops)} FLOPs, {duration(cost.seconds)}", highlight=False)
+    if "proxy_address" in mixture.provenance:
+        console.print(f"proxy: {mixture.provenance['proxy_address']}", markup=False, soft_wrap=True, highlight=False)
+    for warning in mixture.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def show_scores(console: Console, scores: pa.Table, title: str) -> None:
+    """Loss and perplexity per domain of one model, valid and test."""
+    found = {(row["split"], row["domain"], row["metric"]): (row["value"], row["stderr"]) for row in scores.to_pylist()}
+    grid = Grid(title=title, title_justify="left", title_style="none")
+    grid.add_column("domain")
+    for column in ("valid perplexity", "test perplexity", "test loss, nats per token"):
+        grid.add_column(column, justify="right")
+    for name in dict.fromkeys(domain for _, domain, _ in found if domain != "all"):
+        cells = (("valid", name, "perplexity"), ("test", name, "perplexity"), ("test", name, "loss_nats"))
+        grid.add_row(name, *(measured(*found[cell]) for cell in cells))
+    grid.add_section()
+    means = (("valid", "all", "mean_perplexity"), ("test", "all", "mean_perplexity"), ("test", "all", "mean_loss_nats"))
+    grid.add_row("mean", *(measured(*found[cell]) for cell in means))
+    console.print(grid)
+
+
+def show_examination(console: Console, found: Examination) -> None:
+    """What `doctor` saw, and what to mend."""
+    grid = Grid(show_header=False, box=None)
+    for name, value in found.facts.items():
+        grid.add_row(name, str(value))
+    console.print(grid)
+    for problem in found.problems:
+        console.print(f"problem: {problem}", style="red", markup=False)
+    for advice in found.advice:
+        console.print(f"note: {advice}", style="yellow", markup=False)
+    console.print("nothing is wrong" if not found.problems else f"{number(len(found.problems))} problem(s)", style="bold")
+
+
+def _show(console: Console, title: str, table: Table) -> None:
+    grid = Grid(title=title, title_justify="left", caption=table.note or None, caption_justify="left")
+    for i, column in enumerate(table.columns):
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    first_summary = len(table.rows) - table.num_summary_rows
+    for i, row in enumerate(table.rows):
+        if table.num_summary_rows and i == first_summary:
+            grid.add_section()
+        grid.add_row(*(f"[bold]{_plain(cell.text)}[/]" if cell.best else _plain(cell.text) for cell in row))
+    console.print(grid)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,186 @@
+"""Tables and their numbers against values computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from chameleon_ray.artifacts import Mixture
+from chameleon_ray.report import formatting, tables
+from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, perplexity_numbers
+from chameleon_ray.report.projection import embedding_map, principal_components
+from chameleon_ray.report.statistics import Score, interval, over_seeds, paired_change_percent, paired_difference, summarise, within_noise
+from chameleon_ray.report.styles import domain_styles, method_styles
+
+# Two seeds, domains (books, code). Means: uniform 21 and 41, average 31; chameleon 19 and 42, average 30.5.
+TWO_SEEDS = {"uniform": [[20, 40], [22, 42]], "chameleon": [[18, 42], [20, 42]]}
+
+
+def texts(table: tables.Table) -> list[list[str]]:
+    return [[cell.text for cell in row] for row in table.rows]
+
+
+def scores_of(*values: float) -> dict[int, Score]:
+    return {seed: Score(value, 0.5) for seed, value in enumerate(values)}
+
+
+def test_standard_error_over_seeds_by_hand():
+    found = over_seeds([1.0, 2.0, 4.5])
+    assert found.mean == pytest.approx(2.5)
+    assert found.stderr == pytest.approx(math.sqrt((2.25 + 0.25 + 4.0) / 2 / 3))
+
+
+def test_one_seed_keeps_the_document_error_and_says_so():
+    found = summarise(scores_of(3.0))
+    assert (found.mean, found.stderr, found.over) == (3.0, 0.5, "documents")
+    assert over_seeds([3.0]).stderr is None
+
+
+def test_pairs_use_the_seeds_that_both_have():
+    first, second = {0: Score(10.0, None), 1: Score(12.0, None), 2: Score(99.0, None)}, {1: Score(16.0, None), 0: Score(12.5, None)}
+    assert paired_difference(first, second).mean == pytest.approx((-2.5 - 4.0) / 2)
+    assert paired_difference(first, second).stderr == pytest.approx(0.75)
+    assert paired_change_percent(first, second).mean == pytest.approx((-20 - 25) / 2)
+
+
+def test_interval_uses_student_t():
+    low, high = interval(over_seeds([1.0, 2.0, 3.0]))
+    half = 4.302652729911275 / math.sqrt(3)
+    assert (low, high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert within_noise(over_seeds([1.0, 2.0, 3.0]))
+    assert not within_noise(over_seeds([1.9, 2.0, 2.1]))
+    assert within_noise(over_seeds([0.0, 0.0]))
+
+
+def test_perplexity_numbers_by_hand(make_data):
+    rows = {(row["method"], row["domain"]): row for row in perplexity_numbers(make_data(TWO_SEEDS)).to_pylist()}
+    books = rows["chameleon", "books"]
+    assert (books["perplexity"], books["perplexity_stderr"], books["num_seeds"], books["stderr_over"]) == (19.0, pytest.approx(1.0), 2, "seeds")
+    assert books["loss_nats"] == pytest.approx((math.log(18) + math.log(20)) / 2)
+    assert books["change_percent"] == pytest.approx((-10 - 100 / 11) / 2)
+    assert rows["chameleon", "all"]["perplexity"] == pytest.approx(30.5)
+    assert rows["uniform", "all"]["change_percent"] is None
+
+
+def test_perplexity_table_by_hand(make_data):
+    table = tables.perplexity_table(make_data(TWO_SEEDS))
+    assert table.columns == ("domain", "uniform", "chameleon")
+    assert texts(table) == [
+        ["books", "21.0 ± 1.0", "19.0 ± 1.0"],
+        ["code", "41.0 ± 1.0", "42.00"],
+        ["average perplexity", "31.0 ± 1.0", "30.50 ± 0.50"],
+        ["mean loss, nats per token", "3.378 ± 0.036", "3.340 ± 0.026"],
+        ["domains better than uniform", "–", "1 of 2"],
+    ]
+    assert [[cell.best for cell in row[1:]] for row in table.rows[:3]] == [[False, True], [True, False], [False, True]]
+    assert "standard error over 2 seeds" in table.note
+
+
+def test_one_seed_table_names_its_standard_error(make_data):
+    table = tables.perplexity_table(make_data({"uniform": [[20, 40]], "chameleon": [[18, 42]]}))
+    assert texts(table)[0] == ["books", "20.00 ± 0.50", "18.00 ± 0.50"]
+    assert "clustered by document" in table.note
+    assert "no error over seeds" in table.note
+
+
+def test_mixed_numbers_of_seeds_are_named(make_data):
+    table = tables.perplexity_table(make_data({"uniform": [[20, 40], [21, 41]], "chameleon": [[18, 42]]}))
+    assert "uniform 2 seeds, chameleon 1 seed" in table.note
+
+
+def test_mixture_score_and_cost_tables(make_data):
+    data = make_data(TWO_SEEDS)
+    assert texts(tables.mixture_table(data)) == [["books", "0.500", "0.333 ± 0.012"], ["code", "0.500", "0.667 ± 0.012"]]
+    assert texts(tables.score_table(data)) == [["books", "0.250 ± 0.030"], ["code", "0.260 ± 0.030"]]
+    assert texts(tables.spectrum_table(data)) == [["1", "6.000 (75.0 %)"], ["2", "2.000 (25.0 %)"], ["effective dimension", "1.250 of 2"]]
+    assert texts(tables.cost_table(data)) == [["uniform", "0", "0", "0.0 s"], ["chameleon", "2,048,000", "1.36e+17", "83.2 s"]]
+    assert texts(tables.stage_table(data)) == [["corpus", "12.3 s"], ["weights", "1 h 02 min"], ["total", "1 h 02 min"]]
+
+
+def test_corpus_table(make_data):
+    row = texts(tables.corpus_table(make_data(TWO_SEEDS)))[0]
+    assert row == ["books", "1,200 / 60 / 61", "640,000 / 32,000 / 33,000", "1,250 / 62 / 64", "3", "2 empty", "7.000"]
+
+
+def test_methods_without_scores_have_no_score_tables(make_data):
+    data = make_data(TWO_SEEDS, mixtures={"uniform": Mixture("uniform", {"books": 0.5, "code": 0.5})})
+    assert tables.score_table(data) is None
+    assert tables.spectrum_table(data) is None
+
+
+def test_affinity_is_given_raw_and_normalised(make_data):
+    rows = affinity_numbers(make_data(TWO_SEEDS)).to_pylist()
+    assert [(row["domain"], row["other"], row["raw"], row["cosine"]) for row in rows[:2]] == [
+        ("books", "books", 4.0, 1.0),
+        ("books", "code", 1.0, 0.25),
+    ]
+
+
+def test_affinity_of_a_zero_embedding_has_no_cosine(make_data):
+    mixture = Mixture("chameleon", {"books": 0.5, "code": 0.5}, details={"affinity": [[0.0, 0.0], [0.0, 2.0]]})
+    rows = affinity_numbers(make_data(TWO_SEEDS, mixtures={"chameleon": mixture})).to_pylist()
+    assert [row["cosine"] for row in rows] == [None, None, None, 1.0]
+
+
+def test_curves_are_means_over_seeds_of_windows():
+    rows = [
+        {"method": "m", "seed": seed, "step": step, "domain": "all", "loss": float(step + 100 * seed)} for seed in (0, 1) for step in range(1, 301)
+    ]
+    found = curve_numbers(pa.Table.from_pylist(rows)).to_pylist()
+    assert len(found) == 150
+    assert found[0] == {"method": "m", "domain": "all", "step": 2, "loss": 51.5, "low": 1.5, "high": 101.5, "num_seeds": 2}
+    assert found[-1]["step"] == 300
+
+
+def test_few_points_are_projected_by_principal_components(embeddings_of):
+    table, projection = embedding_map(embeddings_of(("a", "b", "c"), num_groups=4), seed=0)
+    assert projection == "PCA"
+    assert table["domain"].to_pylist() == [name for name in "abc" for _ in range(4)]
+    assert set(table["samples"].to_pylist()) == {4}
+
+
+def test_principal_components_keep_distances_of_a_plane():
+    plane = np.array([[0.0, 0.0], [3.0, 0.0], [3.0, 1.0], [1.0, 2.0]])
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0][:, :2]
+    found = principal_components(plane @ turned.T)
+    distances = [np.linalg.norm(points[:, None] - points[None], axis=-1) for points in (plane, found)]
+    np.testing.assert_allclose(*distances, atol=1e-12)
+    assert principal_components(np.ones((3, 1))).shape == (3, 2)
+
+
+@pytest.mark.long
+def test_enough_points_are_projected_by_umap_the_same_each_time(embeddings_of, recwarn):
+    made = embeddings_of(("a", "b", "c"), num_groups=6)
+    (first, projection), (second, _) = embedding_map(made, seed=3), embedding_map(made, seed=3)
+    assert projection == "UMAP"
+    assert first.num_rows == 18
+    assert first.equals(second)
+    assert not [warning for warning in recwarn if "umap" in str(warning.filename)]
+
+
+def test_every_method_and_domain_has_its_own_look():
+    assert len(set(domain_styles([str(i) for i in range(42)]).values())) == 42
+    styles = method_styles(["chameleon", "uniform", *map(str, range(20))])
+    assert len(set(styles.values())) == 22
+    assert styles["uniform"].color == method_styles(["uniform"])["uniform"].color
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (23.414, 0.523, "23.41 ± 0.52"),
+        (1234.56, 12.3, "1,235 ± 12"),
+        (0.17912, 0.0042, "0.1791 ± 0.0042"),
+        (-0.71, 0.05, "−0.710 ± 0.050"),
+        (21.5, None, "21.50"),
+        (21.5, math.nan, "21.50"),
+        (0.0, None, "0"),
+        (8.6e-15, None, "8.6e−15"),
+        (None, None, "–"),
+    ],
+)
+def test_measured_numbers(value, stderr, text):
+    assert formatting.measured(value, stderr) == text

@@ -1,0 +1,115 @@
+"""The files of a report: self-contained, escaped, and the same numbers everywhere."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from chameleon_ray.artifacts import Mixture, read_table
+from chameleon_ray.report import tables, write_report
+from chameleon_ray.report.content import MAX_DRAWN_DOMAINS, build_report
+from chameleon_ray.report.page import to_html, to_markdown
+from chameleon_ray.report.styles import Picture
+
+HOSTILE = ("<script>alert(1)</script>", "a|b `c` *d* $e$ _f_ [g](h)", "x" * 100)
+PERPLEXITIES = {"uniform": [[20, 40], [22, 42]], "chameleon": [[18, 42], [20, 42]]}
+
+
+class Page(HTMLParser):
+    """Tags, the addresses they point to, and the cells of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.anchors: set[str] = set()
+        self.cells: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "srcset"):
+                self.addresses.append(value)
+            if name == "id":
+                self.anchors.add(f"#{value}")
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def written(make_data, tmp_path_factory) -> Path:
+    return Path(write_report(make_data(PERPLEXITIES), str(tmp_path_factory.mktemp("report"))))
+
+
+def test_files(written):
+    assert written.name == "report.html"
+    folder = written.parent
+    numbers = {path.stem for path in (folder / "numbers").glob("*.parquet")}
+    assert numbers == {"mixture", "perplexity", "affinity", "spectrum", "curves", "costs", "embedding_map"}
+    pictures = re.findall(r"\]\((pictures/[^)]+)\)", (folder / "report.md").read_text())
+    assert len(pictures) == 6
+    assert all((folder / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_html_fetches_nothing_and_runs_nothing(written):
+    page = Page(written.read_text())
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    outside = [address for address in page.addresses if not address.startswith(("data:image/png;base64,", "#", "numbers/"))]
+    assert outside == []
+    assert {address for address in page.addresses if address.startswith("#")} <= page.anchors
+    assert all((written.parent / address).exists() for address in page.addresses if address.startswith("numbers/"))
+    assert "prefers-color-scheme: dark" in written.read_text()
+    assert "width=device-width" in written.read_text()
+
+
+def test_parquet_html_and_markdown_hold_the_same_numbers(written, make_data):
+    table = tables.perplexity_table(make_data(PERPLEXITIES))
+    html, markdown = Page(written.read_text()), (written.parent / "report.md").read_text()
+    rows = {(row["method"], row["domain"]): row for row in read_table(str(written.parent / "numbers" / "perplexity.parquet")).to_pylist()}
+    for name, row in zip(("books", "code", "all"), table.rows, strict=False):
+        for label, cell in zip(table.columns[1:], row[1:], strict=True):
+            assert cell.text in [text.strip() for text in html.cells]
+            assert cell.text in markdown
+            assert float(cell.text.split(" ")[0]) == pytest.approx(rows[label, name]["perplexity"], abs=0.05)
+
+
+def test_names_are_escaped(make_data):
+    data = make_data({"uniform": [[20, 40, 60]], "chameleon": [[18, 42, 60]]}, names=HOSTILE)
+    report = build_report(data)
+    html, markdown = to_html(report), to_markdown(report)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "script" not in Page(html).tags
+    assert HOSTILE[1] in [cell.strip() for cell in Page(html).cells]
+    outside_code = markdown.split("```")[0]
+    assert "<script" not in outside_code
+    row = next(line for line in outside_code.splitlines() if line.startswith("| a"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 4
+
+
+def test_sections_without_data_are_left_out(make_data):
+    data = make_data({}, mixtures={"uniform": Mixture("uniform", {"books": 0.5, "code": 0.5})}, embeddings=None, seconds={})
+    assert [section.anchor for section in build_report(data).sections] == ["mixture", "cost", "settings"]
+
+
+def test_one_domain(make_data):
+    report = build_report(make_data({"uniform": [[20]], "chameleon": [[20]]}, names=("only",)))
+    assert "only" in to_html(report)
+
+
+def test_many_domains_are_all_in_the_tables_and_the_heaviest_are_drawn(make_data):
+    names = tuple(f"domain-{i:03d}" for i in range(60))
+    data = make_data({}, names=names, embeddings=None)
+    (mixture, *_) = build_report(data).sections
+    table, picture = mixture.blocks
+    assert len(table.rows) == 60
+    assert isinstance(picture, Picture)
+    assert f"the {MAX_DRAWN_DOMAINS} domains of 60" in picture.caption

@@ -1,0 +1,88 @@
+"""The sentences on top: win, loss, noise, one seed, nothing to compare, and the warnings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from chameleon_ray.artifacts import Mixture
+from chameleon_ray.report.verdict import verdict, warnings
+
+UNIFORM = [[20, 40], [22, 44], [24, 48]]
+
+
+def test_win(make_data):
+    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[18, 38], [20, 42], [22, 46]]}))
+    assert text.startswith("Chameleon's mixture gave an average perplexity of 31.0 ± 1.7 against 33.0 ± 1.7 for uniform over 3 seeds: ")
+    assert "6.1 % better; better on 2 of 2 domains." in text
+    assert "excludes zero" in text
+    assert "noise" not in text
+
+
+def test_loss(make_data):
+    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[22, 50], [24, 53], [26, 58]]}))
+    assert "17.7 % worse; better on 0 of 2 domains." in text
+    assert "excludes zero" in text
+
+
+def test_difference_within_the_noise(make_data):
+    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[18, 40], [23, 45], [23, 48]]}))
+    # differences of the averages: -1, 1, -0.5; mean -1/6, standard error 0.60, t interval -2.75 to 2.42
+    assert "0.5 % better, but within the noise; better on 1 of 2 domains." in text
+    assert (
+        "The paired difference is −0.17 ± 0.60 (standard error over seeds), and its 95 % interval (Student's t), −2.75 to 2.42, includes zero."
+        in text
+    )
+
+
+def test_one_seed(make_data):
+    text = verdict(make_data({"uniform": [[20, 40]], "chameleon": [[18, 38]]}))
+    assert text == (
+        "Chameleon's mixture gave an average perplexity of 28.00 against 30.00 for uniform with one seed: 6.7 % better; better on 2 of 2 domains. "
+        "With one seed no error over seeds exists, so nothing tells this difference from noise."
+    )
+
+
+def test_equal_models(make_data):
+    text = verdict(make_data({"uniform": UNIFORM, "chameleon": UNIFORM}))
+    assert text.endswith("for uniform over 3 seeds: no difference on any seed; better on 0 of 2 domains.")
+
+
+def test_the_best_of_several_is_named(make_data):
+    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[18, 38]] * 3, "doremi": [[10, 20]] * 3}))
+    assert text.startswith("Chameleon's mixture")
+    assert text.endswith("The lowest average of all 3 mixtures is that of doremi, 15.00.")
+
+
+def test_without_a_baseline(make_data):
+    text = verdict(make_data({"chameleon": [[18, 38], [20, 40]]}))
+    assert (
+        text == "Average perplexity: chameleon 29.0 ± 1.0 (2 seeds). The uniform mixture was not evaluated, so there is no baseline to compare with."
+    )
+
+
+def test_uniform_alone_and_nothing_evaluated(make_data):
+    assert verdict(make_data({"uniform": [[18, 38]]})) == "Average perplexity: uniform 28.00 (1 seed). There is no other mixture to compare it with."
+    assert verdict(make_data({})).startswith("No base model was evaluated")
+
+
+def test_no_seed_in_common(make_data):
+    data = make_data({"uniform": [[20, 40]], "chameleon": [[18, 38]]})
+    seeds = [
+        seed + 5 * (method == "chameleon") for seed, method in zip(data.scores["seed"].to_pylist(), data.scores["method"].to_pylist(), strict=True)
+    ]
+    text = verdict(replace(data, scores=data.scores.set_column(data.scores.schema.get_field_index("seed"), "seed", [seeds])))
+    assert text.endswith("No seed was trained with both chameleon and uniform, so they are not compared.")
+
+
+def test_warnings_of_mixtures_come_first(make_data):
+    mixture = Mixture("chameleon", {"books": 0.5, "code": 0.5}, warnings=("the scores hardly spread",))
+    found = warnings(make_data({"uniform": [[20, 40]]}, mixtures={"chameleon": mixture}))
+    assert found == ["chameleon: the scores hardly spread"]
+
+
+def test_models_that_know_no_more_than_frequencies_are_named(make_data):
+    # unigram entropy is 7 nats: perplexity 1096.6
+    found = warnings(make_data({"uniform": [[20, 40], [20, 1200], [1100, 1300]], "chameleon": [[20, 40]]}))
+    assert len(found) == 1
+    assert found[0].startswith("uniform, seeds 1, 2: not trained long enough to compare. On 2 of 2 domains")
+    assert "books (7.003 against 7.000), code (7.170 against 7.000)" in found[0]
