@@ -117,7 +117,8 @@ class TokenCorpus:
         record = read_record(address)
         content = record["content"]
         domains = {
-            name: DomainCounts(**{**counts, **{split: SplitCounts(**_tuples(counts[split])) for split in SPLITS}}) for name, counts in content["domains"].items()
+            name: DomainCounts(**{**counts, **{split: SplitCounts(**_tuples(counts[split])) for split in SPLITS}})
+            for name, counts in content["domains"].items()
         }
         fields = {key: content[key] for key in ("row_tokens", "vocab_size", "end_of_document", "tokenizer_sha256")}
         return cls(address=address, digest=record["digest"], names=tuple(content["names"]), domains=domains, **fields)
@@ -144,7 +145,9 @@ class TrainedModel:
         """Read a finished model's record; the weights of the network stay where they are."""
         record = read_record(address)
         content = record["content"]
-        return cls(address, record["digest"], content["weights"], content["vocab_size"], content["tokenizer_sha256"], Cost(**content["cost"]), content["details"])
+        return cls(
+            address, record["digest"], content["weights"], content["vocab_size"], content["tokenizer_sha256"], Cost(**content["cost"]), content["details"]
+        )
 
     def metrics(self) -> pa.Table:
         """Loss curve: step, domain, loss (nats per token), tokens, learning_rate."""

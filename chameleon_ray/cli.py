@@ -21,7 +21,13 @@ from chameleon_ray.config import Experiment, load_experiment, read_yaml
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.progress import Reporter
 
-app = typer.Typer(name="chameleon", help="How much of each data domain to train a language model on.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="chameleon",
+    help="How much of each data domain to train a language model on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 ExperimentFile = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings that replace those of the file.")]

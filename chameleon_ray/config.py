@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
-DomainName = Annotated[str, Field(min_length=1, max_length=100)]
+DomainName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(lambda name: _not_reserved(name))]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -194,14 +195,14 @@ class Resources(Settings):
 class Experiment(Settings):
     """One experiment file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
+    name: Label
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     storage: str = "runs"
     corpus: CorpusConfig
     proxy: TrainingConfig
     embedding: EmbeddingConfig = EmbeddingConfig()
     base: TrainingConfig
-    methods: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"uniform": {}, "chameleon": {}})
+    methods: dict[Label, dict[str, Any]] = {"uniform": {}, "chameleon": {}}
     resources: Resources = Resources()
 
     @field_validator("seeds")
@@ -289,6 +290,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {type(document).__name__}")
     return document
+
+
+def _not_reserved(name: str) -> str:
+    if name == "all":
+        raise ValueError("'all' names the average over domains in every table; choose another name")
+    return name
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

@@ -188,7 +188,10 @@ def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Mappi
 def _report(data: ReportData, models: Mapping[tuple[str, int], TrainedModel], backend: FullBackend) -> str:
     from chameleon_ray.report import write_report
 
-    content = {"models": sorted(f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()), "experiment": data.experiment.model_dump(mode="json")}
+    content = {
+        "models": sorted(f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()),
+        "experiment": data.experiment.model_dump(mode="json"),
+    }
     digest = digest_of("report", content)
     address = storage.join(backend.root, "reports", f"{data.experiment.name}-{digest}")
     if not is_complete(address):

@@ -62,9 +62,7 @@ class RayBackend:
 
             self._ray.start_ray()
             checkpoints = storage.join(self.root, "unfinished")
-            runs = [
-                Run(job, corpus, digest, address, checkpoints, f"{job.role} {digest[:4]} (seed {job.seed})") for address, (job, digest) in missing.items()
-            ]
+            runs = [Run(job, corpus, digest, address, checkpoints, f"{job.role} {digest[:4]} (seed {job.seed})") for address, (job, digest) in missing.items()]
             roles = " and ".join(sorted({job.role for job, _ in missing.values()}))
             train_runs(runs, self.resources, self.reporter, f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}")
         return [TrainedModel.load(address) for address in addresses]
@@ -180,4 +178,3 @@ def _weights_fingerprint(address: str) -> list[str]:
     if not files:
         raise UserError(f"{address}: no *.safetensors file; save the model with save_pretrained (pickled weights are not read)")
     return [storage.fingerprint(file) for file in files]
-

@@ -14,7 +14,6 @@ from ray.actor import ActorHandle
 from chameleon_ray.progress import Stage
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """The latest (done, total, note) of every task by name."""
 
@@ -45,13 +44,17 @@ class Pulse:
 @contextmanager
 def shown(stage: Stage) -> Iterator[ActorHandle[Any]]:
     """A board whose latest words appear in the stage until the block ends."""
-    board = Board.remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     finished = threading.Event()
 
     def poll() -> None:
+        known: dict[str, tuple[float, float, str]] = {}
         while not finished.wait(0.5):
-            for name, (done, total, note) in ray.get(board.latest.remote()).items():
-                stage.update(name, done, total, note)
+            latest = ray.get(board.latest.remote())
+            for name, (done, total, note) in latest.items():
+                if known.get(name) != (done, total, note):
+                    stage.update(name, done, total, note)
+            known = latest
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -72,7 +72,7 @@ def write_bytes(address: str, data: bytes) -> None:
     """Write a file atomically."""
     filesystem, path = resolve(address)
     if is_remote(address):
-        with filesystem.open_output_stream(path) as stream:
+        with filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -110,9 +110,8 @@ def local_file(address: str) -> str:
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         filesystem, path = resolve(address)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as temporary:
-            with filesystem.open_input_stream(path) as stream:
-                shutil.copyfileobj(stream, temporary)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as temporary, filesystem.open_input_stream(path, compression=None) as stream:
+            shutil.copyfileobj(stream, temporary)
         os.replace(temporary.name, cached)
     return str(cached)
 

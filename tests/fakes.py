@@ -35,8 +35,7 @@ def noisy_embeddings(means: Mapping[str, np.ndarray], samples: int, noise: float
     counts = np.full(NUM_GROUPS, samples // NUM_GROUPS)
     counts[: samples % NUM_GROUPS] += 1
     sums = [
-        counts[:, None] * mean + noise * np.sqrt(counts)[:, None] * rng(name, seed).standard_normal((NUM_GROUPS, len(mean)))
-        for name, mean in means.items()
+        counts[:, None] * mean + noise * np.sqrt(counts)[:, None] * rng(name, seed).standard_normal((NUM_GROUPS, len(mean))) for name, mean in means.items()
     ]
     cost = Cost(samples * len(means) * ROW_TOKENS, 1e6 * samples, 0.5)
     return Embeddings(tuple(means), np.array(sums), np.tile(counts, (len(means), 1)), layer=1, cost=cost)

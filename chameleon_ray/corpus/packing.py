@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from chameleon_ray.corpus.rows import Rows, token_dtype
 
 
-def pack(fragments: Sequence[NDArray], documents: Sequence[int], row_tokens: int, vocab_size: int) -> tuple[Rows, list[tuple[int, NDArray]]]:
+def pack(
+    fragments: Sequence[NDArray], documents: Sequence[int] | NDArray[np.int64], row_tokens: int, vocab_size: int
+) -> tuple[Rows, list[tuple[int, NDArray]]]:
     """Lay fragments one after the other and cut the stream into rows.
 
     Args:

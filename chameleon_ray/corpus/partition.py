@@ -139,7 +139,9 @@ def read_bucket(folder: str, groups: int, bucket: int, names: Sequence[str], bor
             duplicates[domains[i]] = duplicates.get(domains[i], 0) + 1
         else:
             kept.append(i)
-    return BucketDocuments([keys[i] for i in kept], [domains[i] for i in kept], [heldout[i] for i in kept], table["text"].take(np.array(kept, np.int64)), duplicates)
+    return BucketDocuments(
+        [keys[i] for i in kept], [domains[i] for i in kept], [heldout[i] for i in kept], table["text"].take(np.array(kept, np.int64)), duplicates
+    )
 
 
 def heldout_borders(stats: Mapping[str, DomainStats], fraction: float) -> dict[str, str]:
@@ -157,7 +159,8 @@ def heldout_borders(stats: Mapping[str, DomainStats], fraction: float) -> dict[s
             continue
         if len(found.lowest) < 3:
             raise UserError(
-                f"corpus.domains.{name}: {len(found.lowest)} distinct documents; at least 3 are needed to split off valid and test: add documents, or give heldout files"
+                f"corpus.domains.{name}: {len(found.lowest)} distinct documents; splitting off valid and test needs at least 3: "
+                "add documents, or give heldout files"
             )
         sizes = np.cumsum(list(found.lowest.values()))
         count = int(np.searchsorted(sizes, fraction * found.text_bytes)) + 1
@@ -200,7 +203,9 @@ class _BucketWriters:
             sink = filesystem.open_output_stream(path)
             self._streams[bucket] = sink, pa.ipc.new_stream(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
         columns = zip(*self._rows.pop(bucket), strict=True)
-        self._streams[bucket][1].write_batch(pa.record_batch([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA))
+        self._streams[bucket][1].write_batch(
+            pa.record_batch([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+        )
         self._sizes.pop(bucket)
 
     def __enter__(self) -> _BucketWriters:

@@ -43,9 +43,7 @@ def chunks_of(corpus: TokenCorpus, models: Sequence[str], splits: Sequence[str],
     return [Chunk(number, *span) for number, span in enumerate(spans)]
 
 
-def stream(
-    corpus: TokenCorpus, chunks: Sequence[Chunk], worker: type, arguments: dict[str, Any], resources: Resources, stage: Stage
-) -> list[dict[str, Any]]:
+def stream(corpus: TokenCorpus, chunks: Sequence[Chunk], worker: type, arguments: dict[str, Any], resources: Resources, stage: Stage) -> list[dict[str, Any]]:
     """Send chunks through a pool of `worker` actors.
 
     Args:
@@ -58,9 +56,14 @@ def stream(
     actors = min(pool_size(resources), len(chunks))
     items = [asdict(chunk) for chunk in chunks]
     data = ray.data.from_items(items, override_num_blocks=len(items))
-    gpus = {"num_gpus": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    gpus: dict[str, Any] = {"num_gpus": resources.gpus_per_worker} if resources.gpus_per_worker else {}
     results = data.map_batches(
-        worker, batch_size=None, compute=ray.data.ActorPoolStrategy(size=actors), fn_constructor_kwargs={"corpus": corpus, **arguments}, num_cpus=resources.cpus_per_worker, **gpus
+        worker,
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        fn_constructor_kwargs={"corpus": corpus, **arguments},
+        num_cpus=resources.cpus_per_worker,
+        **gpus,
     )
     found: dict[int, dict[str, Any]] = {}
     for row in results.iter_rows():

@@ -111,7 +111,9 @@ def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, Doma
         found = stats.get(name, DomainStats())
         if found.documents - found.heldout_documents < 1:
             empty = found.skipped.get("empty", 0)
-            raise UserError(f"corpus.domains.{name}: no train documents ({empty} empty ones skipped); check its files and corpus.text_column, or remove the domain")
+            raise UserError(
+                f"corpus.domains.{name}: no train documents ({empty} empty ones skipped); check its files and corpus.text_column, or remove the domain"
+            )
     if len(listed) < 1:
         raise UserError("corpus: no domains found; add files")
     return tuple(listed)
@@ -130,7 +132,7 @@ def _with_tokenizer(config: CorpusConfig, spec: tokenise.TokenizeSpec, stage: St
         stage.update("train tokenizer", 0, 1)
         training = config.tokenizer.train
         tokenizer: Tokenizer = train_tokenizer(training.vocab_size, tokenise.training_sample(spec, training.bytes_per_domain))
-        end = tokenizer.token_to_id(END_OF_DOCUMENT)
+        end = tokenizer.get_vocab()[END_OF_DOCUMENT]
         stage.update("train tokenizer", 1, 1)
     else:
         assert config.tokenizer.pretrained is not None
@@ -189,5 +191,3 @@ def _say(corpus: TokenCorpus, reporter: Reporter) -> None:
     copies = sum(counts.duplicates for counts in corpus.domains.values())
     left_out = "".join(f", {count:,} {reason}" for reason, count in sorted(skipped.items()))
     reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")
-
-

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 
-Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+Tokens = NDArray[np.uint16 | np.uint32]
 
 
 @dataclass(frozen=True)

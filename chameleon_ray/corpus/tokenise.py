@@ -132,7 +132,7 @@ def _scatter(
     spec: TokenizeSpec, bucket: int, fragments: Mapping[tuple[str, bool], list[np.ndarray]], keys: Mapping[tuple[str, bool], list[int]]
 ) -> Iterator[pa.RecordBatch]:
     for index, name in enumerate(spec.names):
-        numbers = (bucket << 32) + np.arange(len(fragments[name, False]))
+        numbers = (bucket << 32) + np.arange(len(fragments[name, False]), dtype=np.int64)
         rows, left = pack(fragments[name, False], numbers, spec.row_tokens, spec.vocab_size)
         shards = np.random.default_rng([spec.seed, bucket, *name.encode()]).integers(spec.shards[name], size=len(rows))
         for shard in np.unique(shards):
@@ -186,4 +186,3 @@ def _full_rows(spec: TokenizeSpec, domain: int, shard: int) -> Iterator[tuple[np
         for batch in _batches_of(spec, bucket, domain, shard):
             tokens = batch["tokens"].flatten().to_numpy().astype(token_dtype(spec.vocab_size)).reshape(-1, spec.row_tokens)
             yield tokens, np.full(len(tokens), spec.row_tokens, np.int32), batch["document"].to_numpy()
-

@@ -1,0 +1,1 @@
+"""Domain embeddings: the truncated model, hash groups, and the Ray Data pool that applies one to the other."""

@@ -49,7 +49,7 @@ class DocumentLosses:
     def from_tokens(cls, document: NDArray[np.int64], nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> DocumentLosses:
         """Add up entries of the same document."""
         unique, inverse = np.unique(document, return_inverse=True)
-        return cls(unique, np.bincount(inverse, nats, len(unique)), np.bincount(inverse, tokens, len(unique)).astype(np.int64))
+        return cls(unique, np.bincount(inverse, nats, len(unique)).astype(np.float64), np.bincount(inverse, tokens, len(unique)).astype(np.int64))
 
 
 SplitLosses = dict[str, dict[str, DocumentLosses]]  # split -> domain -> losses

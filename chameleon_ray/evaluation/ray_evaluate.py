@@ -59,7 +59,7 @@ class EvaluateWorker:
             from transformers import AutoModelForCausalLM
 
             self._loaded = ("", None)
-            model = AutoModelForCausalLM.from_pretrained(storage.local_directory(folder), dtype=self._hardware.dtype, attn_implementation="sdpa")
+            model: Any = AutoModelForCausalLM.from_pretrained(storage.local_directory(folder), dtype=self._hardware.dtype, attn_implementation="sdpa")
             self._loaded = (folder, model.to(self._hardware.device).eval())
         return self._loaded[1]
 

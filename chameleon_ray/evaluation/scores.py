@@ -69,7 +69,9 @@ def _rows(head: dict[str, Any], losses: Mapping[str, DocumentLosses]) -> list[di
         rows.append({**measured, "metric": "perplexity", "value": loss.perplexity, "stderr": _null(loss.stderr_perplexity)})
     every = {**head, "domain": "all", "n": len(losses)}
     rows.append({**every, "metric": "mean_loss_nats", "value": mean_nats(losses), "stderr": _stderr_of_mean([x.stderr_nats for x in losses.values()])})
-    rows.append({**every, "metric": "mean_perplexity", "value": mean_perplexity(losses), "stderr": _stderr_of_mean([x.stderr_perplexity for x in losses.values()])})
+    rows.append(
+        {**every, "metric": "mean_perplexity", "value": mean_perplexity(losses), "stderr": _stderr_of_mean([x.stderr_perplexity for x in losses.values()])}
+    )
     return rows
 
 

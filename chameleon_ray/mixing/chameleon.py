@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from chameleon_ray.artifacts import Embeddings, Mixture
+from chameleon_ray.artifacts import Embeddings, Mixture, TrainedModel
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import Settings
 from chameleon_ray.errors import UserError

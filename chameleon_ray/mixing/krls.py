@@ -192,8 +192,7 @@ def _cholesky(matrix: Array, shift: float) -> Array:
         reciprocal = 0.0
     if reciprocal < MIN_RECIPROCAL_CONDITION:
         raise UserError(
-            f"ridge: k * lam = {shift:.3g} is lost in rounding beside eigenvalues that sum to {trace:.3g}; "
-            "raise it, for example ridge: {relative: 1.0e-6}"
+            f"ridge: k * lam = {shift:.3g} is lost in rounding beside eigenvalues that sum to {trace:.3g}; raise it, for example ridge: {{relative: 1.0e-6}}"
         )
     return np.asarray(factor)
 

@@ -118,9 +118,7 @@ def domain_curves_figure(numbers: pa.Table, names: Sequence[str], labels: Sequen
     return figure
 
 
-def _bars(
-    numbers: pa.Table, names: Sequence[str], labels: Sequence[str], styles: Mapping[str, Style], value: str, stderr: str
-) -> tuple[Figure, Axes]:
+def _bars(numbers: pa.Table, names: Sequence[str], labels: Sequence[str], styles: Mapping[str, Style], value: str, stderr: str) -> tuple[Figure, Axes]:
     found = {(row["domain"], row["method"]): row for row in numbers.to_pylist()}
     row_inches = max(0.3, 0.11 * len(labels) + 0.12)
     figure = Figure(figsize=(WIDTH_INCHES, row_inches * len(names) + 1.1), layout="constrained")

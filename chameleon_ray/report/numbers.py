@@ -35,9 +35,7 @@ PERPLEXITY_SCHEMA = pa.schema(
         ("change_percent_stderr", pa.float64()),
     ]
 )
-AFFINITY_SCHEMA = pa.schema(
-    [("method", pa.string()), ("domain", pa.string()), ("other", pa.string()), ("raw", pa.float64()), ("cosine", pa.float64())]
-)
+AFFINITY_SCHEMA = pa.schema([("method", pa.string()), ("domain", pa.string()), ("other", pa.string()), ("raw", pa.float64()), ("cosine", pa.float64())])
 SPECTRUM_SCHEMA = pa.schema([("method", pa.string()), ("index", pa.int64()), ("eigenvalue", pa.float64()), ("share", pa.float64())])
 COST_SCHEMA = pa.schema([("method", pa.string()), ("tokens", pa.int64()), ("flops", pa.float64()), ("seconds", pa.float64())])
 

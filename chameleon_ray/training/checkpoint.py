@@ -1,8 +1,9 @@
-"""DeepSpeed checkpoints as safetensors and JSON: nothing that is read back from storage is ever unpickled.
+"""DeepSpeed checkpoints as safetensors: nothing that is read back from storage is ever unpickled.
 
-DeepSpeed hands its state as nested dictionaries of tensors and plain values. One safetensors file holds the tensors under their path in the
-tree, and the tree itself as JSON in its header. The one object DeepSpeed adds, the static loss scaler of fp32 and bf16 training, holds no state and is left out;
-DeepSpeed then keeps the one it has.
+DeepSpeed hands its state as nested dictionaries of tensors and plain values. One safetensors file holds the tensors under their path in
+the tree, and the tree itself as JSON in its header. Two kinds of objects that DeepSpeed adds are known: the static
+loss scaler of fp32 and bf16 training is its one number, and the addresses of parameters inside a flat partition, which follow from the
+shapes, are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-_STATELESS = ("LossScaler",)
+_LEFT_OUT = ("fragment_address",)
 
 
 def save_tree(tree: Any, path: str) -> None:
@@ -36,13 +37,15 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(value, dict):
-        items = [[_encode_key(key), _encode(item, f"{path}/{key}", tensors)] for key, item in value.items() if type(item).__name__ not in _STATELESS]
+        items = [[_encode_key(key), _encode(item, f"{path}/{key}", tensors)] for key, item in value.items() if type(item).__name__ not in _LEFT_OUT]
         return {"dict": items}
     if isinstance(value, (list, tuple)):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encode(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
+    if type(value).__name__ == "LossScaler":
+        return {"loss_scale": value.cur_scale}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     if isinstance(value, set):
@@ -64,4 +67,8 @@ def _decode(value: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
         return {key: _decode(item, tensors) for (_, key), item in content}
     if kind in ("list", "tuple", "set"):
         return {"list": list, "tuple": tuple, "set": set}[kind](_decode(item, tensors) for item in content)
+    if kind == "loss_scale":
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+        return LossScaler(content)
     return getattr(torch, content) if kind == "dtype" else content

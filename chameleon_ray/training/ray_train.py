@@ -51,12 +51,13 @@ def train_runs(runs: Sequence[Run], resources: Resources, reporter: Reporter, ti
     failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     if failed:
         raise failed[0]
-    return [_finish(run, outcome) for run, outcome in zip(runs, outcomes, strict=True)]
+    return outcomes
 
 
 def _in_turns(runs: Sequence[Run], resources: Resources, board: Any, at_once: int) -> list[Any]:
     outcomes: list[Any] = [None] * len(runs)
-    waiting, busy = list(enumerate(runs)), {}
+    waiting = list(enumerate(runs))
+    busy: dict[Any, int] = {}
     while waiting or busy:
         while waiting and len(busy) < at_once:
             index, run = waiting.pop(0)
@@ -65,7 +66,7 @@ def _in_turns(runs: Sequence[Run], resources: Resources, board: Any, at_once: in
         index = busy.pop(done)
         try:
             outcome = ray.get(done)
-            outcomes[index] = UserError(outcome["user_error"]) if "user_error" in outcome else outcome
+            outcomes[index] = UserError(outcome["user_error"]) if "user_error" in outcome else _finish(runs[index], outcome)
         except ray.exceptions.RayTaskError as error:
             outcomes[index] = error.as_instanceof_cause()
     return outcomes
@@ -78,8 +79,9 @@ def _fit(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    body: Any = _worker
     trainer = TorchTrainer(
-        _worker,
+        body,
         train_loop_config={"run": run, "resources": resources, "board": board},
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
@@ -93,7 +95,8 @@ def _fit(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    outcome: dict[str, Any] = trainer.fit().return_value
+    result: Any = trainer.fit()
+    outcome: dict[str, Any] = result.return_value
     return outcome
 
 

@@ -167,9 +167,7 @@ def test_unusable_documents_are_skipped_one_by_one(tmp_path: Path) -> None:
 
 def cut_points(data: bytes, borders: Sequence[int]) -> list[int]:
     near = [border + shift for border in borders for shift in (-1, 0, 1)]
-    return sorted(
-        {point for point in [0, 1, 5, 17, *range(0, len(data), 19997), *near, len(data) - 9, len(data) - 4, len(data) - 1] if 0 <= point < len(data)}
-    )
+    return sorted({point for point in [0, 1, 5, 17, *range(0, len(data), 19997), *near, len(data) - 9, len(data) - 4, len(data) - 1] if 0 <= point < len(data)})
 
 
 def zstd_block_borders(data: bytes) -> list[int]:

@@ -83,9 +83,7 @@ def test_one_domain(variant: str) -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    seed=st.integers(0, 1000), k=st.integers(1, 20), variant=st.sampled_from(["paper", "released"]), stage=st.sampled_from(["pretrain", "finetune"])
-)
+@given(seed=st.integers(0, 1000), k=st.integers(1, 20), variant=st.sampled_from(["paper", "released"]), stage=st.sampled_from(["pretrain", "finetune"]))
 def test_simplex_and_permutation_for_every_preset(seed: int, k: int, variant: str, stage: str) -> None:
     embeddings = noisy_embeddings(spread(k, 8, seed), 64, 0.2, seed)
     method = Chameleon(variant=variant, stage=stage, bootstrap_draws=3)

@@ -126,9 +126,7 @@ def test_affinity_of_a_zero_embedding_has_no_cosine(make_data):
 
 
 def test_curves_are_means_over_seeds_of_windows():
-    rows = [
-        {"method": "m", "seed": seed, "step": step, "domain": "all", "loss": float(step + 100 * seed)} for seed in (0, 1) for step in range(1, 301)
-    ]
+    rows = [{"method": "m", "seed": seed, "step": step, "domain": "all", "loss": float(step + 100 * seed)} for seed in (0, 1) for step in range(1, 301)]
     found = curve_numbers(pa.Table.from_pylist(rows)).to_pylist()
     assert len(found) == 150
     assert found[0] == {"method": "m", "domain": "all", "step": 2, "loss": 51.5, "low": 1.5, "high": 101.5, "num_seeds": 2}

@@ -28,10 +28,7 @@ def test_difference_within_the_noise(make_data):
     text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[18, 40], [23, 45], [23, 48]]}))
     # differences of the averages: -1, 1, -0.5; mean -1/6, standard error 0.60, t interval -2.75 to 2.42
     assert "0.5 % better, but within the noise; better on 1 of 2 domains." in text
-    assert (
-        "The paired difference is −0.17 ± 0.60 (standard error over seeds), and its 95 % interval (Student's t), −2.75 to 2.42, includes zero."
-        in text
-    )
+    assert "The paired difference is −0.17 ± 0.60 (standard error over seeds), and its 95 % interval (Student's t), −2.75 to 2.42, includes zero." in text
 
 
 def test_one_seed(make_data):
@@ -55,9 +52,7 @@ def test_the_best_of_several_is_named(make_data):
 
 def test_without_a_baseline(make_data):
     text = verdict(make_data({"chameleon": [[18, 38], [20, 40]]}))
-    assert (
-        text == "Average perplexity: chameleon 29.0 ± 1.0 (2 seeds). The uniform mixture was not evaluated, so there is no baseline to compare with."
-    )
+    assert text == "Average perplexity: chameleon 29.0 ± 1.0 (2 seeds). The uniform mixture was not evaluated, so there is no baseline to compare with."
 
 
 def test_uniform_alone_and_nothing_evaluated(make_data):
@@ -67,9 +62,7 @@ def test_uniform_alone_and_nothing_evaluated(make_data):
 
 def test_no_seed_in_common(make_data):
     data = make_data({"uniform": [[20, 40]], "chameleon": [[18, 38]]})
-    seeds = [
-        seed + 5 * (method == "chameleon") for seed, method in zip(data.scores["seed"].to_pylist(), data.scores["method"].to_pylist(), strict=True)
-    ]
+    seeds = [seed + 5 * (method == "chameleon") for seed, method in zip(data.scores["seed"].to_pylist(), data.scores["method"].to_pylist(), strict=True)]
     text = verdict(replace(data, scores=data.scores.set_column(data.scores.schema.get_field_index("seed"), "seed", [seeds])))
     assert text.endswith("No seed was trained with both chameleon and uniform, so they are not compared.")
 

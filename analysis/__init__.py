@@ -1,0 +1,1 @@
+"""What is measured about chameleon_ray, and how."""

@@ -1,0 +1,6 @@
+"""Benchmarks: one file each, run as `python -m analysis.benchmarks.NAME`, or all by `python -m analysis.benchmarks`.
+
+Each compares two sides in one run and prints one line of JSON; its bound stands beside it in the file. No outside data is needed.
+"""
+
+BENCHMARKS = ("embed_vs_published", "embed_vs_forward", "train_vs_plain", "plan_vs_training", "krls_100k", "tokenize_memory")

@@ -1,0 +1,298 @@
+"""From documents to rows: nothing is lost in packing, long documents are cut where no token is, and the passes run here without Ray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import SPLITS, TokenCorpus
+from chameleon_ray.cli import main
+from chameleon_ray.config import CorpusConfig, Resources
+from chameleon_ray.corpus import ray_tokenize, tokenizer
+from chameleon_ray.corpus.packing import deal, pack, pack_all
+from chameleon_ray.corpus.rows import RowReader
+from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, train_tokenizer
+from chameleon_ray.errors import as_outcome, from_outcome
+from chameleon_ray.progress import Reporter
+from chameleon_ray.ray_backend import RayBackend
+from tests.corpora import WORDS
+
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+Fragments = list[list[int]]
+FRAGMENTS = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=30), max_size=12)
+
+
+@RELAXED
+@given(FRAGMENTS, st.integers(1, 16))
+def test_packing_loses_no_token_and_keeps_the_order(fragments: Fragments, row_tokens: int) -> None:
+    arrays, numbers = [np.array(fragment) for fragment in fragments], [7 * i for i in range(len(fragments))]
+    stream = [token for fragment in fragments for token in fragment]
+    owner = [number for number, fragment in zip(numbers, fragments, strict=True) for _ in fragment]
+    rows, left = pack(arrays, numbers, row_tokens, 300)
+    rest = [token for _, tokens in left for token in tokens]
+    assert rows.tokens.ravel().tolist() + rest == stream
+    assert len(rest) < row_tokens
+    assert rows.length.tolist() == [row_tokens] * len(rows)
+    assert rows.document.tolist() == owner[: len(rows) * row_tokens : row_tokens]
+    assert [number for number, tokens in left for _ in tokens] == owner[len(rows) * row_tokens :]
+
+
+@RELAXED
+@given(FRAGMENTS, st.integers(1, 16))
+def test_packing_all_pads_the_last_row_only(fragments: Fragments, row_tokens: int) -> None:
+    stream = [token for fragment in fragments for token in fragment]
+    rows = pack_all([np.array(fragment) for fragment in fragments], range(len(fragments)), row_tokens, 300, padding=299)
+    assert [token for row, length in zip(rows.tokens, rows.length, strict=True) for token in row[:length]] == stream
+    assert (rows.length[:-1] == row_tokens).all()
+    assert all((row[length:] == 299).all() for row, length in zip(rows.tokens, rows.length, strict=True))
+    assert len(rows) == -(-len(stream) // row_tokens)
+
+
+@RELAXED
+@given(st.lists(st.integers(1, 1000), max_size=40))
+def test_dealing_gives_two_halves_within_one_document(tokens: list[int]) -> None:
+    second = deal(tokens)
+    halves = np.array(tokens, np.int64)[~second].sum(), np.array(tokens, np.int64)[second].sum()
+    assert abs(int(halves[0]) - int(halves[1])) <= max(tokens, default=0)
+    assert len(tokens) < 2 or (second.any() and not second.all())
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return train_tokenizer(400, {"words": [" ".join(WORDS)], "code": ["def f(x):\n    return x + 12\n"], "other": ["漢字 e\u0301 don't ..."]})
+
+
+def whole(bpe: Tokenizer, text: str) -> list[int]:
+    bpe.encode_special_tokens = True
+    return list(bpe.encode(text, add_special_tokens=False).ids)
+
+
+WRITTEN = ["the", " the", "don't", "'ll", "12", "...", " .", "漢字", "e\u0301", END_OF_DOCUMENT]
+WHITE = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u180e", "\x1c", "\x85"]
+
+
+@RELAXED
+@given(st.lists(st.lists(st.sampled_from(WRITTEN + WHITE), max_size=40).map("".join), max_size=6), st.integers(6, 24))
+def test_cutting_long_documents_changes_no_token(bpe: Tokenizer, texts: list[str], piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "PIECE_CHARACTERS", piece)
+        patch.setattr(tokenizer, "BATCH_CHARACTERS", 3 * piece)
+        found = list(encode(bpe, texts))
+        pieces = [list(tokenizer._pieces(text)) for text in texts]
+    assert len(found) == len(texts)
+    for text, tokens, parts in zip(texts, found, pieces, strict=True):
+        assert "".join(parts) == text
+        assert bpe.decode(tokens.tolist()) == text
+        if all(after[0] in " \t\r\n" and not before[-1].isspace() for before, after in pairwise(parts)):
+            assert tokens.tolist() == whole(bpe, text)
+
+
+@pytest.mark.parametrize("separator", [" ", "\n", "\n\n    "])
+def test_a_long_document_has_the_tokens_of_the_whole(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
+    monkeypatch.setattr(tokenizer, "PIECE_CHARACTERS", 101)
+    text = separator.join(WORDS * 50)
+    (tokens,) = encode(bpe, [text])
+    assert tokens.tolist() == whole(bpe, text)
+
+
+def test_a_document_without_any_space_keeps_its_text(bpe: Tokenizer) -> None:
+    text = "漢字" * (tokenizer.PIECE_CHARACTERS + 7)
+    (tokens,) = encode(bpe, [text])
+    assert bpe.decode(tokens.tolist()) == text
+
+
+def test_text_that_spells_a_special_token_stays_text(bpe: Tokenizer) -> None:
+    (tokens,) = encode(bpe, [f"before{END_OF_DOCUMENT} after"])
+    assert bpe.token_to_id(END_OF_DOCUMENT) not in tokens
+    assert bpe.decode(tokens.tolist()) == f"before{END_OF_DOCUMENT} after"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("line", ["' '.join(WORDS * 500_000)[:50_000_000]", "'YmFzZTY0'*6_250_000"])
+def test_a_line_of_50_mb_is_tokenised_in_bounded_memory(line: str) -> None:
+    code = f"""
+import resource, sys, time
+from tests.corpora import WORDS
+from chameleon_ray.corpus.tokenizer import encode, train_tokenizer
+bpe = train_tokenizer(400, {{"words": [" ".join(WORDS)]}})
+text = {line}
+assert len(text) == 50_000_000
+before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+(tokens,) = encode(bpe, [text])
+print(len(tokens), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time() - started)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    num_tokens, kilobytes, seconds = map(float, done.stdout.split())
+    assert num_tokens > 5_000_000
+    assert kilobytes < 500_000 + 12 * num_tokens / 1000
+    assert seconds < 300
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Runs the tasks one after the other in this process instead of on Ray; call it to change how many CPUs the cluster has."""
+
+    def run_tasks(tasks: Sequence[ray_tokenize.Task], *_: Any) -> Iterator[dict[str, Any]]:
+        return (from_outcome(as_outcome(task.function, *task.arguments)) for task in tasks)
+
+    def set_cpus(count: int) -> None:
+        monkeypatch.setattr(ray_tokenize, "cluster_cpus", lambda: count)
+
+    monkeypatch.setattr(ray_tokenize, "run_tasks", run_tasks)
+    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: None)))
+    set_cpus(2)
+    yield set_cpus
+
+
+def lines(texts: Sequence[str]) -> bytes:
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+
+
+def prose(name: str, count: int = 40) -> list[str]:
+    generator = np.random.default_rng(list(name.encode()))
+    return [f"{name} {i} " + " ".join(generator.choice(WORDS, 30)) for i in range(count)]
+
+
+def section(folder: Path, domains: Mapping[str, Mapping[str, bytes]], row_tokens: int = 16) -> dict[str, Any]:
+    """A corpus section; for every domain the content of a file under `files` and perhaps one under `heldout`, named by extension."""
+    listed: dict[str, dict[str, list[str]]] = {}
+    for i, (name, contents) in enumerate(domains.items()):
+        listed[name] = {}
+        for kind, data in contents.items():
+            key, _, extension = kind.partition(".")
+            path = folder / f"{i}-{key}.{extension or 'jsonl'}"
+            path.write_bytes(data)
+            listed[name][key] = [str(path)]
+    return {"domains": listed, "tokenizer": {"train": {"vocab_size": 400}}, "row_tokens": row_tokens, "heldout_fraction": 0.2}
+
+
+def tokenised(folder: Path, content: dict[str, Any]) -> TokenCorpus:
+    return RayBackend(str(folder), Resources(), Reporter.silent()).tokenize(CorpusConfig.model_validate(content), seed=0)
+
+
+def read_all(corpus: TokenCorpus, split: str, name: str) -> np.ndarray:
+    return RowReader(corpus, split).read(name, np.arange(corpus.rows(split)[name])).tokens
+
+
+def decoded(corpus: TokenCorpus, split: str, name: str) -> str:
+    bpe = Tokenizer.from_file(storage.join(corpus.tokenizer_address, "tokenizer.json"))
+    return bpe.decode(read_all(corpus, split, name).ravel().tolist(), skip_special_tokens=False)
+
+
+ODD_NAMES = ["code/c++ headers", "a b", "Ünï — 漢字", "x%2Fy", "x/y", "漢" * 20]
+
+
+def test_any_domain_name_works(in_process: Callable[[int], None], tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    corpus = tokenised(tmp_path / "runs", section(tmp_path / "text", {name: {"files": lines(prose(name))} for name in ODD_NAMES}))
+    assert list(corpus.names) == ODD_NAMES
+    for name in ODD_NAMES:
+        assert f"{name} " in decoded(corpus, "train", name)
+        assert all(len(read_all(corpus, split, name)) for split in SPLITS)
+    assert {path.name for path in Path(corpus.address).iterdir()} == {*SPLITS, "tokenizer", "record.json"}
+
+
+def test_the_splits_share_no_document_and_lose_no_token(in_process: Callable[[int], None], tmp_path: Path) -> None:
+    shared = prose("shared")
+    domains = {
+        "split": {"files": lines(prose("split") + shared)},
+        "given": {"files": lines(prose("given") + shared), "heldout": lines(prose("held", 9) + shared[:5])},
+    }
+    corpus = tokenised(tmp_path / "runs", section(tmp_path, domains, row_tokens=256))
+    marks = {split: {name: decoded(corpus, split, name) for name in corpus.names} for split in SPLITS}
+    train = "".join(marks["train"].values())
+    for text in [*prose("held", 9), *shared[:5]]:
+        assert text[:40] not in train
+    for name in corpus.names:
+        counts = corpus.domains[name]
+        assert 0 <= counts.train.tokens - counts.train.rows * corpus.row_tokens < corpus.row_tokens
+        for split in ("valid", "test"):
+            assert counts.split(split).documents == marks[split][name].rstrip(END_OF_DOCUMENT).count(END_OF_DOCUMENT) + 1
+    assert sum(counts.duplicates for counts in corpus.domains.values()) == len(shared) + 5
+
+
+def test_the_rows_do_not_depend_on_the_cluster(in_process: Callable[[int], None], tmp_path: Path) -> None:
+    content = section(tmp_path, {"web": {"files": lines(prose("web") + prose("both"))}, "code": {"files": lines(prose("code") + prose("both"))}})
+    found = []
+    for cpus in (1, 5):
+        in_process(cpus)
+        corpus = tokenised(tmp_path / f"runs-{cpus}", content)
+        found.append((corpus.digest, [read_all(corpus, split, name).tolist() for split in SPLITS for name in corpus.names]))
+    assert found[0] == found[1]
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(in_process: Callable[[int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs `mix` on a corpus that must be refused as the contract says; returns the message."""
+
+    def run(content: dict[str, Any], storage_address: Path = tmp_path / "runs") -> str:
+        training = {"model": {"preset": "cpu-tiny"}, "steps": 2, "batch_rows": 2}
+        experiment = {"name": "bad", "storage": str(storage_address), "corpus": content, "proxy": training, "base": training}
+        (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+        with pytest.raises(SystemExit) as exit_:
+            main(["mix", str(tmp_path / "experiment.yaml"), "--method", "uniform", "--json"])
+        captured = capsys.readouterr()
+        assert exit_.value.code == 2, captured
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert not list(tmp_path.rglob("record.json"))
+        return captured.err.removeprefix("error: ").strip()
+
+    return run
+
+
+GOOD = {"files": lines(prose("good"))}
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ({"files": lines(["", "  "])}, "corpus.domains.bad: no train documents (2 empty ones skipped)"),
+        ({"files": lines(prose("bad", 2))}, "corpus.domains.bad: 2 distinct documents; "),
+        ({"files": lines(["a", "b", "c", "d"])}, "corpus.domains.bad: no rows in split 'train'"),
+        ({"files": lines(prose("bad")), "heldout": lines(["only one"])}, "corpus.domains.bad: no rows in split 'test'"),
+        ({"files": lines(prose("good"))}, "corpus.domains.bad: no rows in split"),
+        ({"files": lines(prose("bad")).replace(b"text", b"body")}, "0-files.jsonl:1: no 'text', found body; set corpus.text_column to one of them"),
+        ({"files.jsonl.zst": zstandard.ZstdCompressor().compress(lines(prose("bad")))[:-9]}, "0-files.jsonl.zst: truncated or corrupt"),
+        ({"files.parquet": b"PAR1 and no more"}, "0-files.parquet: not readable as Parquet, truncated or corrupt"),
+        ({"files": lines(prose("bad")) + b'{"text": "\xff"}\n'}, "1 of 41 documents cannot be used (invalid_utf8 1), more than 1 %"),
+        ({"files": b'{"text": "a\x00b"}\n' * 9}, "9 of 9 documents cannot be used (nul 9), more than 1 %"),
+    ],
+)
+def test_what_is_wrong_with_the_text(refused: Refused, tmp_path: Path, bad: dict[str, bytes], expected: str) -> None:
+    message = refused(section(tmp_path, {"good": GOOD, "bad": bad} if bad == GOOD else {"bad": bad, "good": GOOD}))
+    assert expected in message
+
+
+def test_storage_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    message = refused(section(tmp_path, {"good": GOOD}), storage_address=tmp_path / "file" / "runs")
+    assert message.startswith("storage: ")
+
+
+def test_a_mended_corpus_goes_through_after_a_refusal(refused: Refused, tmp_path: Path) -> None:
+    packed = zstandard.ZstdCompressor().compress(lines(prose("web")))
+    content = section(tmp_path, {"web": {"files.jsonl.zst": packed[:-9]}, "good": GOOD})
+    refused(content)
+    (tmp_path / "0-files.jsonl.zst").write_bytes(packed)
+    corpus = tokenised(tmp_path / "runs", content)
+    assert corpus.domains["web"].train.documents + corpus.domains["web"].valid.documents + corpus.domains["web"].test.documents == 40

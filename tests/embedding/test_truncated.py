@@ -1,0 +1,84 @@
+"""The truncated forward pass gives the mean hidden state of layer L, no matter how it saves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from chameleon_ray.config import ModelConfig
+from chameleon_ray.embedding.groups import group_of, group_sums
+from chameleon_ray.embedding.truncated import MeanHiddenState, load_truncated, middle_layer
+from chameleon_ray.errors import UserError
+from chameleon_ray.training.hardware import Hardware
+from chameleon_ray.training.model import build_model
+
+CPU = Hardware(torch.device("cpu"), torch.float32, "test")
+LAYERS, VOCAB, TOKENS = 4, 97, 24
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp(request.param)
+    if request.param == "gpt2":
+        model = build_model(ModelConfig(layers=LAYERS, heads=2, width=32), VOCAB, TOKENS, 0, seed=3)
+    else:
+        torch.manual_seed(3)
+        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "vocab_size": VOCAB}
+        model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=TOKENS))
+    model.save_pretrained(path)
+    return str(path)
+
+
+def hidden_states(folder: str, tokens: np.ndarray) -> tuple[torch.Tensor, ...]:
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(tokens), output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_equals_the_mean_of_hidden_states(folder: str, layer: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, VOCAB, (5, TOKENS))
+    expected = hidden_states(folder, tokens)[layer].mean(dim=1)
+    found = MeanHiddenState(folder, layer, CPU)(tokens, np.full(5, TOKENS))
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, expected.double(), atol=2e-6)
+
+
+def test_truncated_model_ends_in_the_state_itself(folder: str) -> None:
+    tokens = np.random.default_rng(1).integers(0, VOCAB, (2, TOKENS))
+    model = load_truncated(folder, 2, CPU)
+    with torch.no_grad():
+        last = model(input_ids=torch.from_numpy(tokens), use_cache=False).last_hidden_state
+    assert torch.allclose(last, hidden_states(folder, tokens)[2], atol=2e-6)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+def test_padding_never_enters_the_mean(folder: str) -> None:
+    rng = np.random.default_rng(2)
+    tokens, length = rng.integers(0, VOCAB, (4, TOKENS)), np.array([24, 7, 1, 13])
+    embed = MeanHiddenState(folder, 2, CPU)
+    expected = torch.cat([embed(tokens[i : i + 1, :n], np.array([n])) for i, n in enumerate(length)])
+    assert torch.allclose(embed(tokens, length), expected, atol=2e-6)
+    other = np.where(np.arange(TOKENS)[None] < length[:, None], tokens, rng.integers(0, VOCAB, tokens.shape))
+    assert torch.equal(embed(other, length), embed(tokens, length))
+
+
+def test_the_middle_of_hidden_states() -> None:
+    assert [middle_layer(n) for n in (1, 2, 3, 4, 6, 12)] == [1, 1, 2, 2, 3, 6]
+
+
+def test_a_layer_that_is_not_there(folder: str) -> None:
+    with pytest.raises(UserError, match=r"embedding\.layer: 9 but the model .* has 4 layers"):
+        load_truncated(folder, 9, CPU)
+
+
+def test_groups_keep_documents_together_and_lose_nothing() -> None:
+    document = np.random.default_rng(0).integers(0, 1 << 40, 1000)
+    vectors = np.random.default_rng(1).normal(size=(1000, 3))
+    sums, counts = group_sums(vectors, document)
+    assert counts.sum() == 1000
+    assert counts.min() > 10
+    assert sums.sum(axis=0) == pytest.approx(vectors.sum(axis=0))
+    assert np.array_equal(group_of(document), group_of(document.copy()))

@@ -1,0 +1,204 @@
+"""The whole path on a tiny corpus: every command, for real, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import yaml
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Mixture, TokenCorpus, TrainedModel
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.cli import main
+from chameleon_ray.config import Experiment
+from chameleon_ray.corpus.rows import RowReader
+from chameleon_ray.mixing import METHODS
+from chameleon_ray.pipeline import compare
+from chameleon_ray.progress import Reporter
+from chameleon_ray.ray_backend import RayBackend
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session")]
+NAMES = ("recipes", "letters", "numbers")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output, standard error of a command."""
+    try:
+        main([str(argument) for argument in arguments])
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def backend(experiment: Experiment) -> RayBackend:
+    return RayBackend(experiment.storage, experiment.resources, Reporter.silent())
+
+
+@pytest.fixture(scope="module")
+def corpus(experiment: Experiment, backend: RayBackend) -> TokenCorpus:
+    return backend.tokenize(experiment.corpus, experiment.seeds[0])
+
+
+def test_corpus_counts_and_splits(corpus: TokenCorpus) -> None:
+    from transformers import AutoTokenizer
+
+    assert corpus.names == NAMES
+    assert sum(counts.duplicates for counts in corpus.domains.values()) == 3 + 2
+    tokenizer = AutoTokenizer.from_pretrained(storage.local_directory(corpus.tokenizer_address))
+    texts: dict[str, set[str]] = {}
+    for split in ("train", "valid", "test"):
+        for name in NAMES:
+            counts = corpus.domains[name].split(split)
+            rows = RowReader(corpus, split).read(name, np.arange(counts.rows))
+            assert (rows.length == corpus.row_tokens).all() or split != "train"
+            text = tokenizer.decode(np.concatenate([row[:n] for row, n in zip(rows.tokens, rows.length, strict=True)]))
+            texts.setdefault(split, set()).update(part for part in text.split(tokenizer.eos_token) if len(part) > 60)
+            assert counts.tokens >= rows.length.sum()
+    assert len(texts["valid"]) > 5
+    assert not texts["valid"] & texts["test"]
+    assert not (texts["valid"] | texts["test"]) & texts["train"]
+    assert not storage.exists(storage.join(corpus.address, "scratch"))
+
+
+def test_compare_prints_what_was_asked_and_returns_at_once_the_second_time(experiment_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "compare", experiment_file)
+    assert status == 0, err
+    for word in ("chameleon", "uniform", *NAMES, "Mixture", "Test perplexity", "Cost of each mixture", "report:"):
+        assert word in out
+    assert "±" in out
+    report = Path(out.rsplit("report: ", 1)[1].strip())
+    assert report.exists()
+    assert (report.parent / "report.md").exists()
+    started = time.perf_counter()
+    again, out_again, _ = run(capsys, "compare", experiment_file, "--json")
+    assert again == 0
+    assert time.perf_counter() - started < 10
+    found = json.loads(out_again)
+    assert set(found["mixtures"]) == {"uniform", "chameleon"}
+    assert abs(sum(found["mixtures"]["chameleon"]["weights"].values()) - 1) < 1e-9
+    assert found["mixtures"]["chameleon"]["cost"]["flops"] > 0
+
+
+def test_models_are_hugging_face_models_and_better_than_unigrams(experiment: Experiment, backend: RayBackend, corpus: TokenCorpus) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = compare(experiment, backend)
+    for model in found.models.values():
+        assert sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model.address).parameters()) == model.details["parameters"]
+        assert len(AutoTokenizer.from_pretrained(model.address)) == corpus.vocab_size
+        assert sum(model.details["rows_drawn"].values()) == 24 * 8
+        assert model.cost.tokens == 24 * 8 * 32
+        assert "fp32" in model.details["precision"] or "bf16" in model.details["precision"]
+    losses = {(row["method"], row["domain"]): row for row in found.data.scores.to_pylist() if row["metric"] == "loss_nats" and row["split"] == "test"}
+    assert set(losses) == {(method, name) for method in ("uniform", "chameleon") for name in NAMES}
+    assert all(row["value"] < np.log(corpus.vocab_size) for row in losses.values())
+
+
+def test_mix_train_evaluate_extend(experiment_file: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mixture.json"
+    status, out, err = run(capsys, "mix", experiment_file, "--method", "chameleon", "--out", file)
+    assert status == 0, err
+    mixture = Mixture.load(str(file))
+    assert tuple(mixture.weights) == NAMES
+    proxy = mixture.provenance["proxy_address"]
+    assert proxy in out.replace("\n", "")
+    status, out, err = run(capsys, "train", experiment_file, "--mixture", file, "--json")
+    assert status == 0, err
+    (trained,) = json.loads(out)["models"]
+    assert TrainedModel.load(trained["address"]).weights == mixture.weights
+    status, out, err = run(capsys, "evaluate", experiment_file, "--model", trained["address"])
+    assert status == 0, err
+    assert "test perplexity" in out
+    before = sorted(Path(load_storage(experiment_file), "models").iterdir())
+    more = tmp_path / "more.yaml"
+    more.write_text(yaml.safe_dump({"domains": {"new": {"files": [str(texts / "recipes.jsonl")]}, "letters": None}}))
+    status, out, err = run(capsys, "extend", experiment_file, "--proxy", proxy, "--corpus", more, "--json")
+    assert status == 0, err
+    weights = json.loads(out)["weights"]
+    assert list(weights) == ["recipes", "numbers", "new"]
+    assert sorted(Path(load_storage(experiment_file), "models").iterdir()) == before
+
+
+def load_storage(experiment_file: Path) -> str:
+    return str(yaml.safe_load(experiment_file.read_text())["storage"])
+
+
+def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(
+    experiment: Experiment, backend: RayBackend, corpus: TokenCorpus, tmp_path: Path
+) -> None:
+    slow = {"model": {"layers": 2, "heads": 2, "width": 64}, "steps": 120, "batch_rows": 16, "checkpoint_every_steps": 30}
+    training = experiment.base.model_validate({**slow, "learning_rate": 1e-2, "min_learning_rate": 1e-3})
+    job = TrainJob("base", training, dict.fromkeys(NAMES, 1 / 3), seed=5)
+    (whole,) = backend.train_many(corpus, [job])
+    other = RayBackend(str(tmp_path), experiment.resources, Reporter.silent())
+    killed: list[int] = []
+    since = 0.0
+
+    def kill_twice() -> None:
+        nonlocal since
+        deadline = time.monotonic() + 240
+        while len(killed) < 2 and time.monotonic() < deadline:
+            ready = len(list(tmp_path.glob("unfinished/base-*/checkpoint_*"))) > 0
+            workers = [p.pid for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+            fresh = [pid for pid in workers if pid not in killed]
+            if ready and fresh and (not killed or time.monotonic() - since > 4):
+                os.kill(fresh[0], signal.SIGKILL)
+                killed.append(fresh[0])
+                since = time.monotonic()
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_twice)
+    thread.start()
+    (resumed,) = other.train_many(corpus, [job])
+    thread.join()
+    assert killed, "the run was over before it could be killed"
+    assert resumed.digest == whole.digest
+    assert storage.read_bytes(storage.join(resumed.address, "model.safetensors")) == storage.read_bytes(storage.join(whole.address, "model.safetensors"))
+    assert resumed.metrics().equals(whole.metrics())
+
+
+def test_embeddings_do_not_depend_on_the_number_of_actors(experiment: Experiment, backend: RayBackend, corpus: TokenCorpus, tmp_path: Path) -> None:
+    job = TrainJob("proxy", experiment.proxy, dict.fromkeys(NAMES, 1 / 3), experiment.seeds[0])
+    (proxy,) = backend.train_many(corpus, [job])
+    two = backend.embed(proxy, corpus, experiment.embedding)
+    alone = experiment.resources.model_copy(update={"cpus_per_worker": 2})
+    one = RayBackend(str(tmp_path), alone, Reporter.silent()).embed(proxy, corpus, experiment.embedding)
+    assert one.means == pytest.approx(two.means, rel=1e-6, abs=1e-9)
+    assert np.array_equal(one.group_counts, two.group_counts)
+    weights = [METHODS["chameleon"]().weigh(found).weights for found in (one, two)]
+    assert weights[0] == pytest.approx(weights[1], abs=1e-6)
+
+
+def test_requests_that_can_never_be_met_are_refused(experiment_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "compare", experiment_file, "base.steps=3", "resources.num_workers=8", "resources.gpus_per_worker=1")
+    assert status == 2
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: resources: asked for 8 workers of 1 CPU and 1 GPU each; the cluster has")
+
+
+def test_mistakes_found_by_workers_are_one_line(experiment_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"body": "no text column"}\n' * 5)
+    status, _, err = run(capsys, "mix", experiment_file, "--method", "uniform", f"corpus.domains.recipes.files=['{tmp_path}/bad.jsonl']")
+    assert status == 2
+    assert "Traceback" not in err
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "bad.jsonl" in line
+    assert "text_column" in line
+
+
+def test_curves_have_every_domain(experiment: Experiment, backend: RayBackend) -> None:
+    curves: pa.Table = compare(experiment, backend).data.curves
+    assert set(curves["domain"].unique().to_pylist()) == {"all", *NAMES}

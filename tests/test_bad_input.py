@@ -1,0 +1,362 @@
+"""What a user can get wrong before any text is read: one line that names the place and the remedy, exit status 2, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from chameleon_ray.artifacts import Mixture, TokenCorpus
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.cli import main
+from chameleon_ray.config import Experiment, parse_experiment
+from chameleon_ray.errors import UserError
+from chameleon_ray.pipeline import base_job
+from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.training.loop import check_job
+from tests.corpora import make_corpus
+from tests.fakes import make_context
+
+Refused = Callable[..., str]
+
+
+def document(folder: Path) -> dict[str, Any]:
+    """An experiment file without mistakes."""
+    (folder / "web.jsonl").write_text('{"text": "some words"}\n')
+
+    def training() -> dict[str, Any]:
+        return {"model": {"layers": 1, "heads": 2, "width": 8}, "steps": 4, "batch_rows": 4}
+
+    return {
+        "name": "small",
+        "storage": str(folder / "runs"),
+        "corpus": {
+            "domains": {name: {"files": [str(folder / "web.jsonl")]} for name in ("web", "code")},
+            "tokenizer": {"train": {"vocab_size": 300}},
+            "row_tokens": 16,
+        },
+        "proxy": training(),
+        "base": training(),
+        "methods": {"uniform": {}},
+    }
+
+
+def edited(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The document with one value replaced or added; sections are made as needed."""
+    *parents, last = path.split("/")
+    node = content
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+    return content
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command that must fail as the contract says, before Ray starts; returns the message."""
+    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: pytest.fail("Ray was reached: the mistake was not found before")))
+
+    def run(command: str, *arguments: str, content: Any = None, text: str | None = None) -> str:
+        file = tmp_path / "experiment.yaml"
+        file.write_text(yaml.safe_dump(document(tmp_path) if content is None else content, sort_keys=False) if text is None else text)
+        with pytest.raises(SystemExit) as exit_:
+            main([command, str(file), *arguments])
+        captured = capsys.readouterr()
+        assert exit_.value.code == 2
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        assert not list(tmp_path.rglob("record.json"))
+        return captured.err.removeprefix("error: ").strip()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("seed", "seeds"),
+        ("base/stesp", "steps"),
+        ("base/model/layer", "layers"),
+        ("corpus/row_token", "row_tokens"),
+        ("corpus/tokenizer/train/vocab_sise", "vocab_size"),
+        ("corpus/domains/web/file", "files"),
+        ("corpus/domains_from/python_enviroment", "python_environment"),
+        ("embedding/layers", "layer"),
+        ("resources/num_worker", "num_workers"),
+        ("methods/chameleon/temprature", "temperature"),
+        ("methods/chameleon/ridge/absolut", "absolute"),
+    ],
+)
+def test_unknown_key_is_named_with_the_nearest_known_one(refused: Refused, tmp_path: Path, path: str, near: str) -> None:
+    message = refused("mix", "--method", "uniform", content=edited(document(tmp_path), path, 3))
+    assert message.startswith(f"{tmp_path / 'experiment.yaml'}: {path.replace('/', '.')}: unknown key (value 3); remove it or correct its spelling")
+    assert f"did you mean {near!r}?" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("methods/chamelion", {}), ("methods/mine", {"method": "chamelion"})],
+)
+def test_unknown_method_in_the_file(refused: Refused, tmp_path: Path, path: str, value: Any) -> None:
+    message = refused("compare", content=edited(document(tmp_path), path, value))
+    assert f"{path.replace('/', '.')}: unknown method 'chamelion'; known: uniform, proportional, fixed, chameleon" in message
+    assert "did you mean 'chameleon'?" in message
+
+
+@pytest.mark.parametrize("command", [["mix"], ["extend", "--proxy", "nowhere", "--corpus", "corpus.yaml"]])
+def test_unknown_method_on_the_command_line(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.yaml").write_text("domains: {new: {files: [web.jsonl]}}\n")
+    message = refused(*command[:1], *command[1:], "--method", "chamelion")
+    assert message.startswith("--method: ")
+    assert "did you mean 'chameleon'?" in message
+
+
+def test_unknown_preset(refused: Refused, tmp_path: Path) -> None:
+    message = refused("mix", content=edited(document(tmp_path), "base/model", {"preset": "82m"}))
+    assert "base.model: unknown preset '82m'; known: cpu-tiny, " in message
+    assert "did you mean '82M'?" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("name", "two words", "name: "),
+        ("seeds", "first", "seeds: "),
+        ("seeds", [1, 2, 1], "seeds: seeds must differ"),
+        ("seeds", [], "seeds: "),
+        ("seeds", [-1], "seeds.0: Input should be greater than or equal to 0"),
+        ("storage", 3, "storage: Input should be a valid string (found 3)"),
+        ("base", None, "base: "),
+        ("base/steps", "many", "base.steps: Input should be a valid integer"),
+        ("base/steps", 2.5, "base.steps: Input should be a valid integer"),
+        ("base/steps", 0, "base.steps: Input should be greater than or equal to 1 (found 0)"),
+        ("proxy/batch_rows", -1, "proxy.batch_rows: Input should be greater than or equal to 1 (found -1)"),
+        ("base/learning_rate", "fast", "base.learning_rate: Input should be a valid number"),
+        ("base/learning_rate", float("nan"), "base.learning_rate: Input should be a finite number (found nan)"),
+        ("base/min_learning_rate", 1.0, "base: min_learning_rate 1.0 exceeds learning_rate"),
+        ("base/micro_batch_rows", 3, "base: batch_rows 4 is not a multiple of micro_batch_rows 3"),
+        ("base/warmup_steps", 4, "base: warmup_steps 4 must be under steps 4"),
+        ("base/zero_stage", 4, "base.zero_stage: "),
+        ("base/model/heads", 3, "base.model: width 8 is not divisible by heads 3"),
+        ("base/model", {"layers": 2}, "base.model: give preset, or all of layers, heads and width"),
+        ("base/model/preset", "82M", "base.model: give either preset or layers, heads and width"),
+        ("corpus", [1], "corpus: "),
+        ("corpus/domains", {}, "corpus: give either domains or domains_from"),
+        ("corpus/domains/web", None, "corpus.domains.web: "),
+        ("corpus/domains/web", {"files": []}, "corpus.domains.web: give either files or huggingface"),
+        ("corpus/domains/web/files", "web.jsonl", "corpus.domains.web.files: "),
+        ("corpus/domains/all", {"files": ["web.jsonl"]}, "corpus.domains.all"),
+        ("corpus/domains/..", {"files": ["web.jsonl"]}, "corpus.domains..."),
+        ("corpus/domains/" + "漢" * 100, {"files": ["web.jsonl"]}, "corpus.domains.漢"),
+        ("corpus/tokenizer", {}, "corpus.tokenizer: give either train"),
+        ("corpus/tokenizer/train/vocab_size", 10, "corpus.tokenizer.train.vocab_size: Input should be greater than or equal to 300"),
+        ("corpus/max_repetition", 0, "corpus.max_repetition: "),
+        ("embedding/layer", "top", "embedding.layer: "),
+        ("embedding/layer", 0, "embedding.layer: "),
+        ("resources/num_workers", 0, "resources.num_workers: "),
+        ("methods", {}, "methods: list at least one method"),
+        ("methods", ["uniform"], "methods: "),
+        ("methods/chameleon/variant", "papr", "methods.chameleon.variant: Input should be 'paper' or 'released' (found 'papr')"),
+        ("methods/chameleon/ridge", {"absolute": 1, "relative": 1}, "methods.chameleon.ridge: give exactly one of absolute and relative"),
+        ("methods/fixed", {}, "methods.fixed: give either weights or preset"),
+        ("methods/fixed/weights", {"web": -0.5, "code": 1.5}, "methods.fixed: weights.web: -0.5 is not a weight; give a finite number"),
+        ("methods/fixed/weights", {"web": float("nan"), "code": 1.0}, "methods.fixed: weights.web: nan is not a weight; give a finite number"),
+        ("methods/fixed/weights", {"web": 0.3, "code": 0.3}, "methods.fixed: weights: sum to 0.6, not 1; divide each by the sum"),
+        ("methods/fixed/weights", {}, "methods.fixed: weights: empty; give one weight per domain"),
+        ("methods/fixed/weights", {"web": "half", "code": 0.5}, "methods.fixed.weights.web: Input should be a valid number"),
+        ("methods/fixed", {"preset": "slimpajama_chamelion"}, "did you mean 'slimpajama_chameleon'?"),
+    ],
+)
+def test_wrong_value(refused: Refused, tmp_path: Path, path: str, value: Any, expected: str) -> None:
+    message = refused("compare", content=edited(document(tmp_path), path, value))
+    assert message.startswith(f"{tmp_path / 'experiment.yaml'}: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("storage", "ftp://host/runs", "storage: address 'ftp://host/runs' is not supported; use a local path, s3://… or gs://…"),
+        ("corpus/domains/web/files", ["nowhere/*.jsonl"], "corpus.domains.web.files[0]: 'nowhere/*.jsonl' matches no file; give a local path"),
+        ("corpus/domains/web/heldout", ["nowhere/*.jsonl"], "corpus.domains.web.heldout[0]: 'nowhere/*.jsonl' matches no file"),
+        ("corpus/domains/web/files", ["web.csv"], "whose format is unknown; known: .jsonl, .json, .txt"),
+        ("corpus/domains/web/files", ["${NOT_SET_ANYWHERE}/a.jsonl"], "corpus.domains.web.files[0]: environment variable NOT_SET_ANYWHERE"),
+        ("corpus/domains/web/heldout", ["web.jsonl"], "web.jsonl is also in files; a file is held out or trained on"),
+        ("corpus/tokenizer", {"pretrained": "/nowhere/at/all"}, "corpus.tokenizer.pretrained: '/nowhere/at/all' cannot be loaded"),
+    ],
+)
+def test_what_the_file_points_at(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, value: Any, expected: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web.csv").write_text("text\nwords\n")
+    assert expected in refused("compare", content=edited(document(tmp_path), path, value))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("base.steps", "override 'base.steps': expected key.sub=value"),
+        ("=3", "override '=3': expected key.sub=value"),
+        ("base..steps=3", "override 'base..steps=3': expected key.sub=value"),
+        ("name.x=3", "override 'name.x=3': name holds 'small', not a section"),
+        ("base.steps=[1", "override 'base.steps=[1': the value is not valid YAML"),
+        ("base.stepz=3", "base.stepz: unknown key (value 3)"),
+        ("basee.steps=3", "did you mean 'base'?"),
+        ("base.steps=", "base.steps: Input should be a valid integer (found None)"),
+    ],
+)
+def test_wrong_override(refused: Refused, override: str, expected: str) -> None:
+    assert expected in refused("mix", override)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected a mapping of keys to values, found NoneType"),
+        ("- web\n", "expected a mapping of keys to values, found list"),
+        ("name: [1\nbase: 3\n", "line 2 not valid YAML"),
+        ("name: !!python/object:os.system x\n", "line 1 not valid YAML"),
+        ("name: first\nname: second\n", "line 2 not valid YAML"),
+    ],
+)
+def test_what_is_no_experiment_file(refused: Refused, tmp_path: Path, text: str, expected: str) -> None:
+    message = refused("compare", text=text)
+    assert message.startswith(f"{tmp_path / 'experiment.yaml'}: ")
+    assert expected in message
+
+
+def test_unknown_key_of_a_hugging_face_source(refused: Refused, tmp_path: Path) -> None:
+    message = refused("mix", content=edited(document(tmp_path), "corpus/domains/web", {"huggingface": {"path": "somewhere", "splitt": "train"}}))
+    assert "corpus.domains.web.huggingface.splitt: unknown key (value 'train')" in message
+    assert "did you mean 'split'?" in message
+
+
+def test_a_domain_listed_twice_is_not_dropped_silently(refused: Refused, tmp_path: Path) -> None:
+    text = yaml.safe_dump(document(tmp_path), sort_keys=False)
+    message = refused("mix", "--method", "uniform", text=text.replace("    code:\n", "    web:\n"))
+    assert "web" in message
+
+
+def test_missing_experiment_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", "nowhere.yaml"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: nowhere.yaml: cannot be read (No such file or directory); give the path of a YAML file\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "no such mixture file; `chameleon mix"),
+        ("{", "not valid JSON"),
+        ("[]", "no object 'weights'"),
+        ('{"weights": {}}', "weights: empty; give one weight per domain"),
+        ('{"weights": {"web": -1, "code": 2}}', "weights.web: -1 is not a weight; give a finite number that is at least 0"),
+        ('{"weights": {"web": NaN, "code": 1}}', "weights.web: nan is not a weight"),
+        ('{"weights": {"web": "1"}}', "weights.web: '1' is not a weight"),
+        ('{"weights": {"web": 0.3, "code": 0.3}}', "weights: sum to 0.6, not 1; divide each by the sum"),
+        ('{"weights": {"web": 1.0}, "wieghts": 1}', "unknown key 'wieghts'; known: method, weights"),
+        ('{"weights": {"web": 1.0}, "cost": {"euros": 1}}', "cost"),
+        ('{"weights": {"web": 1.0}, "cost": 3}', "cost"),
+        ('{"weights": {"web": 1.0}, "warnings": 3}', "warnings"),
+        ('{"weights": {"web": 1.0}, "scores": 3}', "scores"),
+        ('{"weights": {"web": 0.5, "web": 1.0}}', "web"),
+    ],
+)
+def test_broken_mixture_file(refused: Refused, tmp_path: Path, text: str | None, expected: str) -> None:
+    file = tmp_path / "mixture.json"
+    if text is not None:
+        file.write_text(text)
+    message = refused("train", "--mixture", str(file))
+    assert message.startswith(str(file))
+    assert expected in message
+
+
+def test_a_folder_is_no_mixture_file(refused: Refused, tmp_path: Path) -> None:
+    assert refused("train", "--mixture", str(tmp_path)).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("domain: {new: {files: [web.jsonl]}}\n", "no section 'domains'"),
+        ("domains: [new]\n", "no section 'domains'"),
+        ("domains: {new: {files: [nowhere/*.jsonl]}}\n", "domains.new.files[0]: 'nowhere/*.jsonl' matches no file"),
+        ("domains: {new: {file: [web.jsonl]}}\n", "domains.new.file: unknown key"),
+        ("domains: {new: 3}\n", "domains.new: "),
+        ("domains: {new: {files: ['${NOT_SET_ANYWHERE}/a.jsonl']}}\n", "environment variable NOT_SET_ANYWHERE is not set"),
+        ("domains: {new: {files: [web.jsonl]}}\nrow_token: 8\n", "row_token"),
+        ("domains: [\n", "not valid YAML"),
+    ],
+)
+def test_broken_file_of_new_domains(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("new.yaml").write_text(text)
+    assert expected in refused("extend", "--proxy", "nowhere", "--corpus", "new.yaml", "--only")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"), {"web": 12, "code": 5})
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return parse_experiment(document(tmp_path))
+
+
+def load(folder: Path, weights: dict[str, float]) -> Mixture:
+    (folder / "mixture.json").write_text(json.dumps({"weights": weights}))
+    return Mixture.load(str(folder / "mixture.json"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"web": 0.5, "cod": 0.5}, "domain 'cod' is only in the mixture; the corpus has web, code"),
+        ({"web": 0.5, "code": 0.25, "book": 0.25}, "domain 'book' is only in the mixture; the corpus has web, code"),
+        ({"web": 1.0}, "domain 'code' is only in the corpus"),
+    ],
+)
+def test_a_mixture_of_other_domains(tmp_path: Path, corpus: TokenCorpus, experiment: Experiment, weights: dict[str, float], expected: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        base_job(experiment, corpus, load(tmp_path, weights), seed=0)
+    assert expected in str(refusal.value)
+
+
+def test_a_weight_of_zero_is_allowed(tmp_path: Path, corpus: TokenCorpus, experiment: Experiment) -> None:
+    job = base_job(experiment, corpus, load(tmp_path, {"code": 0.0, "web": 1.0}), seed=0)
+    check_job(job, corpus, world_size=2)
+    assert dict(job.weights) == {"web": 1.0, "code": 0.0}
+
+
+def test_a_repetition_cap_that_cannot_be_met(tmp_path: Path, corpus: TokenCorpus) -> None:
+    capped = parse_experiment(edited(document(tmp_path), "corpus/max_repetition", 0.5))
+    with pytest.raises(UserError, match=r"^corpus.max_repetition: .*; raise it to at least .*train fewer steps or add documents"):
+        base_job(capped, corpus, load(tmp_path, {"web": 0.5, "code": 0.5}), seed=0)
+
+
+def test_a_batch_that_does_not_divide_among_the_workers(corpus: TokenCorpus, experiment: Experiment) -> None:
+    job = TrainJob("base", experiment.base, {"web": 0.5, "code": 0.5}, 0)
+    with pytest.raises(UserError, match=r"^base.batch_rows: 4 is not a multiple of resources.num_workers 3; change one of them$"):
+        check_job(job, corpus, world_size=3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"web": 1.0}, "no weight for domain 'code' of the corpus; add it"),
+        ({"web": 0.5, "code": 0.25, "cods": 0.25}, "'cods' is not a domain of the corpus; remove it or rename the domain (did you mean 'code'?)"),
+    ],
+)
+def test_fixed_weights_of_other_domains_are_refused(tmp_path: Path, weights: dict[str, float], expected: str) -> None:
+    experiment = parse_experiment(edited(document(tmp_path), "methods/fixed/weights", weights))
+    with pytest.raises(UserError) as refusal:
+        experiment.mixer("fixed").fit(make_context({"web": 12, "code": 5}))
+    assert expected in str(refusal.value)

@@ -1,0 +1,69 @@
+"""Every experiment file that ships loads, and the README shows what is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+import chameleon_ray
+from chameleon_ray import load_experiment
+from chameleon_ray.cli import app
+from chameleon_ray.config import Experiment, parse_experiment
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((REPOSITORY / "jobs").glob("*.yaml"))
+README = (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_experiment_files_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAMELEON_DATA", "/anywhere")
+    experiment = load_experiment(path)
+    assert experiment.name
+    assert parse_experiment(experiment.model_dump(mode="json")) == experiment
+
+
+def test_there_are_experiment_files() -> None:
+    assert {"quickstart.yaml", "pretrain7.yaml"} <= {path.name for path in EXPERIMENTS}
+
+
+def test_every_key_of_the_experiment_file_is_explained_in_the_readme() -> None:
+    def keys(model: type) -> set[str]:
+        found = set()
+        for name, field in model.model_fields.items():
+            found.add(name)
+            for inner in re.findall(r"chameleon_ray\.config\.(\w+)", str(field.annotation)):
+                found |= keys(getattr(chameleon_ray.config, inner))
+        return found
+
+    missing = sorted(key for key in keys(Experiment) if not re.search(rf"`[^`]*\b{key}\b[^`]*`", README))
+    assert missing == []
+
+
+def test_commands_of_the_readme_exist() -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    shown = {shlex.split(line)[1] for line in re.findall(r"^chameleon [^\n]*", README, re.M)}
+    assert shown
+    assert shown <= known
+    assert known <= shown
+
+
+def test_yaml_in_the_readme_is_valid() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_files_named_in_the_readme_exist() -> None:
+    for name in re.findall(r"`((?:chameleon_ray|jobs|analysis|tests)/[\w./]+)`", README):
+        assert (REPOSITORY / name).exists(), name
+
+
+def test_public_names_are_documented() -> None:
+    for name in chameleon_ray.__all__:
+        assert getattr(chameleon_ray, name).__doc__ or isinstance(getattr(chameleon_ray, name), dict), name

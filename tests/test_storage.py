@@ -1,0 +1,114 @@
+"""Addresses: local and S3 behave alike. The S3 server is moto's, on this machine."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Cost, Embeddings, Mixture, is_complete, read_record
+from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus.rows import Rows, open_shard, write_shard
+from chameleon_ray.corpus.sources import plan_parts, read_part
+from chameleon_ray.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="chameleon-test")
+        yield "s3://chameleon-test/runs"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
+    if request.param == "local":
+        return str(tmp_path / "runs")
+    return storage.join(request.getfixturevalue("bucket"), tmp_path.name)
+
+
+def test_files_and_folders(root: str, tmp_path: Path) -> None:
+    (tmp_path / "made" / "inner").mkdir(parents=True)
+    (tmp_path / "made" / "inner" / "file.txt").write_text("text")
+    address = storage.join(root, "folder")
+    assert not storage.exists(address)
+    storage.publish(tmp_path / "made", address)
+    assert storage.read_bytes(storage.join(address, "inner", "file.txt")) == b"text"
+    assert (Path(storage.local_directory(address)) / "inner" / "file.txt").read_text() == "text"
+    assert Path(storage.local_file(storage.join(address, "inner", "file.txt"))).read_text() == "text"
+    assert [name.rsplit("/", 1)[1] for name in storage.glob(storage.join(address, "**", "*.txt"))] == ["file.txt"]
+    assert storage.size_bytes(storage.join(address, "inner", "file.txt")) == 4
+    storage.remove(address)
+    assert not storage.exists(storage.join(address, "inner", "file.txt"))
+
+
+def test_artifacts_are_complete_when_their_record_is_there(root: str) -> None:
+    sums, counts = np.random.default_rng(0).normal(size=(2, 32, 5)), np.ones((2, 32), np.int64)
+    made = Embeddings(("a", "b"), sums, counts, 1, Cost(3, 4.0, 5.0))
+    address = storage.join(root, "embeddings", "x")
+    assert not is_complete(address)
+    with pytest.raises(UserError, match=r"no record\.json"):
+        read_record(address)
+    made.save(address, "x")
+    assert is_complete(address)
+    found = Embeddings.load(address)
+    assert np.array_equal(found.group_sums, sums)
+    assert found.cost == made.cost
+    mixture = Mixture("fixed", {"a": 0.25, "b": 0.75})
+    mixture.save(storage.join(root, "mixture.json"))
+    assert Mixture.load(storage.join(root, "mixture.json")) == mixture
+
+
+def test_shards_come_back_bit_by_bit(root: str) -> None:
+    tokens = np.random.default_rng(1).integers(0, 60000, (7, 16)).astype(np.uint16)
+    rows = Rows(tokens, np.full(7, 16, np.int32), np.arange(7) * 3)
+    address = storage.join(root, "train", "a%20b", "shard-00000.arrow")
+    write_shard(address, "a b", rows)
+    found = open_shard(address)
+    assert np.array_equal(found.tokens, tokens)
+    assert np.array_equal(found.document, rows.document)
+
+
+def test_text_is_read_from_anywhere(root: str) -> None:
+    lines = "\n".join(json.dumps({"text": f"document {i}"}) for i in range(5)) + "\n"
+    storage.write_bytes(storage.join(root, "text", "part-0.jsonl.gz"), gzip.compress(lines.encode()))
+    config = CorpusConfig.model_validate({"domains": {"a": {"files": [storage.join(root, "text", "*.jsonl.gz")]}}})
+    (part,) = plan_parts(config)
+    assert [getattr(found, "text", found) for found in read_part(part, "text")] == [f"document {i}" for i in range(5)]
+
+
+def test_fingerprint_tells_content_not_place(root: str) -> None:
+    for name, data in (("a", b"same"), ("b", b"same"), ("c", b"other")):
+        storage.write_bytes(storage.join(root, name), data)
+    first, second, third = (storage.fingerprint(storage.join(root, name)) for name in "abc")
+    assert first == second != third
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "folder" / "file"
+    storage.write_bytes(str(target), b"old")
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(target), "not bytes")  # type: ignore[arg-type]
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_addresses_that_are_not_supported() -> None:
+    with pytest.raises(UserError, match=r"storage: address 'hdfs://x' is not supported"):
+        storage.absolute("hdfs://x")

@@ -1,0 +1,99 @@
+"""Exact resumption and independence of the number of workers, with real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import TrainingConfig
+from chameleon_ray.errors import UserError
+from chameleon_ray.training.loop import check_job
+from tests.corpora import make_corpus
+from tests.training.worlds import run_world
+
+WEIGHTS = {"alpha": 0.5, "beta": 0.3, "gamma": 0.2}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def settings(corpus: TokenCorpus, steps: int = 12, stage: int = 0, **others: Any) -> dict[str, Any]:
+    model = {"layers": 2, "heads": 2, "width": 32}
+    training = {
+        "model": model,
+        "steps": steps,
+        "batch_rows": 8,
+        "learning_rate": 5e-3,
+        "min_learning_rate": 5e-4,
+        "zero_stage": stage,
+        "checkpoint_every_steps": 4,
+    }
+    return {"corpus": corpus.address, "weights": WEIGHTS, "training": training, **others}
+
+
+def difference(first: dict[str, Any], second: dict[str, Any]) -> float:
+    assert first["state"].keys() == second["state"].keys()
+    return max(float(np.abs(np.subtract(first["state"][name], second["state"][name])).max()) for name in first["state"])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int) -> None:
+    world = 1 if stage == 0 else 2
+    whole = run_world(tmp_path / "whole", world, **settings(corpus, stage=stage))
+    assert whole["exit"] == [0] * world, whole["output"]
+    for die_after in (6, 9):
+        killed = run_world(tmp_path / "killed", world, **settings(corpus, stage=stage, die_after=die_after))
+        assert 9 in killed["exit"], killed["output"]
+        assert "state" not in killed
+    resumed = run_world(tmp_path / "killed", world, **settings(corpus, stage=stage))
+    assert resumed["exit"] == [0] * world, resumed["output"]
+    assert resumed["state"] == whole["state"]
+    assert resumed["curve"] == whole["curve"]
+    assert resumed["rows"] == whole["rows"]
+
+
+def test_two_ranks_equal_one(corpus: TokenCorpus, tmp_path: Path) -> None:
+    one, two = (run_world(tmp_path / str(world), world, **settings(corpus, steps=1)) for world in (1, 2))
+    assert difference(one, two) < 1e-6
+    one, two = (run_world(tmp_path / f"long{world}", world, **settings(corpus, steps=20)) for world in (1, 2))
+    assert difference(one, two) < 1e-4
+    assert one["rows"] == two["rows"] == [80, 48, 32]
+    assert one["curve"][0]["loss"] == pytest.approx(two["curve"][0]["loss"], abs=1e-6)
+    assert one["curve"][-1]["loss"] < one["curve"][0]["loss"]
+
+
+def test_micro_batches_change_only_rounding(corpus: TokenCorpus, tmp_path: Path) -> None:
+    whole, parts = (run_world(tmp_path / str(micro), 1, **settings(corpus, steps=3, micro_batch_rows=micro)) for micro in (8, 2))
+    assert difference(whole, parts) < 1e-6
+
+
+def test_resuming_with_another_number_of_workers_is_refused(corpus: TokenCorpus, tmp_path: Path) -> None:
+    run_world(tmp_path, 1, **settings(corpus, die_after=6))
+    refused = run_world(tmp_path, 2, **settings(corpus))
+    assert refused["exit"] != [0, 0]
+    assert "resources.num_workers: the checkpoint at step 4 was written by 1 workers and this run has 2" in refused["output"]
+
+
+def test_checkpoints_hold_no_pickle(corpus: TokenCorpus, tmp_path: Path) -> None:
+    run_world(tmp_path, 1, **settings(corpus, die_after=6))
+    files = [path for path in (tmp_path / "checkpoint").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        head = path.read_bytes()[:4096]
+        assert not head.startswith((b"PK", b"\x80\x02", b"\x80\x04")), path
+        assert path.name == "latest" or b'"tree"' in head, path
+
+
+def test_jobs_that_cannot_run_are_refused(corpus: TokenCorpus) -> None:
+    training = TrainingConfig(model={"preset": "cpu-tiny"}, steps=2, batch_rows=6)
+    with pytest.raises(UserError, match=r"base\.batch_rows: 6 is not a multiple of resources\.num_workers 4"):
+        check_job(TrainJob("base", training, WEIGHTS, 0), corpus, 4)
+    with pytest.raises(UserError, match="'delta'"):
+        check_job(TrainJob("base", training, {**WEIGHTS, "delta": 0.0}, 0), corpus, 1)

@@ -1,0 +1,66 @@
+"""Schedule, presets, initialisation, and what a step costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from chameleon_ray.config import ModelConfig, TrainingConfig
+from chameleon_ray.training.hardware import Hardware
+from chameleon_ray.training.loop import choose_micro_batch, row_losses
+from chameleon_ray.training.model import build_model, forward_flops_per_token, num_parameters, training_flops
+from chameleon_ray.training.presets import PRESETS
+from chameleon_ray.training.schedule import learning_rate
+
+TINY = ModelConfig(layers=2, heads=2, width=32)
+CPU = Hardware(torch.device("cpu"), torch.float32, "test")
+
+
+def test_schedule_warms_up_and_ends_at_the_minimum() -> None:
+    training = TrainingConfig(model=TINY, steps=100, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10)
+    rates = [learning_rate(training, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("60M", 60), ("82M", 82), ("124M", 124), ("210M", 210), ("684M", 684), ("1.2B", 1200)])
+def test_presets_have_the_size_in_their_name(preset: str, millions: int) -> None:
+    layers, heads, width = PRESETS[preset]
+    assert width % heads == 0
+    assert num_parameters(ModelConfig(preset=preset), 50257, 1024) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_parameters_and_operations_are_counted_right() -> None:
+    model = build_model(TINY, 101, 16, 0, seed=0)
+    assert num_parameters(TINY, 101, 16) == sum(p.numel() for p in model.parameters())
+    tokens = torch.randint(0, 101, (3, 16))
+    model.config._attn_implementation = "eager"
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens).logits.sum().backward()
+    assert training_flops(TINY, 48, 16, 101) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert forward_flops_per_token(2, 32, 16, 101, head=False) == 2 * (24 * 32**2 + 4 * 16 * 32)
+
+
+def test_the_seed_alone_decides_the_initial_weights() -> None:
+    first, again, other = (build_model(TINY, 64, 16, 0, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["transformer.wte.weight"], other["transformer.wte.weight"])
+
+
+def test_row_losses_are_next_token_losses_and_leave_padding_out() -> None:
+    torch.manual_seed(0)
+    logits, tokens = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
+    losses = row_losses(logits, tokens, torch.tensor([5, 3]))
+    expected = -torch.log_softmax(logits, -1)
+    for row, length in ((0, 5), (1, 3)):
+        for t in range(5):
+            want = expected[row, t, tokens[row, t + 1]] if t + 1 < length else 0.0
+            assert losses[row, t].item() == pytest.approx(float(want), abs=1e-6)
+
+
+def test_micro_batch_divides_the_rows() -> None:
+    assert 96 % choose_micro_batch(None, 96, 512, 8192, CPU) == 0
+    assert choose_micro_batch(None, 4, 64, 100, CPU) == 4
