@@ -14,40 +14,7 @@ from chameleon_ray.corpus.packing import pack_all
 from chameleon_ray.corpus.rows import Rows, write_shard
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, save_tokenizer, tokenizer_sha256, train_tokenizer
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "he",
-    "his",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "from",
-    "or",
-    "had",
-    "an",
-    "they",
-    "which",
-    "you",
-    "were",
-    "all",
-]
+WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which you were all"
 
 
 def make_corpus(folder: Path, rows: Mapping[str, int] | None = None, row_tokens: int = 32, seed: int = 0) -> TokenCorpus:
@@ -66,7 +33,7 @@ def make_corpus(folder: Path, rows: Mapping[str, int] | None = None, row_tokens:
 
 
 def _text(generator: np.random.Generator, domain: int) -> str:
-    words = WORDS[domain * 9 : domain * 9 + 14] or WORDS
+    words = WORDS.split()[domain * 9 : domain * 9 + 14] or WORDS.split()
     return " ".join(generator.choice(words, size=int(generator.integers(5, 60))))
 
 

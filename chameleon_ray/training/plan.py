@@ -108,7 +108,8 @@ class MixturePlan:
         elapsed = state.position - state.origin
         for i in range(num_rows):
             lag = due + shares * (elapsed + i + 1) - taken
-            deadline = (1 - slack - lag) / shares
+            with np.errstate(over="ignore"):  # a share may be as small as a float can be
+                deadline = (1 - slack - lag) / shares
             deadline[lag < slack] = np.inf
             pick = int(deadline.argmin())
             if deadline[pick] == np.inf:

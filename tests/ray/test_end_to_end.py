@@ -135,14 +135,13 @@ def load_storage(experiment_file: Path) -> str:
     return str(yaml.safe_load(experiment_file.read_text())["storage"])
 
 
-def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(
-    experiment: Experiment, backend: RayBackend, corpus: TokenCorpus, tmp_path: Path
-) -> None:
-    slow = {"model": {"layers": 2, "heads": 2, "width": 64}, "steps": 120, "batch_rows": 16, "checkpoint_every_steps": 30}
+def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(experiment: Experiment, corpus: TokenCorpus, tmp_path: Path) -> None:
+    slow = {"model": {"layers": 2, "heads": 2, "width": 64}, "steps": 120, "batch_rows": 16, "checkpoint_every_steps": 30, "zero_stage": 1}
     training = experiment.base.model_validate({**slow, "learning_rate": 1e-2, "min_learning_rate": 1e-3})
     job = TrainJob("base", training, dict.fromkeys(NAMES, 1 / 3), seed=5)
-    (whole,) = backend.train_many(corpus, [job])
-    other = RayBackend(str(tmp_path), experiment.resources, Reporter.silent())
+    two = experiment.resources.model_copy(update={"num_workers": 2})
+    (whole,) = RayBackend(str(tmp_path / "whole"), two, Reporter.silent()).train_many(corpus, [job])
+    other = RayBackend(str(tmp_path), two, Reporter.silent())
     killed: list[int] = []
     since = 0.0
 

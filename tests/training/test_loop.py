@@ -43,7 +43,7 @@ def difference(first: dict[str, Any], second: dict[str, Any]) -> float:
     return max(float(np.abs(np.subtract(first["state"][name], second["state"][name])).max()) for name in first["state"])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, 3, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long)])
 def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int) -> None:
     world = 1 if stage == 0 else 2
     whole = run_world(tmp_path / "whole", world, **settings(corpus, stage=stage))

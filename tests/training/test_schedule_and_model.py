@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,12 +25,12 @@ def test_schedule_warms_up_and_ends_at_the_minimum() -> None:
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0
     assert rates[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("60M", 60), ("82M", 82), ("124M", 124), ("210M", 210), ("684M", 684), ("1.2B", 1200)])
 def test_presets_have_the_size_in_their_name(preset: str, millions: int) -> None:
-    layers, heads, width = PRESETS[preset]
+    _, heads, width = PRESETS[preset]
     assert width % heads == 0
     assert num_parameters(ModelConfig(preset=preset), 50257, 1024) / 1e6 == pytest.approx(millions, rel=0.02)
 

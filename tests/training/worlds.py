@@ -75,9 +75,9 @@ def main(request: str) -> None:
     final = loop.train(engine, job, corpus, hardware, micro, progress, checkpoint, on_step)
     state = consolidated_state(engine)
     if state is not None:
-        torch_sums = {name: value.double().cpu().reshape(-1).tolist() for name, value in state.items()}
+        values = {name: value.double().cpu().reshape(-1).tolist() for name, value in state.items()}
         (Path(asked["folder"]) / "result.json").write_text(
-            json.dumps({"curve": final.curve, "state": torch_sums, "rows": final.plan.counts if final.plan else None})
+            json.dumps({"curve": final.curve, "state": values, "rows": final.plan.counts if final.plan else None})
         )
     dist.barrier()
     dist.destroy_process_group()
