@@ -30,8 +30,9 @@ from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, train_tokeni
 from chameleon_ray.errors import as_outcome, from_outcome
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
-from tests.corpora import WORDS
 
+SENTENCE = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which you"
+WORDS = SENTENCE.split()
 RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 Fragments = list[list[int]]
 FRAGMENTS = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=30), max_size=12)
@@ -127,7 +128,7 @@ def test_text_that_spells_a_special_token_stays_text(bpe: Tokenizer) -> None:
 def test_a_line_of_50_mb_is_tokenised_in_bounded_memory(line: str) -> None:
     code = f"""
 import resource, sys, time
-from tests.corpora import WORDS
+WORDS = {WORDS}
 from chameleon_ray.corpus.tokenizer import encode, train_tokenizer
 bpe = train_tokenizer(400, {{"words": [" ".join(WORDS)]}})
 text = {line}
