@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -39,6 +40,8 @@ NUM_GROUPS = 32
 @dataclass(frozen=True)
 class Cost:
     """What a result took: tokens processed, floating-point operations of all matrix products, wall seconds."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     tokens: int = 0
     flops: float = 0.0
@@ -248,12 +251,12 @@ class Mixture:
         Raises:
             UserError: no such file, not such a file, or weights that are not a mixture.
         """
-        if not storage.exists(address):
+        if not storage.is_file(address):
             raise UserError(f"{address}: no such mixture file; `chameleon mix … --out {address}` writes one")
         try:
-            document = json.loads(storage.read_bytes(address))
-        except ValueError:
-            raise UserError(f"{address}: not valid JSON; `chameleon mix … --out FILE` writes a mixture file") from None
+            document = json.loads(storage.read_bytes(address), object_pairs_hook=_unique)
+        except ValueError as error:
+            raise UserError(f"{address}: not valid JSON ({error}); `chameleon mix … --out FILE` writes a mixture file") from None
         if not isinstance(document, dict) or not isinstance(document.get("weights"), dict):
             raise UserError(f"{address}: no object 'weights' of name -> fraction; `chameleon mix … --out FILE` writes a mixture file")
         document.pop("unit", None)
@@ -262,8 +265,19 @@ class Mixture:
         if unknown:
             raise UserError(f"{address}: unknown key {unknown[0]!r}; known: {', '.join(cls.__dataclass_fields__)}")
         check_weights(document["weights"], f"{address}: weights")
-        cost = Cost(**document.pop("cost", {}))
-        return cls(**{**document, "warnings": tuple(document.pop("warnings", ()))}, cost=cost)
+        try:
+            return TypeAdapter(cls).validate_python(document)
+        except ValidationError as error:
+            mistake = error.errors(include_url=False)[0]
+            place = ".".join(map(str, mistake["loc"]))
+            raise UserError(f"{address}: {place}: {mistake['msg']} (found {mistake['input']!r}); `chameleon mix … --out FILE` writes a mixture file") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"name {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return dict(pairs)
 
 
 def check_weights(weights: Mapping[str, float], where: str) -> None:

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Mixture, TrainedModel
-from chameleon_ray.config import Experiment, load_experiment, read_yaml
+from chameleon_ray.config import Experiment, load_changes, load_experiment
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.progress import Reporter
 
@@ -61,10 +60,7 @@ def mix(
     from chameleon_ray import pipeline
 
     loaded = load_experiment(experiment, overrides or ())
-    try:
-        loaded.mixer(method)
-    except ValueError as error:
-        raise UserError(f"--method: {error}") from None
+    _check_method(loaded, method)
     _show_mixture(pipeline.mix(loaded, method, _backend(loaded, as_json)), out, as_json)
 
 
@@ -121,7 +117,8 @@ def extend(
     from chameleon_ray import pipeline
 
     loaded = load_experiment(experiment, overrides or ())
-    changes = read_yaml(corpus)
+    _check_method(loaded, method)
+    changes = load_changes(corpus)
     _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method), out, as_json)
 
 
@@ -159,6 +156,13 @@ def _show_mixture(mixture: Mixture, out: str | None, as_json: bool) -> None:
             typer.echo(f"written to {out}")
 
 
+def _check_method(experiment: Experiment, label: str) -> None:
+    try:
+        experiment.mixer(label)
+    except UserError as error:
+        raise UserError(f"--method: {error}") from None
+
+
 def _models(models: list[TrainedModel]) -> list[dict[str, Any]]:
     return [{"address": model.address, "weights": dict(model.weights), "cost": asdict(model.cost), **model.details} for model in models]
 
@@ -181,18 +185,17 @@ def quiet_libraries() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a mistake the user can mend is one line on standard error and exit status 2."""
     quiet_libraries()
-    _run(lambda: app(args=arguments, prog_name="chameleon"))
-
-
-def _run(command: Callable[[], None]) -> None:
     try:
-        command()
+        status = app(args=arguments or sys.argv[1:] or ["--help"], prog_name="chameleon", standalone_mode=False)
+        sys.exit(status or 0)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on from here", err=True)
         sys.exit(130)
     except Exception as error:
-        found = as_user_error(error)
+        # What typer raises for a missing argument or an unknown option can format itself; its class is private.
+        usage = getattr(error, "format_message", None)
+        found = usage() if usage else as_user_error(error)
         if found is None:
             raise
-        typer.echo(f"error: {' '.join(str(found).split())}", err=True)
+        typer.echo(f"error: {' '.join(str(found).split())}{'; see chameleon --help' if usage else ''}", err=True)
         sys.exit(2)

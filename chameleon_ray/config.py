@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from urllib.parse import quote
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -114,6 +115,12 @@ class CorpusConfig(Settings):
         return self
 
 
+class CorpusChanges(Settings):
+    """What `extend` adds to an experiment's domains, or leaves out of them (null)."""
+
+    domains: Annotated[dict[DomainName, DomainConfig | None], Field(min_length=1)]
+
+
 class ModelConfig(Settings):
     """A GPT-2 layout decoder: a preset's name, or layers, heads and width."""
 
@@ -179,7 +186,14 @@ class EmbeddingConfig(Settings):
     """Which hidden state, and of how many rows per domain: at most `samples_per_domain`, each one packed train row."""
 
     samples_per_domain: PositiveInt = 4096
-    layer: Literal["middle"] | PositiveInt = "middle"
+    layer: Literal["middle"] | int = "middle"
+
+    @field_validator("layer", mode="before")
+    @classmethod
+    def _middle_or_number(cls, layer: Any) -> Any:
+        if layer != "middle" and (not isinstance(layer, int) or isinstance(layer, bool) or layer < 1):
+            raise ValueError("give middle, or the number of a layer, from 1")
+        return layer
 
 
 class Resources(Settings):
@@ -226,19 +240,23 @@ class Experiment(Settings):
         return self
 
     def mixer(self, label: str) -> Any:
-        """The method object behind `methods.<label>`; its `method:` key names the method when the label does not."""
+        """The method object behind `methods.<label>`; its `method:` key names the method when the label does not.
+
+        Raises:
+            UserError: unknown method, or settings it does not have.
+        """
         from chameleon_ray.mixing import METHODS
 
         if label not in self.methods and label not in METHODS:
-            raise ValueError(f"methods.{label}: unknown method; known: {', '.join(METHODS)}{_nearest(label, METHODS)}")
+            raise UserError(f"methods.{label}: unknown method; known: {', '.join(METHODS)}{_nearest(label, METHODS)}")
         settings = dict(self.methods.get(label, {}))
         method = settings.pop("method", label)
         if method not in METHODS:
-            raise ValueError(f"methods.{label}: unknown method {method!r}; known: {', '.join(METHODS)}{_nearest(str(method), METHODS)}")
+            raise UserError(f"methods.{label}: unknown method {method!r}; known: {', '.join(METHODS)}{_nearest(str(method), METHODS)}")
         try:
             return METHODS[method](**settings)
         except ValidationError as error:
-            raise ValueError(_first_line(error, f"methods.{label}")) from None
+            raise UserError(_first_line(error, f"methods.{label}")) from None
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -254,6 +272,15 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     for override in overrides:
         _apply_override(document, override)
     return parse_experiment(document, source=str(path))
+
+
+def load_changes(path: str | Path) -> CorpusChanges:
+    """Read the domains that `extend` adds or leaves out.
+
+    Raises:
+        UserError: as for an experiment file.
+    """
+    return validate(CorpusChanges, read_yaml(path), str(path))
 
 
 def parse_experiment(document: Mapping[str, Any], source: str = "experiment") -> Experiment:
@@ -282,7 +309,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML file") from None
     try:
-        document = yaml.safe_load(text)
+        document = _UniqueKeyLoader(text).get_single_data()
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" line {place.line + 1}" if place is not None else ""
@@ -292,9 +319,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return document
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice; remove one", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _not_reserved(name: str) -> str:
     if name == "all":
         raise ValueError("'all' names the average over domains in every table; choose another name")
+    if name in (".", "..") or len(quote(name, safe="")) > 200:
+        raise ValueError("the name cannot be a folder's; choose a shorter or plainer one")
     return name
 
 
@@ -303,6 +344,8 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise UserError(f"override {override!r}: expected key.sub=value")
     *parents, last = key.split(".")
+    if not all((*parents, last)):
+        raise UserError(f"override {override!r}: expected key.sub=value, found an empty part in {key!r}")
     node = document
     for parent in parents:
         child = node.get(parent)
@@ -347,16 +390,23 @@ def _first_line(error: ValidationError, prefix: str = "") -> str:
 
 
 def _sibling(title: str, location: tuple[int | str, ...]) -> str:
-    models = {model.__name__: model for model in _all_settings(Settings)}
-    model: Any = models.get(title)
-    for part in location[:-1]:
-        annotation = str(model.model_fields[part].annotation) if model and part in model.model_fields else ""
-        model = next((found for name, found in models.items() if re.search(rf"\b{name}\b", annotation)), model if isinstance(part, int) else None)
+    """A known key close to the last part of the location, in the model that the parts before it lead to."""
+    model: type[BaseModel] | None = next((found for found in Settings.__subclasses__() if found.__name__ == title), None)
+    parts = iter(location[:-1])
+    for part in parts:
+        if model is None or part not in model.model_fields:
+            return ""
+        annotation = model.model_fields[str(part)].annotation
+        if get_origin(annotation) is dict:
+            next(parts, None)
+        model = _model_in(annotation)
     return _nearest(str(location[-1]), model.model_fields) if model else ""
 
 
-def _all_settings(model: type[Settings]) -> list[type[Settings]]:
-    return [found for child in model.__subclasses__() for found in (child, *_all_settings(child))]
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -16,13 +16,15 @@ class UserError(ValueError):
 
 
 def as_user_error(error: BaseException) -> UserError | None:
-    """The user's view of an exception, if there is one: a `UserError` itself, or a full disk anywhere in the chain of causes."""
+    """The user's view of an exception, if there is one: a `UserError` itself, or a full or forbidden place anywhere in the chain of causes."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):
             return seen
-        if isinstance(seen, OSError) and (seen.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen)):
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen):
             return UserError(f"storage: no space left on device ({seen}); free some space or set storage to another place, then run the same command again")
+        if isinstance(seen, OSError) and seen.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            return UserError(f"{seen.filename or 'storage'}: {seen.strerror or seen}; check the permissions, or give a path that can be used")
         seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
     return None
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, TrainedModel, digest_of, is_complete, read_record, write_record
 from chameleon_ray.backend import Backend, FitContext, TrainJob
-from chameleon_ray.config import CorpusConfig, Experiment
+from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment, validate
 from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
@@ -80,12 +80,12 @@ def evaluate(experiment: Experiment, model: str, backend: FullBackend) -> pa.Tab
     return _scores(opened, corpus, backend)
 
 
-def extend(experiment: Experiment, proxy: str, changes: Mapping[str, Any], backend: FullBackend, only: bool = False, label: str = "chameleon") -> Mixture:
+def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: FullBackend, only: bool = False, label: str = "chameleon") -> Mixture:
     """Weights for a changed set of domains, by embedding the new ones with a trained proxy: nothing is trained.
 
     Args:
         proxy: folder of the model.
-        changes: a `corpus` section: new domains, or `name: null` to leave one of the experiment's out.
+        changes: new domains, or `name: null` to leave one of the experiment's out.
         only: take the new domains alone.
     Raises:
         UserError: a proxy with another tokenizer, a name that is there already, or one to leave out that is not.
@@ -93,9 +93,7 @@ def extend(experiment: Experiment, proxy: str, changes: Mapping[str, Any], backe
     method = experiment.mixer(label)
     if not isinstance(method, Chameleon):
         raise UserError(f"methods.{label}: weights for new domains without training need a chameleon method, found {method.name}")
-    domains = changes.get("domains")
-    if not isinstance(domains, Mapping):
-        raise UserError("corpus file: no section 'domains'; write domains: {name: {files: […]}}")
+    domains = changes.domains
     parts: list[Embeddings] = []
     if not only:
         known = backend.tokenize(experiment.corpus, experiment.seeds[0])
@@ -104,10 +102,10 @@ def extend(experiment: Experiment, proxy: str, changes: Mapping[str, Any], backe
         model = backend.open_model(proxy, known)
         if kept:
             parts.append(backend.embed(model, known, experiment.embedding).select(kept))
-    added = {name: source for name, source in domains.items() if source is not None}
+    added = {name: source.model_dump() for name, source in domains.items() if source is not None}
     if added:
         section = {**experiment.corpus.model_dump(exclude={"domains", "domains_from"}), "domains": added, "tokenizer": {"pretrained": storage.absolute(proxy)}}
-        new = backend.tokenize(CorpusConfig.model_validate(section), experiment.seeds[0])
+        new = backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0])
         parts.append(backend.embed(backend.open_model(proxy, new), new, experiment.embedding))
     if not parts:
         raise UserError("corpus file: every domain is left out; keep or add at least one")

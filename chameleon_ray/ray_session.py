@@ -24,11 +24,13 @@ def start_ray() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # As many workers may start at once as a few side-by-side training runs need; Ray warns of each beyond four times the CPUs otherwise.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
     # torch takes large blocks in huge pages then; on CPUs page faults were a tenth of a training step.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
-    remote = "RAY_ADDRESS" in os.environ
-    local: dict[str, Any] = {} if remote else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    remote = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    local: dict[str, Any] = {} if remote else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet_data()
 

@@ -56,6 +56,12 @@ def exists(address: str) -> bool:
     return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
+def is_file(address: str) -> bool:
+    """Whether a file, and not a folder, is there."""
+    filesystem, path = resolve(address)
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+
+
 def open_input(address: str) -> IO[bytes]:
     """A binary stream for reading."""
     filesystem, path = resolve(address)

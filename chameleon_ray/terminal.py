@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from chameleon_ray.artifacts import Mixture
@@ -43,7 +44,7 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
         cells = [measured(weight, (mixture.weights_stderr or {}).get(name))]
         if scores:
             cells.append(measured(scores[name], (mixture.scores_stderr or {}).get(name)))
-        grid.add_row(name, *cells)
+        grid.add_row(escape(name), *cells)
     console.print(grid)
     cost = mixture.cost
     console.print(f"cost: {cost.tokens:,} tokens, {power(cost.flops)} FLOPs, {duration(cost.seconds)}", highlight=False)
@@ -73,7 +74,7 @@ def show_examination(console: Console, found: Examination) -> None:
     """What `doctor` saw, and what to mend."""
     grid = Grid(show_header=False, box=None)
     for name, value in found.facts.items():
-        grid.add_row(name, str(value))
+        grid.add_row(escape(name), escape(value))
     console.print(grid)
     for problem in found.problems:
         console.print(f"problem: {problem}", style="red", markup=False)
@@ -90,9 +91,5 @@ def _show(console: Console, title: str, table: Table) -> None:
     for i, row in enumerate(table.rows):
         if table.num_summary_rows and i == first_summary:
             grid.add_section()
-        grid.add_row(*(f"[bold]{_plain(cell.text)}[/]" if cell.best else _plain(cell.text) for cell in row))
+        grid.add_row(*(f"[bold]{escape(cell.text)}[/]" if cell.best else escape(cell.text) for cell in row))
     console.print(grid)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -285,8 +285,8 @@ def test_a_folder_is_no_mixture_file(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("domain: {new: {files: [web.jsonl]}}\n", "no section 'domains'"),
-        ("domains: [new]\n", "no section 'domains'"),
+        ("domain: {new: {files: [web.jsonl]}}\n", "domains: missing"),
+        ("domains: [new]\n", "domains: "),
         ("domains: {new: {files: [nowhere/*.jsonl]}}\n", "domains.new.files[0]: 'nowhere/*.jsonl' matches no file"),
         ("domains: {new: {file: [web.jsonl]}}\n", "domains.new.file: unknown key"),
         ("domains: {new: 3}\n", "domains.new: "),

@@ -147,8 +147,8 @@ def read_bucket(folder: str, groups: int, bucket: int, names: Sequence[str], bor
 def heldout_borders(stats: Mapping[str, DomainStats], fraction: float) -> dict[str, str]:
     """For every domain without declared held-out documents: the highest hash that is held out.
 
-    Documents are held out in the order of their hashes until they have `fraction` of the domain's bytes; at least two, for valid and test, and
-    at most 4,096.
+    Documents are held out in the order of their hashes until they have `fraction` of the domain's bytes, copies counted once; at least
+    two, for valid and test, and at most 4,096.
 
     Raises:
         UserError: a domain with fewer than three distinct documents.
@@ -163,9 +163,17 @@ def heldout_borders(stats: Mapping[str, DomainStats], fraction: float) -> dict[s
                 "add documents, or give heldout files"
             )
         sizes = np.cumsum(list(found.lowest.values()))
-        count = int(np.searchsorted(sizes, fraction * found.text_bytes)) + 1
+        count = int(np.searchsorted(sizes, fraction * _distinct_bytes(found))) + 1
         borders[name] = list(found.lowest)[min(max(2, count), len(sizes) - 1) - 1]
     return borders
+
+
+def _distinct_bytes(found: DomainStats) -> float:
+    """Bytes of distinct documents: exact while all of them fit the sketch, else from the share of the hash range that the sketch covers."""
+    sampled = sum(found.lowest.values())
+    if len(found.lowest) < SKETCH_DOCUMENTS:
+        return sampled
+    return sampled / (int(list(found.lowest)[-1], 16) / 2**128)
 
 
 def _read_piece(address: str) -> pa.Table:

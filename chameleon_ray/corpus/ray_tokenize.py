@@ -76,8 +76,8 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
         for result in run_tasks(tasks, stage, "read"):
             for name, found in result.items():
                 stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
-        names = _names(config, parts, stats)
         check_skipped(stats)
+        names = _names(config, parts, stats)
         spec = _specify(config, address, names, stats, len(groups), buckets, seed)
         spec, sha256 = _with_tokenizer(config, spec, stage)
         domains = _write_rows(spec, stats, stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from chameleon_ray.errors import UserError
 END_OF_DOCUMENT = "<|endoftext|>"
 PIECE_CHARACTERS = 1 << 15
 BATCH_CHARACTERS = 1 << 18
+_GAP = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 def train_tokenizer(vocab_size: int, texts: Mapping[str, Sequence[str]]) -> Tokenizer:
@@ -81,8 +83,8 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
     """Tokens of each document, without any special token.
 
-    Long documents are cut into pieces where a single space begins a word, which GPT-2's pre-tokenisation never joins with what stands before
-    it, so that the tokens are those of the whole; memory stays flat also for a 50 MB line. Text that spells a special token stays text.
+    Long documents are cut into pieces where white space begins, which GPT-2's pre-tokenisation never joins with what stands before it, so
+    that the tokens are those of the whole; memory stays flat also for a 50 MB line. Text that spells a special token stays text.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -126,12 +128,8 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _cut(text: str, low: int, high: int) -> int:
-    place = text.rfind(" ", low, high)
-    while place > low:
-        if not text[place - 1].isspace() and not text[place + 1].isspace():
-            return place
-        place = text.rfind(" ", low, place)
-    return high
+    places = [match.start() for match in _GAP.finditer(text, low, high)]
+    return places[-1] if places else high
 
 
 def _share(documents: Sequence[str], characters: int) -> Iterator[str]:
