@@ -119,9 +119,8 @@ def affinity_numbers(data: ReportData) -> pa.Table:
     for label, mixture in data.mixtures.items():
         if "affinity" not in mixture.details:
             continue
-        raw = np.asarray(mixture.details["affinity"], dtype=np.float64)
+        names, raw = mixture.details["affinity"]["names"], np.asarray(mixture.details["affinity"]["values"], dtype=np.float64)
         squares = np.clip(np.diag(raw), 0, None)
-        names = list(mixture.weights)
         for i, domain in enumerate(names):
             for j, other in enumerate(names):
                 scale = math.sqrt(squares[i] * squares[j])

@@ -88,7 +88,7 @@ def make_data() -> Callable[..., ReportData]:
     def make(perplexities: Perplexities, names: Sequence[str] = ("books", "code"), **changes: Any) -> ReportData:
         k = len(names)
         tilted = np.arange(1, k + 1) / (k * (k + 1) / 2)
-        affinity = [[4.0 if i == j else 1.0 for j in range(k)] for i in range(k)]
+        affinity = {"names": list(names), "values": [[4.0 if i == j else 1.0 for j in range(k)] for i in range(k)]}
         uniform = Mixture("uniform", dict.fromkeys(names, 1 / k))
         chameleon = Mixture(
             "chameleon",

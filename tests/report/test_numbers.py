@@ -120,7 +120,7 @@ def test_affinity_is_given_raw_and_normalised(make_data):
 
 
 def test_affinity_of_a_zero_embedding_has_no_cosine(make_data):
-    mixture = Mixture("chameleon", {"books": 0.5, "code": 0.5}, details={"affinity": [[0.0, 0.0], [0.0, 2.0]]})
+    mixture = Mixture("chameleon", {"books": 0.5, "code": 0.5}, details={"affinity": {"names": ["books", "code"], "values": [[0.0, 0.0], [0.0, 2.0]]}})
     rows = affinity_numbers(make_data(TWO_SEEDS, mixtures={"chameleon": mixture})).to_pylist()
     assert [row["cosine"] for row in rows] == [None, None, None, 1.0]
 
