@@ -27,7 +27,7 @@ HELDOUT_ROWS = 2
 class DomainText:
     """Endless documents of one domain: words from a vocabulary of its own, drawn by Zipf's law; lengths are log-normal, median 300 words."""
 
-    def __init__(self, domain: int, seed: int = 0, num_words: int = 20_000) -> None:
+    def __init__(self, domain: int, seed: int = 0, num_words: int = 2_000) -> None:
         self._random = np.random.default_rng([seed, domain])
         lengths = self._random.integers(2, 10, size=num_words)
         letters = self._random.integers(ord("a"), ord("z") + 1, size=int(lengths.sum()), dtype=np.uint8).tobytes().decode()
