@@ -33,7 +33,7 @@ MAX_GROUPS = 256
 
 @dataclass(frozen=True)
 class Task:
-    """One call of a task function; `label` is for people."""
+    """One call of a task function."""
 
     function: Callable[..., Mapping[str, Any]]
     arguments: tuple[Any, ...]
