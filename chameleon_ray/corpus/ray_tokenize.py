@@ -123,7 +123,7 @@ def _specify(
     config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: int, buckets: int, seed: int
 ) -> tokenise.TokenizeSpec:
     borders = heldout_borders({name: stats[name] for name in names}, config.heldout_fraction)
-    shards = {name: max(1, -(-stats[name].text_bytes // tokenise.SHARD_TEXT_BYTES)) for name in names}
+    shards = {name: tokenise.num_shards(stats[name].text_bytes) for name in names}
     return tokenise.TokenizeSpec(address, names, groups, buckets, borders, shards, config.row_tokens, 0, 0, seed)
 
 

@@ -23,7 +23,8 @@ from chameleon_ray.corpus.partition import read_bucket
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
 from chameleon_ray.corpus.tokenizer import encode
 
-SHARD_TEXT_BYTES = 256 << 20
+SHARD_TEXT_BYTES = 16 << 20
+MAX_SHARDS = 256
 PIECES = pa.schema(
     [
         ("domain", pa.int32()),
@@ -82,14 +83,17 @@ def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
 def gather_train(spec: TokenizeSpec, domain: str, shard: int) -> dict[str, Any]:
     """Write one shuffled train shard. The first shard of a domain also packs what the buckets had left over."""
     index = spec.names.index(domain)
-    parts = [Rows(*arrays) for arrays in _full_rows(spec, index, shard)]
+    parts = list(_full_rows(spec, index, shard))
     if shard == 0:
         left = [piece for bucket in range(spec.buckets) for piece in _read_pieces(spec, bucket, index, TAIL)]
         parts.append(pack([tokens for _, tokens in left], [document for document, _ in left], spec.row_tokens, spec.vocab_size)[0])
+    histogram = np.zeros(spec.vocab_size, np.int64)
+    for part in parts:
+        histogram += np.bincount(part.tokens.ravel(), minlength=spec.vocab_size)
     rows = Rows.concat(parts) if parts else pack([], [], spec.row_tokens, spec.vocab_size)[0]
+    parts.clear()
     order = np.random.default_rng([spec.seed, shard, *domain.encode()]).permutation(len(rows))
     write_shard(storage.join(spec.address, "train", quote(domain, safe=""), f"shard-{shard:05d}.arrow"), domain, rows.take(order))
-    histogram = np.bincount(rows.tokens.ravel(), minlength=1)
     return {"rows": len(rows), "unigrams": [[int(token), int(histogram[token])] for token in np.flatnonzero(histogram)]}
 
 
@@ -105,6 +109,11 @@ def gather_heldout(spec: TokenizeSpec, domain: str) -> dict[str, Any]:
         write_shard(storage.join(spec.address, split, quote(domain, safe=""), "shard-00000.arrow"), domain, rows)
         result[split] = asdict(SplitCounts(len(mine), int(sum(map(len, mine))), (len(rows),)))
     return result
+
+
+def num_shards(text_bytes: int) -> int:
+    """Train shards of a domain: of some 16 MB of text, so that shuffling one takes little memory; beyond 4 GB the shards grow instead."""
+    return max(1, min(MAX_SHARDS, -(-text_bytes // SHARD_TEXT_BYTES)))
 
 
 def entropy_nats(histogram: Mapping[int, int]) -> float:
@@ -181,8 +190,8 @@ def _read_pieces(spec: TokenizeSpec, bucket: int, domain: int, shard: int) -> It
             yield document, values[offsets[i] : offsets[i + 1]].astype(dtype)
 
 
-def _full_rows(spec: TokenizeSpec, domain: int, shard: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _full_rows(spec: TokenizeSpec, domain: int, shard: int) -> Iterator[Rows]:
     for bucket in range(spec.buckets):
         for batch in _batches_of(spec, bucket, domain, shard):
             tokens = batch["tokens"].flatten().to_numpy().astype(token_dtype(spec.vocab_size)).reshape(-1, spec.row_tokens)
-            yield tokens, np.full(len(tokens), spec.row_tokens, np.int32), batch["document"].to_numpy()
+            yield Rows(tokens, np.full(len(tokens), spec.row_tokens, np.int32), batch["document"].to_numpy())

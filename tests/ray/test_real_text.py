@@ -1,0 +1,44 @@
+"""The seven real domains, where they are at hand: what the manifest counts is what arrives, and the order of domains is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from chameleon_ray import load_experiment, mix
+from chameleon_ray.progress import Reporter
+from chameleon_ray.ray_backend import RayBackend
+
+DATA = os.environ.get("CHAMELEON_DATA", "")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("session"),
+    pytest.mark.skipif(not DATA, reason="CHAMELEON_DATA is not set: it names the folder with pretrain7/<domain>/{train,valid}.jsonl.zst"),
+]
+EXPERIMENT = Path(__file__).resolve().parents[2] / "jobs" / "pretrain7.yaml"
+
+
+def test_real_domains_become_a_mixture(tmp_path: Path) -> None:
+    quick = [
+        "proxy.steps=12",
+        "proxy.model={layers: 2, heads: 2, width: 32}",
+        "embedding.samples_per_domain=16",
+        "corpus.tokenizer.train.bytes_per_domain=100000",
+    ]
+    experiment = load_experiment(EXPERIMENT, [f"storage={tmp_path}", *quick])
+    backend = RayBackend(experiment.storage, experiment.resources, Reporter.silent())
+    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
+    files = {entry["path"]: entry for entry in json.loads(Path(DATA, "MANIFEST.json").read_text())["files"]}
+    for name, counts in corpus.domains.items():
+        listed = {split: files[f"pretrain7/{name}/{split}.jsonl.zst"]["documents"] for split in ("train", "valid")}
+        assert counts.train.documents + counts.duplicates + counts.valid.documents + counts.test.documents == sum(listed.values())
+        assert counts.valid.documents + counts.test.documents <= listed["valid"]
+        assert abs(counts.valid.tokens - counts.test.tokens) <= max(counts.valid.tokens, counts.test.tokens)
+        assert counts.skipped == {}
+    weights = mix(experiment, "chameleon", backend).weights
+    assert tuple(weights) == corpus.names == tuple(experiment.corpus.domains)
+    assert abs(sum(weights.values()) - 1) < 1e-9
+    assert len(set(weights.values())) == len(weights)
