@@ -6,31 +6,21 @@ keys (`base.steps=100`), applied before validation, so that they obey the same r
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.errors import UserError
+from chameleon_ray.settings import Settings, apply_override, first_line, nearest, read_yaml, validate
 
-T = TypeVar("T", bound=BaseModel)
 DomainName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(lambda name: _not_reserved(name))]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class Settings(BaseModel):
-    """Base of every configuration model: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class HuggingFaceSource(Settings):
@@ -138,7 +128,7 @@ class ModelConfig(Settings):
             if any(value is not None for value in shape):
                 raise ValueError("give either preset or layers, heads and width")
             if self.preset not in PRESETS:
-                raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}{_nearest(self.preset, PRESETS)}")
+                raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}{nearest(self.preset, PRESETS)}")
         elif any(value is None for value in shape):
             raise ValueError("give preset, or all of layers, heads and width")
         elif self.width is not None and self.heads is not None and self.width % self.heads:
@@ -216,7 +206,7 @@ class Experiment(Settings):
     proxy: TrainingConfig
     embedding: EmbeddingConfig = EmbeddingConfig()
     base: TrainingConfig
-    methods: dict[Label, dict[str, Any]] = {"uniform": {}, "chameleon": {}}
+    methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda: dict[str, dict[str, Any]](uniform={}, chameleon={}))
     resources: Resources = Resources()
 
     @field_validator("seeds")
@@ -248,15 +238,15 @@ class Experiment(Settings):
         from chameleon_ray.mixing import METHODS
 
         if label not in self.methods and label not in METHODS:
-            raise UserError(f"methods.{label}: unknown method; known: {', '.join(METHODS)}{_nearest(label, METHODS)}")
+            raise UserError(f"methods.{label}: unknown method; known: {', '.join(METHODS)}{nearest(label, METHODS)}")
         settings = dict(self.methods.get(label, {}))
         method = settings.pop("method", label)
         if method not in METHODS:
-            raise UserError(f"methods.{label}: unknown method {method!r}; known: {', '.join(METHODS)}{_nearest(str(method), METHODS)}")
+            raise UserError(f"methods.{label}: unknown method {method!r}; known: {', '.join(METHODS)}{nearest(str(method), METHODS)}")
         try:
             return METHODS[method](**settings)
         except ValidationError as error:
-            raise UserError(_first_line(error, f"methods.{label}")) from None
+            raise UserError(first_line(error, f"methods.{label}")) from None
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -270,7 +260,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """
     document = read_yaml(path)
     for override in overrides:
-        _apply_override(document, override)
+        apply_override(document, override)
     return parse_experiment(document, source=str(path))
 
 
@@ -288,127 +278,9 @@ def parse_experiment(document: Mapping[str, Any], source: str = "experiment") ->
     return validate(Experiment, document, source)
 
 
-def validate(model: type[T], document: Mapping[str, Any], source: str) -> T:
-    """Validate a mapping, `${VARIABLE}` expanded, as `model`; the first mistake becomes a one-line `UserError`."""
-    try:
-        return model.model_validate(_expand(document, ""))
-    except ValidationError as error:
-        raise UserError(f"{source}: {_first_line(error)}") from None
-    except ValueError as error:
-        raise UserError(f"{source}: {error}") from None
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file.
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); give the path of a YAML file") from None
-    try:
-        document = _UniqueKeyLoader(text).get_single_data()
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" line {place.line + 1}" if place is not None else ""
-        raise UserError(f"{path}:{where} not valid YAML ({getattr(error, 'problem', None) or 'syntax error'})") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, found {type(document).__name__}")
-    return document
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice; remove one", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _not_reserved(name: str) -> str:
     if name == "all":
         raise ValueError("'all' names the average over domains in every table; choose another name")
     if name in (".", "..") or len(quote(name, safe="")) > 200:
         raise ValueError("the name cannot be a folder's; choose a shorter or plainer one")
     return name
-
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"override {override!r}: expected key.sub=value")
-    *parents, last = key.split(".")
-    if not all((*parents, last)):
-        raise UserError(f"override {override!r}: expected key.sub=value, found an empty part in {key!r}")
-    node = document
-    for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {parent} holds {child!r}, not a section")
-        node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: the value is not valid YAML") from None
-
-
-def _expand(value: Any, path: str) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _expand(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand(item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def variable(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise UserError(f"{path}: environment variable {match[1]} is not set (value {value!r}); export {match[1]}=… first")
-        return os.environ[match[1]]
-
-    return re.sub(r"\$\{(\w+)\}", variable, value)
-
-
-def _first_line(error: ValidationError, prefix: str = "") -> str:
-    mistake = error.errors(include_url=False)[0]
-    path = ".".join([prefix, *map(str, mistake["loc"])] if prefix else [str(part) for part in mistake["loc"]])
-    found = mistake.get("input")
-    if mistake["type"] == "extra_forbidden":
-        return f"{path}: unknown key (value {found!r}); remove it or correct its spelling{_sibling(error.title, mistake['loc'])}"
-    if mistake["type"] == "missing":
-        return f"{path}: missing; add it"
-    message = mistake["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(found, (Mapping, BaseModel)) else f" (found {found!r})"
-    return f"{path}: {message}{shown}" if path else message
-
-
-def _sibling(title: str, location: tuple[int | str, ...]) -> str:
-    """A known key close to the last part of the location, in the model that the parts before it lead to."""
-    model: type[BaseModel] | None = next((found for found in Settings.__subclasses__() if found.__name__ == title), None)
-    parts = iter(location[:-1])
-    for part in parts:
-        if model is None or part not in model.model_fields:
-            return ""
-        annotation = model.model_fields[str(part)].annotation
-        if get_origin(annotation) is dict:
-            next(parts, None)
-        model = _model_in(annotation)
-    return _nearest(str(location[-1]), model.model_fields) if model else ""
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_in(inner))), None)
-
-
-def _nearest(word: str, known: Any) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""

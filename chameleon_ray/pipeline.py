@@ -14,13 +14,14 @@ import pyarrow as pa
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, TrainedModel, digest_of, is_complete, read_record, write_record
 from chameleon_ray.backend import Backend, FitContext, TrainJob
-from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment, validate
+from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment
 from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.mixing.budget import cap_repetition
 from chameleon_ray.mixing.chameleon import Chameleon, proxy_embeddings
 from chameleon_ray.report.data import ReportData
+from chameleon_ray.settings import validate
 
 SPLITS = ("valid", "test")
 

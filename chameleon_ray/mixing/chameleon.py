@@ -22,11 +22,11 @@ from pydantic import Field, field_validator
 
 from chameleon_ray.artifacts import Embeddings, Mixture, TrainedModel
 from chameleon_ray.backend import FitContext, TrainJob
-from chameleon_ray.config import Settings
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing import krls
 from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
 from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, softmax, uniform
+from chameleon_ray.settings import Settings
 
 Stage = Literal["pretrain", "finetune"]
 MAX_EIGENVALUES = 1000

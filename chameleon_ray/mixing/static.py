@@ -11,10 +11,11 @@ from pydantic import model_validator
 
 from chameleon_ray.artifacts import Mixture, check_weights
 from chameleon_ray.backend import FitContext
-from chameleon_ray.config import PositiveFloat, Settings
+from chameleon_ray.config import PositiveFloat
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.simplex import domain_names, named, softmax, uniform
+from chameleon_ray.settings import Settings
 
 
 class Uniform(Settings):

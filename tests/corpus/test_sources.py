@@ -355,12 +355,12 @@ def test_a_data_set_with_a_domain_column(hub_folder: Path) -> None:
 
 def test_a_data_set_per_domain(hub_folder: Path, tmp_path: Path) -> None:
     heldout = write(tmp_path / "valid.jsonl", json_lines(["held out"]))
-    parts = plan_parts(corpus_of({"all": {"huggingface": {"path": str(hub_folder)}, "heldout": [str(heldout)]}}))
+    parts = plan_parts(corpus_of({"whole": {"huggingface": {"path": str(hub_folder)}, "heldout": [str(heldout)]}}))
     items = read(parts)
     assert texts(items) == [f"text {shard}{i}" for shard in range(2) for i in range(5)] + ["held out"]
-    assert {item.domain for item in items} == {"all"}
+    assert {item.domain for item in items} == {"whole"}
     assert [item.heldout for item in items if isinstance(item, Document)] == [False] * 10 + [True]
-    moved = plan_parts(corpus_of({"all": {"huggingface": {"path": str(hub_folder.rename(tmp_path / "moved"))}}}))
+    moved = plan_parts(corpus_of({"whole": {"huggingface": {"path": str(hub_folder.rename(tmp_path / "moved"))}}}))
     assert [part.fingerprint for part in moved] == [part.fingerprint for part in parts[:2]], "the fingerprint follows the content, not the path"
 
 
