@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -32,8 +35,23 @@ def start_ray() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
     remote = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
     local: dict[str, Any] = {} if remote else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+    with _without_stderr():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet_data()
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's C++ side announces its log level on standard error while it starts; what goes wrong there comes as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def quiet_data() -> None:
