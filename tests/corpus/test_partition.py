@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -231,16 +230,6 @@ def test_a_repaired_file_is_read_afresh(tmp_path: Path) -> None:
     partition(0, parts, "text", str(tmp_path / "pieces"), 2)
     found = [text for bucket in range(2) for *_, text in read_bucket(str(tmp_path / "pieces"), 1, bucket, ["web"], {})]
     assert sorted(found) == sorted(texts)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # lazy: the exception that a test keeps may hold files open
 
 
 def test_a_full_disk_is_told_and_leaves_the_group_unfinished(tmp_path: Path, small_disk: Path) -> None:

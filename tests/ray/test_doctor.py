@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -87,16 +87,6 @@ def test_storage_that_is_not_there_yet_is_judged_by_its_parent(tmp_path: Path) -
 
 def test_storage_that_cannot_be_written_is_a_problem() -> None:
     assert any(problem.startswith("/proc: cannot be written") for problem in disk(Path("/proc/runs")).problems)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_little_disk_and_little_shared_memory_are_problems(small_disk: Path) -> None:
