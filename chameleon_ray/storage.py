@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -74,7 +73,7 @@ def read_bytes(address: str) -> bytes:
         return stream.read()
 
 
-def write_bytes(address: str, data: bytes) -> None:
+def write_bytes(address: str, data: bytes | memoryview) -> None:
     """Write a file atomically."""
     filesystem, path = resolve(address)
     if is_remote(address):
@@ -152,11 +151,15 @@ def fingerprint(address: str) -> str:
     filesystem, path = resolve(address)
     info = filesystem.get_file_info(path)
     hasher = hashlib.sha256(str(info.size).encode())
-    whole = info.size <= 64 << 20
-    with filesystem.open_input_file(path) as stream:
-        for chunk in _chunks(stream) if whole else (stream.read(1 << 20), stream.read_at(1 << 20, info.size - (1 << 20))):
-            hasher.update(chunk)
-    if not whole:
+    if info.size <= 64 << 20:
+        at_once = 1 << (20 if is_remote(address) else 17)  # a remote read is a request; small blocks are given back once freed
+        with filesystem.open_input_file(path) as file:
+            while chunk := file.read(at_once):
+                hasher.update(chunk)
+    else:
+        with filesystem.open_input_file(path) as file:
+            hasher.update(file.read(1 << 20))
+            hasher.update(file.read_at(1 << 20, info.size - (1 << 20)))
         hasher.update(str(info.mtime_ns).encode())
     return hasher.hexdigest()
 
@@ -165,11 +168,6 @@ def size_bytes(address: str) -> int:
     """Size of a file in bytes."""
     filesystem, path = resolve(address)
     return int(filesystem.get_file_info(path).size)
-
-
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := stream.read(1 << 20):
-        yield chunk
 
 
 def _cache_folder() -> Path:

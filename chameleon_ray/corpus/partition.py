@@ -20,7 +20,7 @@ from chameleon_ray.corpus.documents import Document, document_hash
 from chameleon_ray.corpus.sources import Part, read_part
 from chameleon_ray.errors import UserError
 
-BUCKET_BYTES = 8 << 20
+BUCKET_BYTES = 16 << 20
 MAX_BUCKETS = 1024
 UNKNOWN_BYTES = 16 << 20
 PLAIN = (".jsonl", ".txt", ".py", ".pyi", ".h", ".hpp")
@@ -51,7 +51,7 @@ class DomainStats:
 
 
 def num_buckets(parts: Sequence[Part]) -> int:
-    """Buckets of about 8 MB of text; beyond 8 GB of text the buckets grow instead. Compressed files count fourfold, unknown sizes as 64 MB."""
+    """Buckets of about 16 MB of text; beyond 16 GB of text the buckets grow instead. Compressed files count fourfold, unknown sizes as 64 MB."""
     text_bytes = sum((source.size_bytes or UNKNOWN_BYTES) * (1 if source.address.endswith(PLAIN) else 4) for part in parts for source in part.sources)
     return max(1, min(MAX_BUCKETS, -(-text_bytes // BUCKET_BYTES)))
 
@@ -104,17 +104,16 @@ def check_skipped(stats: Mapping[str, DomainStats]) -> None:
 
 @dataclass(frozen=True)
 class BucketDocuments:
-    """The distinct documents of one bucket in the order of their hashes: text, domain, whether held out; copies left out by domain."""
+    """The distinct documents of one bucket in the order of their hashes: hash, domain, whether held out, place of the text in `texts`;
+    copies left out by domain."""
 
-    hashes: list[bytes]
-    domains: list[str]
-    heldout: list[bool]
+    documents: list[tuple[bytes, str, bool, int]]
     texts: pa.ChunkedArray
     duplicates: dict[str, int]
 
     def __iter__(self) -> Iterator[tuple[bytes, str, bool, str]]:
-        for i, key in enumerate(self.hashes):
-            yield key, self.domains[i], self.heldout[i], self.texts[i].as_py()
+        for key, domain, heldout, place in self.documents:
+            yield key, domain, heldout, self.texts[place].as_py()
 
 
 def read_bucket(folder: str, groups: int, bucket: int, names: Sequence[str], borders: Mapping[str, str]) -> BucketDocuments:
@@ -139,9 +138,7 @@ def read_bucket(folder: str, groups: int, bucket: int, names: Sequence[str], bor
             duplicates[domains[i]] = duplicates.get(domains[i], 0) + 1
         else:
             kept.append(i)
-    return BucketDocuments(
-        [keys[i] for i in kept], [domains[i] for i in kept], [heldout[i] for i in kept], table["text"].take(np.array(kept, np.int64)), duplicates
-    )
+    return BucketDocuments([(keys[i], domains[i], heldout[i], i) for i in kept], table["text"], duplicates)
 
 
 def heldout_borders(stats: Mapping[str, DomainStats], fraction: float) -> dict[str, str]:
@@ -180,7 +177,7 @@ def _read_piece(address: str) -> pa.Table:
     if not storage.exists(address):
         return SCHEMA.empty_table()
     with storage.open_input(address) as source:
-        return pa.ipc.open_stream(source).read_all()
+        return pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
 
 
 class _BucketWriters:
@@ -190,6 +187,7 @@ class _BucketWriters:
         self._home, self._buckets = home, buckets
         self._rows: dict[int, list[tuple[bytes, str, bool, int, str]]] = defaultdict(list)
         self._sizes: dict[int, int] = defaultdict(int)
+        self._buffered = 0
         self._streams: dict[int, tuple[Any, pa.RecordBatchWriter]] = {}
 
     def add(self, key: bytes, document: Document, order: int) -> int:
@@ -198,9 +196,10 @@ class _BucketWriters:
         bucket = int.from_bytes(key[:8]) * self._buckets >> 64
         self._rows[bucket].append((key, document.domain, document.heldout, order, document.text))
         self._sizes[bucket] += size
+        self._buffered += size
         if self._sizes[bucket] > FLUSH_BYTES:
             self._flush(bucket)
-        elif sum(self._sizes.values()) > BUFFER_BYTES:
+        elif self._buffered > BUFFER_BYTES:
             self._flush(max(self._sizes, key=self._sizes.__getitem__))
         return size
 
@@ -214,7 +213,7 @@ class _BucketWriters:
         self._streams[bucket][1].write_batch(
             pa.record_batch([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
         )
-        self._sizes.pop(bucket)
+        self._buffered -= self._sizes.pop(bucket)
 
     def __enter__(self) -> _BucketWriters:
         return self

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import ray
-from tokenizers import Tokenizer
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus, write_record
@@ -22,7 +22,7 @@ from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus import tokenise
 from chameleon_ray.corpus.partition import DomainStats, check_skipped, heldout_borders, num_buckets, partition
 from chameleon_ray.corpus.sources import Part
-from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.corpus.tokenizer import load_tokenizer
 from chameleon_ray.errors import UserError, as_outcome, from_outcome
 from chameleon_ray.progress import Reporter, Stage
 from chameleon_ray.ray_session import cluster_cpus, quiet_data
@@ -50,14 +50,18 @@ def run_tasks(tasks: Sequence[Task], stage: Stage, label: str) -> Iterator[dict[
 
     def call(row: dict[str, Any]) -> dict[str, Any]:
         task = ray.get(shared)[row["id"]]
-        return {"id": row["id"], "outcome": as_outcome(task.function, *task.arguments)}
+        outcome = as_outcome(task.function, *task.arguments)
+        pa.default_memory_pool().release_unused()  # with Arrow on the C library's allocator: of everything that was freed
+        return {"id": row["id"], "outcome": outcome}
 
     results: dict[int, dict[str, Any]] = {}
+    delivered = 0
     for done, row in enumerate(ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(call, num_cpus=1).iter_rows()):
         results[row["id"]] = from_outcome(row["outcome"])
         stage.update(label, done + 1, len(tasks))
-    for number in range(len(tasks)):
-        yield results[number]
+        while delivered in results:
+            yield results.pop(delivered)
+            delivered += 1
 
 
 def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: str, digest: str, reporter: Reporter) -> TokenCorpus:
@@ -78,10 +82,9 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
                 stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
         check_skipped(stats)
         names = _names(config, parts, stats)
-        spec = _specify(config, address, names, stats, len(groups), buckets, seed)
-        spec, sha256 = _with_tokenizer(config, spec, stage)
+        spec = _with_tokenizer(config, _specify(config, address, names, stats, len(groups), buckets, seed), stage)
         domains = _write_rows(spec, stats, stage)
-    corpus = TokenCorpus(address, digest, names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, sha256)
+    corpus = TokenCorpus(address, digest, names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256)
     manifest = [entry for part in parts for entry in part.manifest()]
     write_record(address, "corpus", digest, {**corpus.content(), "seconds": time.perf_counter() - started, "sources": manifest})
     storage.remove(spec.scratch)
@@ -124,22 +127,18 @@ def _specify(
 ) -> tokenise.TokenizeSpec:
     borders = heldout_borders({name: stats[name] for name in names}, config.heldout_fraction)
     shards = {name: tokenise.num_shards(stats[name].text_bytes) for name in names}
-    return tokenise.TokenizeSpec(address, names, groups, buckets, borders, shards, config.row_tokens, 0, 0, seed)
+    return tokenise.TokenizeSpec(address, names, groups, buckets, borders, shards, config.row_tokens, 0, 0, "", seed)
 
 
-def _with_tokenizer(config: CorpusConfig, spec: tokenise.TokenizeSpec, stage: Stage) -> tuple[tokenise.TokenizeSpec, str]:
-    if config.tokenizer.train is not None:
-        stage.update("train tokenizer", 0, 1)
-        training = config.tokenizer.train
-        tokenizer: Tokenizer = train_tokenizer(training.vocab_size, tokenise.training_sample(spec, training.bytes_per_domain))
-        end = tokenizer.get_vocab()[END_OF_DOCUMENT]
-        stage.update("train tokenizer", 1, 1)
+def _with_tokenizer(config: CorpusConfig, spec: tokenise.TokenizeSpec, stage: Stage) -> tokenise.TokenizeSpec:
+    training, pretrained = config.tokenizer.train, config.tokenizer.pretrained
+    if training is not None:
+        task = Task(tokenise.make_tokenizer, (spec, training.vocab_size, training.bytes_per_domain))
+        (found,) = run_tasks([task], stage, "train tokenizer")
     else:
-        assert config.tokenizer.pretrained is not None
-        tokenizer, end = load_tokenizer(config.tokenizer.pretrained)
-    save_tokenizer(tokenizer, end, storage.join(spec.address, "tokenizer"))
-    fields = {**vars(spec), "vocab_size": tokenizer.get_vocab_size(with_added_tokens=True), "end_of_document": end}
-    return tokenise.TokenizeSpec(**fields), tokenizer_sha256(tokenizer)
+        assert pretrained is not None
+        found = tokenise.publish_tokenizer(spec.address, *load_tokenizer(pretrained))
+    return replace(spec, **found)
 
 
 def _write_rows(spec: tokenise.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> dict[str, DomainCounts]:

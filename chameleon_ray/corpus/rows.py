@@ -5,7 +5,6 @@ A shard is an uncompressed Arrow file, so that reading a row costs a page fault 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -57,10 +56,10 @@ def write_shard(address: str, domain: str, rows: Rows) -> None:
             "document": pa.array(rows.document),
         }
     )
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
-    storage.write_bytes(address, buffer.getvalue())
+    storage.write_bytes(address, memoryview(buffer.getvalue()))
 
 
 def open_shard(address: str) -> Rows:

@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -21,10 +22,10 @@ from chameleon_ray.artifacts import SplitCounts
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.partition import read_bucket
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
-from chameleon_ray.corpus.tokenizer import encode
+from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
 
-SHARD_TEXT_BYTES = 16 << 20
-MAX_SHARDS = 256
+SHARD_TEXT_BYTES = 8 << 20
+MAX_SHARDS = 512
 PIECES = pa.schema(
     [
         ("domain", pa.int32()),
@@ -49,6 +50,7 @@ class TokenizeSpec:
     row_tokens: int
     vocab_size: int
     end_of_document: int
+    tokenizer_sha256: str
     seed: int
 
     @property
@@ -66,7 +68,7 @@ def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
     found = read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders)
-    tokenizer = Tokenizer.from_file(storage.local_file(storage.join(spec.address, "tokenizer", "tokenizer.json")))
+    tokenizer = _tokenizer(spec.address, spec.tokenizer_sha256)
     fragments: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
     keys: dict[tuple[str, bool], list[int]] = defaultdict(list)
     end = np.array([spec.end_of_document], np.uint32)
@@ -92,8 +94,8 @@ def gather_train(spec: TokenizeSpec, domain: str, shard: int) -> dict[str, Any]:
         histogram += np.bincount(part.tokens.ravel(), minlength=spec.vocab_size)
     rows = Rows.concat(parts) if parts else pack([], [], spec.row_tokens, spec.vocab_size)[0]
     parts.clear()
-    order = np.random.default_rng([spec.seed, shard, *domain.encode()]).permutation(len(rows))
-    write_shard(storage.join(spec.address, "train", quote(domain, safe=""), f"shard-{shard:05d}.arrow"), domain, rows.take(order))
+    rows = rows.take(np.random.default_rng([spec.seed, shard, *domain.encode()]).permutation(len(rows)))
+    write_shard(storage.join(spec.address, "train", quote(domain, safe=""), f"shard-{shard:05d}.arrow"), domain, rows)
     return {"rows": len(rows), "unigrams": [[int(token), int(histogram[token])] for token in np.flatnonzero(histogram)]}
 
 
@@ -112,7 +114,7 @@ def gather_heldout(spec: TokenizeSpec, domain: str) -> dict[str, Any]:
 
 
 def num_shards(text_bytes: int) -> int:
-    """Train shards of a domain: of some 16 MB of text, so that shuffling one takes little memory; beyond 4 GB the shards grow instead."""
+    """Train shards of a domain: of some 8 MB of text, so that shuffling one takes little memory; beyond 4 GB the shards grow instead."""
     return max(1, min(MAX_SHARDS, -(-text_bytes // SHARD_TEXT_BYTES)))
 
 
@@ -121,6 +123,23 @@ def entropy_nats(histogram: Mapping[int, int]) -> float:
     counts = np.array(list(histogram.values()), np.float64)
     shares = counts / counts.sum()
     return float(-(shares * np.log(shares)).sum())
+
+
+def make_tokenizer(spec: TokenizeSpec, vocab_size: int, bytes_per_domain: int) -> dict[str, Any]:
+    """Train a tokenizer on train documents of every domain and save it; a task, so that the driver holds no text.
+
+    Returns:
+        The fields of `TokenizeSpec` that it decides.
+    """
+    tokenizer = train_tokenizer(vocab_size, training_sample(spec, bytes_per_domain))
+    return publish_tokenizer(spec.address, tokenizer, tokenizer.get_vocab()[END_OF_DOCUMENT])
+
+
+def publish_tokenizer(address: str, tokenizer: Tokenizer, end_of_document: int) -> dict[str, Any]:
+    """Save the tokenizer of the corpus at `address`; the fields of `TokenizeSpec` that it decides."""
+    save_tokenizer(tokenizer, end_of_document, storage.join(address, "tokenizer"))
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    return {"vocab_size": size, "end_of_document": end_of_document, "tokenizer_sha256": tokenizer_sha256(tokenizer)}
 
 
 def training_sample(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, list[str]]:
@@ -135,6 +154,12 @@ def training_sample(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, list
                 texts[domain].append(text[: bytes_per_domain - taken[domain]])
                 taken[domain] += len(texts[domain][-1])
     return {name: found for name, found in texts.items() if found}
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(address: str, sha256: str) -> Tokenizer:
+    """One per process and content: `tokenizers` never gives back all that loading one takes (4 MB)."""
+    return Tokenizer.from_file(storage.local_file(storage.join(address, "tokenizer", "tokenizer.json")))
 
 
 def _scatter(
@@ -194,4 +219,4 @@ def _full_rows(spec: TokenizeSpec, domain: int, shard: int) -> Iterator[Rows]:
     for bucket in range(spec.buckets):
         for batch in _batches_of(spec, bucket, domain, shard):
             tokens = batch["tokens"].flatten().to_numpy().astype(token_dtype(spec.vocab_size)).reshape(-1, spec.row_tokens)
-            yield Rows(tokens, np.full(len(tokens), spec.row_tokens, np.int32), batch["document"].to_numpy())
+            yield Rows(tokens, np.full(len(tokens), spec.row_tokens, np.int32), batch["document"].to_numpy().copy())  # a view would keep the file mapped
