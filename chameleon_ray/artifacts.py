@@ -39,16 +39,21 @@ NUM_GROUPS = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """What a result took: tokens processed, floating-point operations of all matrix products, wall seconds."""
+    """What a result took: tokens processed, floating-point operations, wall seconds.
+
+    `flops` counts all matrix products that were run. `paper_flops` follows the convention of the Chameleon paper's tables: embeddings at full
+    depth; without DoReMi's reference passes, DoGE's work on gradients, and the output head of RegMix's proxies.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    paper_flops: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
+        return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds, self.paper_flops + other.paper_flops)
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,10 @@ class TrainedModel:
     def metrics(self) -> pa.Table:
         """Loss curve: step, domain, loss (nats per token), tokens, learning_rate."""
         return read_table(storage.join(self.address, "metrics.parquet"))
+
+    def weight_history(self) -> pa.Table:
+        """Of a proxy that learned weights: step, domain, weight, mean (of the weights of all steps so far)."""
+        return read_table(storage.join(self.address, "weights.parquet"))
 
 
 @dataclass(frozen=True)

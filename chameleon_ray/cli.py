@@ -16,6 +16,7 @@ from rich.console import Console
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Mixture, TrainedModel
+from chameleon_ray.cli_regmix import app as regmix_app
 from chameleon_ray.config import Experiment, load_changes, load_experiment
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.progress import Reporter
@@ -27,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(regmix_app)
 
 ExperimentFile = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings that replace those of the file.")]

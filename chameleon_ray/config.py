@@ -172,6 +172,21 @@ class TrainingConfig(Settings):
         return self
 
 
+class ProxyChanges(Settings):
+    """How a method's own proxy differs from the experiment's."""
+
+    model: ModelConfig | None = None
+    steps: PositiveInt | None = None
+    batch_rows: PositiveInt | None = None
+    learning_rate: PositiveFloat | None = None
+    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+
+    def applied_to(self, training: TrainingConfig) -> TrainingConfig:
+        """The training with what is given here in its place; raises `UserError` when the two do not fit each other."""
+        return validate(TrainingConfig, {**training.model_dump(), **self.model_dump(exclude_none=True)}, "proxy")
+
+
 class EmbeddingConfig(Settings):
     """Which hidden state, and of how many rows per domain: at most `samples_per_domain`, each one packed train row."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import (
+    Cost,
     Embeddings,
     TokenCorpus,
     TrainedModel,
@@ -70,7 +71,7 @@ class RayBackend:
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
         check_tokenizer(model, corpus)
-        layer, flops_per_token = _layer_of(model, corpus, spec)
+        layer, per_token = _layer_of(model, corpus, spec)
         content = {"model": model.digest, "corpus": corpus.digest, "layer": layer, "samples_per_domain": spec.samples_per_domain}
         digest = digest_of("embeddings", content)
         address = storage.join(self.root, "embeddings", digest)
@@ -78,7 +79,7 @@ class RayBackend:
             from chameleon_ray.embedding.ray_embed import embed
 
             self._ray.start_ray()
-            embed(model.address, layer, corpus, spec, self.resources, self.reporter, flops_per_token).save(address, digest)
+            embed(model.address, layer, corpus, spec, self.resources, self.reporter, per_token).save(address, digest)
         return Embeddings.load(address)
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
@@ -144,11 +145,16 @@ def _corpus_content(config: CorpusConfig, parts: Sequence[Any], seed: int) -> di
 def _job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
     training = job.training.model_dump(mode="json", exclude=NOT_IN_DIGEST)
     training["model"] = list(job.training.model.shape)
-    return {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
+    content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
+    if job.rule is not None:
+        content["rule"] = {"name": job.rule.name, **vars(job.rule), "domains": list(job.weights)}
+    if job.reference is not None:
+        content["reference"] = job.reference.digest
+    return content
 
 
-def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, float]:
-    """The layer to embed at and the operations per token up to it."""
+def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, Cost]:
+    """The layer to embed at and what one token takes."""
     from transformers import AutoConfig
 
     from chameleon_ray.embedding.truncated import middle_layer
@@ -156,13 +162,13 @@ def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -
 
     config = AutoConfig.from_pretrained(storage.local_directory(model.address))
     layer = middle_layer(config.num_hidden_layers) if spec.layer == "middle" else spec.layer
-    return layer, forward_flops_per_token(layer, config.hidden_size, corpus.row_tokens, corpus.vocab_size, head=False)
+    flops = forward_flops_per_token(layer, config.hidden_size, corpus.row_tokens, corpus.vocab_size, head=False)
+    return layer, Cost(1, flops, 0.0, forward_flops_per_token(config.num_hidden_layers, config.hidden_size, corpus.row_tokens, corpus.vocab_size))
 
 
 def _foreign_model(address: str, corpus: TokenCorpus) -> TrainedModel:
     from transformers import AutoConfig
 
-    from chameleon_ray.artifacts import Cost
     from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
 
     if not storage.exists(storage.join(address, "config.json")):

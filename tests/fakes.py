@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from chameleon_ray.artifacts import NUM_GROUPS, Cost, DomainCounts, Embeddings, SplitCounts, TokenCorpus, TrainedModel
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, TrainingConfig
+from chameleon_ray.mixing.doge import DoGERule
+from chameleon_ray.mixing.doremi import DoReMiRule
 
 ROW_TOKENS = 16
 
@@ -23,7 +26,7 @@ def make_corpus(rows: Mapping[str, int]) -> TokenCorpus:
 
 def make_context(rows: Mapping[str, int], seed: int = 0) -> FitContext:
     """What the spine would hand to a method for that corpus."""
-    proxy = TrainingConfig(model=ModelConfig(layers=2, heads=2, width=8), steps=10, batch_rows=4)
+    proxy = TrainingConfig(model=ModelConfig(layers=2, heads=2, width=8), steps=10, batch_rows=max(4, len(rows)))
     return FitContext(make_corpus(rows), FakeBackend(), proxy, EmbeddingConfig(samples_per_domain=256), seed)
 
 
@@ -47,6 +50,22 @@ def rng(name: str, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
+def learned_weights(job: TrainJob) -> dict[str, Any]:
+    """What a rule ends with after the job's steps, when every domain sends the same signal at each of them, decided by its name."""
+    names = tuple(job.weights)
+    signal = np.array([rng(name).random() for name in names])
+    assert job.rule is not None
+    state = job.rule.start(len(names))
+    for _ in range(job.training.steps):
+        if isinstance(job.rule, DoReMiRule):
+            state = job.rule.update(state, 100 * signal, np.full(len(names), 100.0))
+        else:
+            assert isinstance(job.rule, DoGERule)
+            state = job.rule.update(state, signal, np.ones(len(names)), 1e-3)
+    mean, last = (dict(zip(names, values, strict=True)) for values in (state.mean(), state.weights))
+    return {"name": job.rule.name, "updates": state.updates, "mean": mean, "last": last}
+
+
 @dataclass
 class FakeBackend:
     """Trains nothing: a model is its job and what it would have cost; a domain's embedding follows from its name."""
@@ -59,7 +78,8 @@ class FakeBackend:
         for job in jobs:
             tokens = job.training.steps * job.training.batch_rows * corpus.row_tokens
             cost = Cost(tokens, 6.0 * 1000 * tokens, 1e-6 * tokens)
-            models.append(TrainedModel("nowhere", f"{job.role}-{job.seed}", dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, cost))
+            details = {"rule": learned_weights(job)} if job.rule else {}
+            models.append(TrainedModel("nowhere", f"{job.role}-{job.seed}", dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, cost, details))
         return models
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:

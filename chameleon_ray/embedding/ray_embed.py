@@ -43,13 +43,13 @@ class EmbedWorker:
         return {"number": batch["number"], "domain": batch["domain"], "sums": sums[None], "counts": counts[None]}
 
 
-def embed(folder: str, layer: int, corpus: TokenCorpus, spec: EmbeddingConfig, resources: Resources, reporter: Reporter, flops_per_token: float) -> Embeddings:
+def embed(folder: str, layer: int, corpus: TokenCorpus, spec: EmbeddingConfig, resources: Resources, reporter: Reporter, per_token: Cost) -> Embeddings:
     """One embedding per domain, from at most `spec.samples_per_domain` train rows each.
 
     Args:
         folder: address of a model in Hugging Face layout, with the corpus's tokenizer.
         layer: index into hidden_states.
-        flops_per_token: of the truncated forward pass, for the cost.
+        per_token: what one token takes, without the seconds.
     Raises:
         UserError: a domain without rows; an embedding that is not finite.
     """
@@ -73,4 +73,5 @@ def embed(folder: str, layer: int, corpus: TokenCorpus, spec: EmbeddingConfig, r
     if bad:
         raise UserError(f"the embedding of domain {bad[0]!r} is not finite; the model in {folder} diverged: train it again with a lower proxy.learning_rate")
     tokens = int(counts.sum()) * corpus.row_tokens
-    return Embeddings(corpus.names, sums, counts, layer, Cost(tokens, flops_per_token * tokens, time.perf_counter() - started))
+    cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)
+    return Embeddings(corpus.names, sums, counts, layer, cost)

@@ -47,7 +47,7 @@ class EvaluateWorker:
     def _losses(self, model: Any, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
         import torch
 
-        from chameleon_ray.training.loop import row_losses
+        from chameleon_ray.training.steps import row_losses
 
         with torch.inference_mode():
             ids = torch.from_numpy(tokens.astype(np.int64)).to(self._hardware.device)

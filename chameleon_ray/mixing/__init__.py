@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Protocol
 
 from chameleon_ray.artifacts import Mixture
-from chameleon_ray.backend import FitContext
+from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.doge import DoGE
+from chameleon_ray.mixing.doremi import DoReMi
+from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.static import Fixed, Proportional, Uniform
 
 
@@ -14,6 +17,10 @@ class Mixer(Protocol):
     """A method: frozen settings that are only stored, and `fit`, which does the work."""
 
     name: ClassVar[str]
+
+    def jobs(self, context: FitContext) -> list[TrainJob]:
+        """Runs that `fit` will ask for and that need nothing of each other, so that those of several methods can go on side by side."""
+        ...
 
     def fit(self, context: FitContext) -> Mixture:
         """The mixture for the corpus. Raises `UserError` for a domain that is missing or empty."""
@@ -25,4 +32,7 @@ METHODS: dict[str, type[Mixer]] = {
     "proportional": Proportional,
     "fixed": Fixed,
     "chameleon": Chameleon,
+    "doremi": DoReMi,
+    "doge": DoGE,
+    "regmix": RegMix,
 }

@@ -25,7 +25,7 @@ from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing import krls
 from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
-from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, softmax, uniform
+from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, softmax, spread, uniform
 from chameleon_ray.settings import Settings
 
 Stage = Literal["pretrain", "finetune"]
@@ -79,6 +79,11 @@ class _Formula(Settings):
             return softmax(1 / (scores * tau) if self.stage == "pretrain" else scores / tau)
 
 
+def proxy_job(context: FitContext) -> TrainJob:
+    """The proxy on uniform weights."""
+    return TrainJob(role="proxy", training=context.proxy, weights=uniform(domain_names(context.corpus)), seed=context.seed)
+
+
 def proxy_embeddings(context: FitContext) -> tuple[TrainedModel, Embeddings]:
     """Train the proxy on uniform weights and embed every domain with it (algorithm 1, steps 3 and 5).
 
@@ -86,8 +91,7 @@ def proxy_embeddings(context: FitContext) -> tuple[TrainedModel, Embeddings]:
         UserError: a domain that is empty or without samples.
     """
     names = domain_names(context.corpus)
-    job = TrainJob(role="proxy", training=context.proxy, weights=uniform(names), seed=context.seed)
-    (proxy,) = context.backend.train_many(context.corpus, [job])
+    (proxy,) = context.backend.train_many(context.corpus, [proxy_job(context)])
     embeddings = context.backend.embed(proxy, context.corpus, context.embedding)
     for name in names:
         if name not in embeddings.names:
@@ -120,6 +124,10 @@ class Chameleon(Settings):
         if draws == 1:
             raise ValueError("one draw has no spread; give 0 for no standard errors, or at least 2")
         return draws
+
+    def jobs(self, context: FitContext) -> list[TrainJob]:
+        """The proxy."""
+        return [proxy_job(context)]
 
     def fit(self, context: FitContext) -> Mixture:
         """Train the proxy on uniform weights, embed the domains with it and weigh them.
@@ -241,19 +249,16 @@ def _spread_warnings(leverage: Array, centered: bool) -> list[str]:
 
 
 def _weight_warnings(weights: Array) -> list[str]:
-    k = len(weights)
-    if k == 1:
-        return []
-    effective = effective_number(weights)
-    # Two domains reach 2 only when equal, so that they need a bound of their own.
-    if effective < (2.0 if k > 2 else 1.2):
+    domains = f"The effective number of domains is {effective_number(weights):.2f} of {len(weights)}"
+    found = spread(weights)
+    if found == "collapsed":
         return [
-            f"The effective number of domains is {effective:.2f} of {k}: the weights collapse, since the temperature is too low for these scores; "
+            f"{domains}: the weights collapse, since the temperature is too low for these scores; "
             "raise temperature, or give it relative to the mean score, for example {relative: 0.7} (pretrain) or {relative: 1.4} (finetune)."
         ]
-    if effective > 0.99 * k:
+    if found == "flat":
         return [
-            f"The effective number of domains is {effective:.2f} of {k}: the weights are nearly uniform, since the temperature is too high for these "
+            f"{domains}: the weights are nearly uniform, since the temperature is too high for these "
             "scores or they do not spread; lower temperature, or give it relative to the mean score and check ridge."
         ]
     return []

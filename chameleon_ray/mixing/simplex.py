@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +39,18 @@ def effective_number(weights: ArrayLike) -> float:
     values = np.asarray(weights, dtype=np.float64)  # [k]
     positive = values[values > 0]
     return math.exp(-math.fsum((positive * np.log(positive)).tolist()))
+
+
+def spread(weights: ArrayLike) -> Literal["collapsed", "flat"] | None:
+    """Whether weights say too much or too little: an effective number of domains under 2 (under 1.2 of two), or over 0.99 k."""
+    k = np.size(weights)
+    if k == 1:
+        return None
+    effective = effective_number(weights)
+    # Two domains reach 2 only when equal, so that they need a bound of their own.
+    if effective < (2.0 if k > 2 else 1.2):
+        return "collapsed"
+    return "flat" if effective > 0.99 * k else None
 
 
 def named(names: Sequence[str], values: Iterable[float]) -> dict[str, float]:

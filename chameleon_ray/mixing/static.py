@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import model_validator
 
 from chameleon_ray.artifacts import Mixture, check_weights
-from chameleon_ray.backend import FitContext
+from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import PositiveFloat
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.published import PUBLISHED
@@ -18,7 +18,13 @@ from chameleon_ray.mixing.simplex import domain_names, named, softmax, uniform
 from chameleon_ray.settings import Settings
 
 
-class Uniform(Settings):
+class _Static(Settings):
+    def jobs(self, context: FitContext) -> list[TrainJob]:
+        """None: nothing is trained."""
+        return []
+
+
+class Uniform(_Static):
     """The same fraction of tokens from every domain."""
 
     name: ClassVar[str] = "uniform"
@@ -28,7 +34,7 @@ class Uniform(Settings):
         return Mixture(self.name, uniform(domain_names(context.corpus)), provenance=_provenance(self, context))
 
 
-class Proportional(Settings):
+class Proportional(_Static):
     """Weights ~ train tokens ** (1 / temperature): 1 draws every token equally often, larger values lean towards uniform."""
 
     name: ClassVar[str] = "proportional"
@@ -42,7 +48,7 @@ class Proportional(Settings):
         return Mixture(self.name, named(names, softmax(logits)), provenance=_provenance(self, context))
 
 
-class Fixed(Settings):
+class Fixed(_Static):
     """Weights given by name, or a table published in a paper (`preset`, renormalised)."""
 
     name: ClassVar[str] = "fixed"

@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
-from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.backend import TrainJob
-from chameleon_ray.corpus.rows import RowReader, Rows
+from chameleon_ray.artifacts import Cost, TokenCorpus
+from chameleon_ray.backend import RuleState, TrainJob
+from chameleon_ray.config import TrainingConfig
+from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
 from chameleon_ray.training.hardware import Hardware
 from chameleon_ray.training.model import num_parameters, training_flops
 from chameleon_ray.training.plan import MixturePlan, PlanState
 from chameleon_ray.training.schedule import learning_rate
-
-IGNORED = -100
+from chameleon_ray.training.steps import extra_flops, make_step
 
 
 @dataclass
@@ -36,6 +35,8 @@ class Progress:
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
     max_epochs: dict[str, int] = field(default_factory=dict)
+    rule: RuleState | None = None
+    weights: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self, world_size: int) -> dict[str, Any]:
         return {**asdict(self), "world_size": world_size}
@@ -49,7 +50,8 @@ class Progress:
                 f"its shards fit no other number: set resources.num_workers={state['world_size']}, or delete the unfinished run to start it again"
             )
         plan = {**state["plan"], "counts": tuple(state["plan"]["counts"]), "due": tuple(state["plan"]["due"])}
-        return cls(state["step"], PlanState(**plan), state["seconds"], state["curve"], state["max_epochs"])
+        rule = RuleState.from_dict(state["rule"]) if state["rule"] else None
+        return cls(state["step"], PlanState(**plan), state["seconds"], state["curve"], state["max_epochs"], rule, state["weights"])
 
 
 def train(
@@ -69,7 +71,8 @@ def train(
         checkpoint: called on every rank after every `checkpoint_every_steps` steps but the last.
         on_step: called on every rank with the steps done and the latest mean loss of this rank, in nats per token.
     Returns:
-        The final progress; `curve` has, per logged step and domain, the mean training loss over the steps since the last (summed over ranks).
+        The final progress; `curve` has, per logged step and domain, the mean training loss over the steps since the last (summed over ranks),
+        and `weights`, where the job has a rule, its weights.
     Raises:
         UserError: the loss is not finite.
     """
@@ -78,7 +81,7 @@ def train(
     plan = MixturePlan(job.weights, corpus.rows(), job.seed)
     reader = RowReader(corpus)
     state = progress.plan or plan.start()
-    per_rank = training.batch_rows // world_size
+    strategy = make_step(job, corpus, hardware, micro_batch_rows, rank, world_size, progress.rule)
     every = checkpoint_interval(training.steps, training.checkpoint_every_steps)
     log_every = max(1, training.steps // 100)
     sums = torch.zeros(len(plan.names), 2, dtype=torch.float64, device=hardware.device)
@@ -86,21 +89,23 @@ def train(
     started = time.perf_counter() - progress.seconds
     for step in range(progress.step, training.steps):
         planned, state = plan.take(state, training.batch_rows)
-        mine = slice(rank * per_rank, (rank + 1) * per_rank)
+        mine = strategy.mine(planned.domain)
         rows = reader.read_mixed(plan.names, planned.domain[mine], planned.row[mine])
+        rate = learning_rate(training, step)
         for group in engine.optimizer.param_groups:
-            group["lr"] = learning_rate(training, step)
-        losses = [_backward(engine, rows.take(np.arange(i, i + micro_batch_rows)), hardware) for i in range(0, per_rank, micro_batch_rows)]
-        row_losses = torch.cat(losses)
+            group["lr"] = rate
+        row_losses = strategy(engine, rows, planned.domain[mine], rate)
         domains = torch.from_numpy(planned.domain[mine]).to(hardware.device)
         sums[:, 0].index_add_(0, domains, row_losses.double())
         sums[:, 1].index_add_(0, domains, torch.full_like(row_losses, corpus.row_tokens - 1, dtype=torch.float64))
         _count_epochs(progress, plan, planned.domain, planned.epoch)
         progress.step, progress.plan, progress.seconds = step + 1, state, time.perf_counter() - started
+        progress.rule = strategy.state
         last = progress.step == training.steps
         save = progress.step % every == 0 and not last
         if progress.step % log_every == 0 or save or last:
-            progress.curve.extend(_log(sums, plan.names, progress.step, learning_rate(training, step), job.role))
+            progress.curve.extend(_log(sums, plan.names, progress.step, rate, job.role))
+            progress.weights.extend(_weights(strategy.state, plan.names, progress.step))
             sums.zero_()
         on_step(progress.step, float(row_losses.mean()) / (corpus.row_tokens - 1))
         if save:
@@ -111,16 +116,6 @@ def train(
 def checkpoint_interval(steps: int, configured: int | None) -> int:
     """As configured, or a tenth of the run but not more often than every 50 steps."""
     return configured or max(50, -(-steps // 10))
-
-
-def row_losses(logits: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor | None = None) -> torch.Tensor:
-    """Next-token loss of every position: logits [n, T, V], tokens [n, T] -> [n, T] nats; 0 where there is no next token or only padding."""
-    targets = torch.full_like(tokens, IGNORED)
-    targets[:, :-1] = tokens[:, 1:]
-    if length is not None:
-        targets[torch.arange(tokens.shape[1], device=tokens.device)[None, :] >= length[:, None] - 1] = IGNORED
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return flat.view(tokens.shape)
 
 
 def choose_micro_batch(configured: int | None, rows_per_rank: int, row_tokens: int, vocab_size: int, hardware: Hardware) -> int:
@@ -146,14 +141,30 @@ def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
         odd = sorted(set(job.weights) ^ set(corpus.names))
         raise UserError(f"weights: domain {odd[0]!r} is in the mixture or in the corpus but not in both; corpus has {', '.join(corpus.names)}")
     MixturePlan(job.weights, corpus.rows(), job.seed)
+    if job.rule is not None and job.rule.name == "doge":
+        _check_doge(training, len(job.weights), world_size)
 
 
-def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Hardware) -> dict[str, Any]:
-    """What the record of a trained model says beside weights and cost."""
+def _check_doge(training: TrainingConfig, num_domains: int, world_size: int) -> None:
+    if training.zero_stage:
+        raise UserError(
+            f"proxy.zero_stage: {training.zero_stage}, but DoGE compares whole gradients of single domains, and ZeRO cuts gradients, optimizer states or "
+            "parameters over the workers; set proxy.zero_stage=0"
+        )
+    if world_size > num_domains:
+        raise UserError(
+            f"resources.num_workers: {world_size} workers but {num_domains} domains, and with DoGE every worker owns whole domains; "
+            f"set resources.num_workers={num_domains} or fewer"
+        )
+
+
+def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Hardware, micro_batch_rows: int, world_size: int) -> dict[str, Any]:
+    """What the record of a trained model says beside weights; `cost` as `Cost` has it."""
     tokens = job.training.steps * job.training.batch_rows * corpus.row_tokens
-    return {
-        "tokens": tokens,
-        "flops": training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size),
+    plain = training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size)
+    flops = plain + extra_flops(job, corpus, micro_batch_rows, world_size)
+    found = {
+        "cost": asdict(Cost(tokens, flops, progress.seconds, plain)),
         "seconds": progress.seconds,
         "tokens_per_second": tokens / progress.seconds,
         "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
@@ -161,20 +172,23 @@ def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Ha
         "epochs_begun": {name: epoch + 1 for name, epoch in progress.max_epochs.items()},
         "rows_drawn": dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True)),
     }
-
-
-def _backward(engine: Any, rows: Rows, hardware: Hardware) -> torch.Tensor:
-    tokens = torch.from_numpy(rows.tokens.astype(np.int64)).to(hardware.device, non_blocking=True)
-    losses = row_losses(engine(input_ids=tokens, use_cache=False).logits, tokens).sum(dim=1)
-    engine.backward(losses.mean() / (tokens.shape[1] - 1))
-    engine.step()
-    return losses.detach()
+    if job.rule is not None and progress.rule is not None:
+        state, names = progress.rule, tuple(job.weights)
+        mean, last = (dict(zip(names, values, strict=True)) for values in (state.mean(), state.weights))
+        found["rule"] = {"name": job.rule.name, **vars(job.rule), "updates": state.updates, "mean": mean, "last": last}
+    return found
 
 
 def _count_epochs(progress: Progress, plan: MixturePlan, domains: np.ndarray, epochs: np.ndarray) -> None:
     for index in np.unique(domains):
         name = plan.names[index]
         progress.max_epochs[name] = max(progress.max_epochs.get(name, 0), int(epochs[domains == index].max()))
+
+
+def _weights(state: RuleState | None, names: tuple[str, ...], step: int) -> list[dict[str, Any]]:
+    if state is None:
+        return []
+    return [{"step": step, "domain": name, "weight": now, "mean": mean} for name, now, mean in zip(names, state.weights, state.mean(), strict=True)]
 
 
 def _log(sums: torch.Tensor, names: tuple[str, ...], step: int, rate: float, role: str) -> list[dict[str, Any]]:

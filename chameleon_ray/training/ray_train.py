@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel, write_record, write_table
+from chameleon_ray.artifacts import TokenCorpus, TrainedModel, write_record, write_table
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import Resources
 from chameleon_ray.errors import UserError
@@ -116,13 +116,14 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
     from chameleon_ray.training.engine import build_engine, consolidated_state
     from chameleon_ray.training.hardware import detect
     from chameleon_ray.training.model import build_model
+    from chameleon_ray.training.steps import engine_micro_batch
 
     torch.set_num_threads(resources.cpus_per_worker)
     job, corpus = run.job, run.corpus
     world_size, hardware = dist.get_world_size(), detect(bool(resources.gpus_per_worker))
     micro = loop.choose_micro_batch(job.training.micro_batch_rows, job.training.batch_rows // world_size, corpus.row_tokens, corpus.vocab_size, hardware)
     model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
-    engine = build_engine(model, job.training, hardware, micro, world_size)
+    engine = build_engine(model, job.training, hardware, engine_micro_batch(job, micro, world_size), world_size)
     progress = _resume(engine, world_size)
     pulse = Pulse(board if dist.get_rank() == 0 else None, run.label, job.training.steps)
 
@@ -139,7 +140,7 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
     if state is not None:
         _publish(model, state, run)
     dist.barrier()
-    return {"curve": progress.curve, "details": loop.details(job, corpus, progress, hardware)}
+    return {"curve": progress.curve, "weights": progress.weights, "details": loop.details(job, corpus, progress, hardware, micro, world_size)}
 
 
 def _resume(engine: Any, world_size: int) -> Any:
@@ -170,12 +171,13 @@ def _publish(model: Any, state: dict[str, Any], run: Run) -> None:
 def _finish(run: Run, outcome: dict[str, Any]) -> TrainedModel:
     details = outcome["details"]
     write_table(storage.join(run.address, "metrics.parquet"), pa.Table.from_pylist(outcome["curve"]))
-    cost = Cost(details.pop("tokens"), details.pop("flops"), details["seconds"])
+    if outcome["weights"]:
+        write_table(storage.join(run.address, "weights.parquet"), pa.Table.from_pylist(outcome["weights"]))
     content = {
         "weights": dict(run.job.weights),
         "vocab_size": run.corpus.vocab_size,
         "tokenizer_sha256": run.corpus.tokenizer_sha256,
-        "cost": asdict(cost),
+        "cost": details.pop("cost"),
         "details": {**details, "role": run.job.role, "seed": run.job.seed, "training": run.job.training.model_dump(mode="json"), "corpus": run.corpus.digest},
     }
     write_record(run.address, "model", run.digest, content)

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from chameleon_ray.config import ModelConfig, TrainingConfig
 from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.loop import choose_micro_batch, row_losses
+from chameleon_ray.training.loop import choose_micro_batch
 from chameleon_ray.training.model import build_model, forward_flops_per_token, num_parameters, training_flops
 from chameleon_ray.training.presets import PRESETS
 from chameleon_ray.training.schedule import learning_rate
+from chameleon_ray.training.steps import row_losses
 
 TINY = ModelConfig(layers=2, heads=2, width=32)
 CPU = Hardware(torch.device("cpu"), torch.float32, "test")

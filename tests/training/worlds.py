@@ -46,6 +46,7 @@ def main(request: str) -> None:
     from chameleon_ray.training.engine import build_engine, consolidated_state
     from chameleon_ray.training.hardware import Hardware
     from chameleon_ray.training.model import build_model
+    from chameleon_ray.training.steps import engine_micro_batch
 
     asked = json.loads(Path(request).read_text())
     torch.set_num_threads(1)
@@ -54,11 +55,11 @@ def main(request: str) -> None:
     corpus = TokenCorpus.load(asked["corpus"])
     training = TrainingConfig.model_validate(asked["training"])
     weights = asked["weights"]
-    job = TrainJob("base", training, weights, seed=asked.get("seed", 0))
+    job = TrainJob("base", training, weights, asked.get("seed", 0), *_rule(asked))
     hardware = Hardware(torch.device("cpu"), torch.float32, "test")
     micro = asked.get("micro_batch_rows") or training.batch_rows // world
     model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
-    engine = build_engine(model, training, hardware, micro, world)
+    engine = build_engine(model, training, hardware, engine_micro_batch(job, micro, world), world)
     saved = Path(asked["folder"]) / "checkpoint"
     progress = loop.Progress()
     if saved.exists():
@@ -77,10 +78,20 @@ def main(request: str) -> None:
     if state is not None:
         values = {name: value.double().cpu().reshape(-1).tolist() for name, value in state.items()}
         (Path(asked["folder"]) / "result.json").write_text(
-            json.dumps({"curve": final.curve, "state": values, "rows": final.plan.counts if final.plan else None})
+            json.dumps({"curve": final.curve, "state": values, "rows": final.plan.counts if final.plan else None, "weights": final.weights})
         )
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _rule(asked: dict[str, Any]) -> tuple[Any, Any]:
+    from chameleon_ray.artifacts import Cost, TrainedModel
+    from chameleon_ray.mixing.doge import DoGERule
+    from chameleon_ray.mixing.doremi import DoReMiRule
+
+    rule = {"doremi": DoReMiRule, "doge": DoGERule}[asked["rule"]["name"]](**asked["rule"]["fields"]) if "rule" in asked else None
+    reference = TrainedModel(asked["reference"], "reference", {}, 0, "", Cost()) if "reference" in asked else None
+    return rule, reference
 
 
 if __name__ == "__main__":

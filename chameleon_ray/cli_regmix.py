@@ -1,0 +1,81 @@
+"""`chameleon regmix …`: the regression alone, for a swarm that was trained anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Mixture
+from chameleon_ray.errors import UserError
+from chameleon_ray.settings import validate
+
+app = typer.Typer(name="regmix", help="Weights by regression on a swarm of small runs.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def regmix() -> None:
+    """Weights by regression on a swarm of small runs."""
+
+
+@app.command()
+def fit(
+    ratios: Annotated[str, typer.Option(help="CSV file: run, then one column of ratios per domain.")],
+    metrics: Annotated[str, typer.Option(help="CSV file: run, then one column of losses per target.")],
+    target: Annotated[str, typer.Option(help="The target to bring down: a column of the metrics, or mean for the mean of all.")],
+    prior: Annotated[str | None, typer.Option(help="Where to look: a mixture.json or name=value,…; by default the mean of the ratios.")] = None,
+    regressor: Annotated[str, typer.Option(help="lightgbm, linear, law, or best for the best by cross-validation.")] = "lightgbm",
+    seed: Annotated[int, typer.Option(min=0, help="Decides the folds of the cross-validation and the mixtures that are tried.")] = 0,
+    out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")] = False,
+) -> None:
+    """The best mixture by a regression on two CSV files joined on the run id."""
+    from chameleon_ray.mixing.regmix import RegMix
+    from chameleon_ray.mixing.swarm import read_swarm
+    from chameleon_ray.terminal import show_mixture
+
+    given = {"target": target, "regressor": regressor, "prior": _read_prior(prior) if prior else None}
+    method = validate(RegMix, given, "regmix fit")
+    swarm = read_swarm(ratios, metrics)
+    correlations = method.rank_correlations(swarm, seed)
+    if not as_json:
+        _show_correlations(correlations, swarm.target(target), len(swarm.runs))
+    mixture = method.optimum(swarm, correlations, seed)
+    origin = {name: {"file": file, "fingerprint": storage.fingerprint(file)} for name, file in (("ratios", ratios), ("metrics", metrics))}
+    mixture = replace(mixture, provenance={**mixture.provenance, **origin, "seed": seed})
+    if out:
+        mixture.save(storage.absolute(out))
+    if as_json:
+        typer.echo(json.dumps(json.loads(mixture.to_json()), ensure_ascii=False, allow_nan=False))
+        return
+    show_mixture(Console(), mixture)
+    typer.echo(f"predicted loss: {mixture.details['predicted_loss']:.4f} (best run of the swarm: {mixture.details['best_loss_of_swarm']:.4f})")
+    if out:
+        typer.echo(f"written to {out}")
+
+
+def _show_correlations(correlations: Mapping[str, float], target: str, num_runs: int) -> None:
+    for name, correlation in correlations.items():
+        typer.echo(f"{name}: cross-validated rank correlation {correlation:.3f} on {target!r} ({num_runs} runs)")
+
+
+def _read_prior(text: str) -> dict[str, Any]:
+    """Weights from a mixture file or from `name=value,name=value`."""
+    if "=" not in text:
+        return dict(Mixture.load(text).weights)
+    weights: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.rpartition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            raise UserError(f"--prior: {part.strip()!r} is not of the form name=value") from None
+        if not name or name in weights:
+            raise UserError(f"--prior: {part.strip()!r} {'gives a domain twice' if name else 'names no domain'}; give name=value once per domain")
+        weights[name] = number
+    return weights

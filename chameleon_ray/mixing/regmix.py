@@ -1,0 +1,185 @@
+"""RegMix: weights from a regression of held-out loss on the mixtures of a swarm of tiny proxies (Liu et al. 2024).
+
+    n        proxies, each trained on a mixture of its own (see swarm.py)
+    r        [n, k] those mixtures
+    L        [n] the target: one domain's loss on held-out text, or the mean over domains, in nats per token
+    f        the regression from a mixture to the target (see regression.py)
+    answer   mean of the `top` draws from Dirichlet(prior) for which f predicts least
+
+Deviations: `top` is 128 as in the released code (paper: 100); nothing is stopped early on test runs, since the authors' early stopping sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from chameleon_ray.artifacts import Cost, Mixture, check_weights
+from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.config import ModelConfig, PositiveInt, ProxyChanges, TrainingConfig
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman
+from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, spread
+from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures
+from chameleon_ray.settings import Settings, nearest
+
+STEPS = 1000
+LEARNING_RATE = 4e-4
+WARMUP_STEPS = 100
+
+
+class RegMix(Settings):
+    """Train many tiny proxies on mixtures of their own, learn how the mixture decides the loss, take the mixture that is predicted best.
+
+    `proxy` is what differs from RegMix's own proxy (preset 1M, 1000 steps, learning rate 4e-4, constant after 100 warm-up steps, or after a tenth of
+    the steps when that is less; batches as in the experiment's proxy). `prior` defaults to the domains' shares of tokens when the swarm is drawn,
+    and to the swarm's mean ratios in the search for the optimum. `regressor: best` takes the one with the best cross-validated rank correlation.
+    """
+
+    name: ClassVar[str] = "regmix"
+    num_proxies: PositiveInt = 512
+    proxy: ProxyChanges | None = None
+    target: str = MEAN
+    regressor: Literal["lightgbm", "linear", "law", "best"] = "lightgbm"
+    samples: PositiveInt = 100_000
+    top: PositiveInt = 128
+    prior: dict[str, float] | None = None
+    min_spearman: Annotated[float, Field(ge=-1, le=1)] = 0.7
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RegMix:
+        if self.top > self.samples:
+            raise ValueError(f"top {self.top} exceeds samples {self.samples}; lower top or raise samples")
+        if self.prior is not None:
+            check_weights(self.prior, "prior")
+        return self
+
+    def jobs(self, context: FitContext) -> list[TrainJob]:
+        """None: the models of a swarm are not kept."""
+        return []
+
+    def fit(self, context: FitContext) -> Mixture:
+        """Draw mixtures, train a proxy on each, measure all on the valid split, and find the optimum.
+
+        Returns:
+            A mixture whose cost is that of all proxies; `details` is that of `optimum` and holds the swarm as lists (`Swarm.from_lists`).
+        Raises:
+            UserError: before anything is trained for a domain that is empty, a target or prior that does not fit the corpus, or too few proxies;
+                afterwards for losses that are not finite.
+        Cost: `num_proxies` tiny runs. One domain needs none.
+        """
+        names = domain_names(context.corpus)
+        provenance = {"settings": self.model_dump(mode="json"), "corpus": context.corpus.digest}
+        if self.target not in (MEAN, *names):
+            raise UserError(f"regmix: target {self.target!r} is no domain; there are {MEAN}, {', '.join(names)}{nearest(self.target, (MEAN, *names))}")
+        prior = self._prior(names) or named(names, normalised([context.corpus.tokens("train")[name] for name in names]))
+        if len(names) == 1:
+            return Mixture(self.name, {names[0]: 1.0}, provenance=provenance)
+        candidates(self.regressor, self.num_proxies, len(names), "regmix: num_proxies")
+        ratios = draw_mixtures(prior, self.num_proxies, context.seed)  # [n, k]
+        training = self.training(context.proxy)
+        jobs = [TrainJob("swarm", training, named(names, row), seed=context.seed) for row in ratios]
+        found = context.backend.train_swarm(context.corpus, jobs, "valid")
+        metrics = np.array([[proxy.losses[name] for name in names] for proxy in found])  # [n, k]
+        swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, names, metrics)
+        mixture = self.optimum(swarm, self.rank_correlations(swarm, context.seed), context.seed)
+        cost = sum((proxy.cost for proxy in found), Cost())
+        return replace(mixture, cost=cost, provenance=provenance, details={**mixture.details, "swarm": swarm.to_lists()})
+
+    def training(self, experiment: TrainingConfig) -> TrainingConfig:
+        """How a proxy of the swarm is trained, given the experiment's proxy.
+
+        Raises:
+            UserError: changes that do not fit together.
+        """
+        changes = self.proxy or ProxyChanges()
+        steps, rate = changes.steps or STEPS, changes.learning_rate or LEARNING_RATE
+        own = ProxyChanges(
+            model=ModelConfig(preset="1M"),
+            steps=steps,
+            learning_rate=rate,
+            min_learning_rate=rate,
+            warmup_steps=min(WARMUP_STEPS, steps // 10),
+        )
+        return own.model_copy(update={key: getattr(changes, key) for key in changes.model_fields_set if getattr(changes, key) is not None}).applied_to(experiment)
+
+    def rank_correlations(self, swarm: Swarm, seed: int) -> dict[str, float]:
+        """Regressor -> cross-validated rank correlation on the target, to be read before any optimum.
+
+        Raises:
+            UserError: no such target, metrics that are not finite or constant, or a swarm smaller than the regression needs.
+        Cost: five fits per regressor.
+        """
+        ratios, losses = _ordered(swarm), swarm.losses(self.target)
+        tried = candidates(self.regressor, len(swarm.runs), len(swarm.domains), "swarm")
+        return {name: cross_validated_spearman(name, ratios, losses, seed) for name in tried}
+
+    def optimum(self, swarm: Swarm, correlations: Mapping[str, float], seed: int) -> Mixture:
+        """The mixture that the regression on the swarm predicts best: the mean of the `top` of `samples` draws from Dirichlet(prior).
+
+        Args:
+            correlations: what `rank_correlations` found; the regressor with the largest is used, the first of equal ones.
+        Returns:
+            A mixture whose `details` hold target, regressor, rank correlations, number of runs, prior and the loss predicted at the optimum; `cost`
+            is zero, since what the swarm took is not known here. Neither the order of the domains nor that of the targets changes a digit.
+        Raises:
+            UserError: as `rank_correlations`, and for a prior over other domains.
+        Cost: one fit and `samples` predictions, about ten core seconds for 100,000 draws of 17 domains by 1000 trees.
+        """
+        target, losses = swarm.target(self.target), swarm.losses(self.target)
+        regressor = max(correlations, key=lambda name: correlations[name])
+        ratios, names = _ordered(swarm), sorted(swarm.domains)
+        given = self._prior(swarm.domains)
+        prior = normalised([given[name] for name in names] if given else ratios.mean(axis=0))  # [k]
+        predict = REGRESSORS[regressor].fit(ratios, losses)
+        draws = dirichlet(names, prior, self.samples, seed, "optimum")  # [samples, k]
+        best = draws[np.argsort(predict(draws), kind="stable")[: self.top]]
+        weights = normalised(best.mean(axis=0))
+        details = {
+            "target": target,
+            "regressor": regressor,
+            "spearman": {target: dict(correlations)},
+            "num_runs": len(swarm.runs),
+            "predicted_loss": float(predict(weights[None])[0]),
+            "best_loss_of_swarm": float(losses.min()),
+            "prior": named(names, prior),
+        }
+        by_name = named(names, weights)
+        warnings = (*self._quality_warnings(target, regressor, correlations[regressor]), *_collapse_warnings(weights, target))
+        provenance = {"settings": self.model_dump(mode="json")}
+        return Mixture(self.name, {name: by_name[name] for name in swarm.domains}, provenance=provenance, details=details, warnings=warnings)
+
+    def _prior(self, domains: tuple[str, ...]) -> dict[str, float] | None:
+        if self.prior is None:
+            return None
+        for name in sorted(set(domains) ^ set(self.prior)):
+            side = "has no weight" if name in domains else "is no domain"
+            raise UserError(f"prior: {name!r} {side}; give one weight for each of {', '.join(domains)}")
+        return {name: self.prior[name] for name in domains}
+
+    def _quality_warnings(self, target: str, regressor: str, correlation: float) -> list[str]:
+        if correlation >= self.min_spearman:
+            return []
+        return [
+            f"The regression ({regressor}) orders runs it has not seen with a rank correlation of only {correlation:.2f} on {target!r}, under "
+            f"{self.min_spearman:g}: do not trust the optimum; train more proxies or longer ones, use more held-out text, or try regressor: best."
+        ]
+
+
+def _ordered(swarm: Swarm) -> Array:
+    """[n, k] the ratios with the domains in the order of their names."""
+    return swarm.ratios[:, sorted(range(len(swarm.domains)), key=swarm.domains.__getitem__)]
+
+
+def _collapse_warnings(weights: Array, target: str) -> list[str]:
+    if spread(weights) != "collapsed":
+        return []
+    cause = "all proxies may have been too small or too few to show that domains help each other" if target == MEAN else f"the target is {target!r} alone"
+    return [
+        f"The effective number of domains is {effective_number(weights):.2f} of {len(weights)}: the weights collapse; {cause}, or the prior leaves "
+        "little else; use target: mean, give a flatter prior, or draw a larger swarm."
+    ]

@@ -1,0 +1,44 @@
+"""What DoReMi and DoGE share: a proxy that learns weights while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chameleon_ray.artifacts import Mixture, TrainedModel
+from chameleon_ray.backend import FitContext
+from chameleon_ray.config import ProxyChanges, TrainingConfig
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, spread
+from chameleon_ray.settings import Settings
+
+
+def proxy_training(context: FitContext, changes: ProxyChanges | None) -> TrainingConfig:
+    """The experiment's proxy with a method's changes."""
+    return changes.applied_to(context.proxy) if changes else context.proxy
+
+
+def check_batch(method: str, training: TrainingConfig, names: Sequence[str]) -> None:
+    """Raise `UserError` when a batch cannot show every domain."""
+    if training.batch_rows < len(names):
+        raise UserError(
+            f"methods.{method}: batches of {training.batch_rows} rows cannot show all {len(names)} domains; raise proxy.batch_rows to at least {len(names)}"
+        )
+
+
+def learned(name: str, method: Settings, context: FitContext, proxy: TrainedModel, remedy: str) -> Mixture:
+    """The mixture that a proxy's rule ended with: the mean of its weights over the updates; `details` has the last ones too.
+
+    Args:
+        name: of the method.
+        remedy: the usual cause and what to do, for the warning when the weights collapse.
+    """
+    names = domain_names(context.corpus)
+    rule = proxy.details["rule"]
+    weights = named(names, normalised([rule["mean"][domain] for domain in names]))
+    warnings = []
+    if spread(list(weights.values())) == "collapsed":
+        effective = effective_number(list(weights.values()))
+        warnings.append(f"The effective number of domains is {effective:.2f} of {len(names)}: the weights collapse; {remedy}.")
+    provenance = {"settings": method.model_dump(mode="json"), "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
+    details = {"last_weights": {domain: rule["last"][domain] for domain in names}, "updates": rule["updates"]}
+    return Mixture(name, weights, cost=proxy.cost, provenance=provenance, details=details, warnings=tuple(warnings))

@@ -1,0 +1,92 @@
+"""DoGE's step: one gradient per domain at the cost of one batch.
+
+The global batch is regrouped by domain, so that k backward passes see as many rows as one would; every rank owns some of the domains and
+keeps their gradients as rows of one matrix M [owned, N]. Two products with M give the scores and the model's gradient. That gradient is
+handed to DeepSpeed as the gradient of a linear function of the parameters, so that averaging, clipping and the optimizer stay its own.
+
+    ranks exchange    G [N] once more than a plain step, and k numbers
+    memory            4 N bytes per owned domain (82M parameters: 2.3 GB at k = 7 on one rank)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from chameleon_ray.backend import RuleState, TrainJob
+from chameleon_ray.corpus.rows import Rows
+from chameleon_ray.mixing.doge import DoGERule
+from chameleon_ray.training.hardware import Hardware
+from chameleon_ray.training.steps import micro_batches, row_losses
+
+
+class DoGEStep:
+    """The step on sum_i alpha_i g_i, alpha from the same gradients."""
+
+    def __init__(self, job: TrainJob, hardware: Hardware, micro_batch_rows: int, rank: int, world_size: int, state: RuleState) -> None:
+        assert isinstance(job.rule, DoGERule)
+        self.state: RuleState = state
+        self._rule, self._hardware, self._micro, self._world_size = job.rule, hardware, micro_batch_rows, world_size
+        self._num_domains = len(job.weights)
+        self._owned = np.array_split(np.arange(self._num_domains), world_size)[rank]
+        self._gradients: torch.Tensor | None = None
+
+    def mine(self, domains: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of the domains this rank owns, domain by domain."""
+        order = np.argsort(domains, kind="stable")
+        return order[np.isin(domains[order], self._owned)]
+
+    def __call__(self, engine: Any, rows: Rows, domains: NDArray[np.int64], learning_rate: float) -> torch.Tensor:
+        parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+        matrix = self._domain_matrix(parameters)
+        losses = torch.cat([self._differentiate(engine.module, parameters, i, rows.take(np.flatnonzero(domains == d))) for i, d in enumerate(self._owned)])
+        scale = self._reweigh(matrix, learning_rate)
+        # DeepSpeed takes the mean over ranks; what is wanted is the sum.
+        combined = torch.mv(matrix.T, scale * self._world_size)
+        shares = combined.split([parameter.numel() for parameter in parameters])
+        linear = sum(torch.dot(parameter.flatten(), share.to(parameter.dtype)) for parameter, share in zip(parameters, shares, strict=True))
+        engine.backward(linear)
+        engine.step()
+        return losses
+
+    def _domain_matrix(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+        """M, allocated once; [owned, N] fp32."""
+        if self._gradients is None:
+            total = sum(parameter.numel() for parameter in parameters)
+            self._gradients = torch.empty(len(self._owned), total, device=self._hardware.device)
+        return self._gradients
+
+    def _differentiate(self, module: torch.nn.Module, parameters: list[torch.nn.Parameter], place: int, rows: Rows) -> torch.Tensor:
+        """Write the gradient of the rows' mean loss into row `place` of M; the rows' losses, [n]."""
+        assert self._gradients is not None
+        if not len(rows):
+            self._gradients[place].zero_()
+            return torch.zeros(0, device=self._hardware.device)
+        views = [v.view_as(p) for v, p in zip(self._gradients[place].split([p.numel() for p in parameters]), parameters, strict=True)]
+        found = []
+        for number, tokens in enumerate(micro_batches(rows, self._micro, self._hardware)):
+            losses = row_losses(module(input_ids=tokens, use_cache=False).logits, tokens).sum(dim=1)
+            gradients = torch.autograd.grad(losses.sum() / (len(rows) * (tokens.shape[1] - 1)), parameters)
+            (torch._foreach_add_ if number else torch._foreach_copy_)(views, gradients)
+            found.append(losses.detach())
+        return torch.cat(found)
+
+    def _reweigh(self, matrix: torch.Tensor, learning_rate: float) -> torch.Tensor:
+        """Update alpha; [owned] what each row of M counts for in the model's gradient."""
+        norms = torch.linalg.vector_norm(matrix, dim=1)
+        clip = (self._rule.max_norm / norms.clamp(min=self._rule.max_norm)).float()
+        mask = torch.from_numpy(self._rule.target_mask(self._num_domains)[self._owned]).float().to(matrix.device)
+        target = torch.mv(matrix.T, clip * mask)  # G, [N]
+        dist.all_reduce(target)
+        numbers = torch.zeros(2, self._num_domains, dtype=torch.float64, device=matrix.device)
+        owned = torch.from_numpy(self._owned).to(matrix.device)
+        numbers[0, owned] = (torch.mv(matrix, target) * clip).double()
+        numbers[1, owned] = (norms * clip).double()
+        dist.all_reduce(numbers)
+        products, clipped_norms = numbers.cpu().numpy()
+        self.state = self._rule.update(self.state, products, clipped_norms, learning_rate)
+        return torch.tensor(self.state.weights, dtype=torch.float32, device=matrix.device)[owned] * clip
