@@ -55,6 +55,19 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One run of a comparison: the base model of a method with a seed."""
+
+    label: str
+    seed: int
+    job: TrainJob
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
 class ProxyLosses:
     """What is kept of a proxy of a swarm: loss on every domain of a held-out split, in nats per token, and what it took."""
 

@@ -207,6 +207,7 @@ class Resources(Settings):
     num_workers: PositiveInt = 1
     cpus_per_worker: PositiveInt = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    proxies_per_gpu: PositiveInt = 4
     wait_seconds: Annotated[float, Field(ge=0)] = 0
     max_failures: Annotated[int, Field(ge=0)] = 3
 

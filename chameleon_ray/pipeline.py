@@ -5,7 +5,9 @@ Algorithm 1 of the paper: line 3 is `backend.train_many` of the proxy, line 5 `b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,13 +15,14 @@ import pyarrow as pa
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, TrainedModel, digest_of, is_complete, read_record, write_record
-from chameleon_ray.backend import Backend, FitContext, TrainJob
+from chameleon_ray.backend import Backend, FitContext, TrainJob, Trial
 from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment
-from chameleon_ray.errors import UserError
+from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.mixing.budget import cap_repetition
 from chameleon_ray.mixing.chameleon import Chameleon, proxy_embeddings
+from chameleon_ray.mixing.swarm import Swarm, write_swarm
 from chameleon_ray.report.data import ReportData
 from chameleon_ray.settings import validate
 
@@ -32,6 +35,8 @@ class FullBackend(Backend, Protocol):
     root: str
 
     def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus: ...
+
+    def run_trials(self, name: str, corpus: TokenCorpus, trials: Sequence[Trial], splits: Sequence[str]) -> dict[str, str]: ...
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]: ...
 
@@ -48,14 +53,35 @@ class Comparison:
 
 
 def compare(experiment: Experiment, backend: FullBackend) -> Comparison:
-    """Fit every method, train one base model per mixture and seed, evaluate, write the report."""
+    """Fit every method, train and measure one base model per mixture and seed, write the report.
+
+    What fails, a method or a base model, is tried once more and then reported without losing the others.
+
+    Raises:
+        UserError: no base model could be trained and measured; says why the first was not.
+    """
     corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
-    mixtures = {label: fit(experiment, label, corpus, backend) for label in experiment.methods}
-    runs = [(label, seed) for seed in experiment.seeds for label in mixtures]
-    jobs = [base_job(experiment, corpus, mixtures[label], seed) for label, seed in runs]
-    models = dict(zip(runs, backend.train_many(corpus, jobs), strict=True))
-    scores = _scores(models, corpus, backend)
-    data = ReportData(experiment, corpus, mixtures, scores, _curves(models), _embeddings(experiment, corpus, backend), _seconds(corpus, mixtures, models))
+    mixtures, failures = _fit_all(experiment, corpus, backend)
+    trials = [Trial(label, seed, base_job(experiment, corpus, mixtures[label], seed)) for seed in experiment.seeds for label in mixtures]
+    failures |= backend.run_trials(experiment.name, corpus, trials, SPLITS)
+    done = [trial for trial in trials if trial.name not in failures]
+    if not done:
+        raise UserError(next(iter(failures.values())))
+    trained = backend.train_many(corpus, [trial.job for trial in done])
+    models = {(trial.label, trial.seed): model for trial, model in zip(done, trained, strict=True)}
+    losses = dict(zip(models, backend.evaluate(trained, corpus, SPLITS), strict=True))
+    data = ReportData(
+        experiment,
+        corpus,
+        mixtures,
+        _scores(losses),
+        _curves(models),
+        _embeddings(experiment, corpus, backend, mixtures),
+        _seconds(corpus, mixtures, models),
+        losses,
+        _histories(mixtures),
+        failures,
+    )
     return Comparison(data, models, _report(data, models, backend))
 
 
@@ -77,8 +103,8 @@ def train(experiment: Experiment, mixture: Mixture, backend: FullBackend, seeds:
 def evaluate(experiment: Experiment, model: str, backend: FullBackend) -> pa.Table:
     """Scores on valid and test of one model, by its folder."""
     corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
-    opened = {("model", experiment.seeds[0]): backend.open_model(model, corpus)}
-    return _scores(opened, corpus, backend)
+    (losses,) = backend.evaluate([backend.open_model(model, corpus)], corpus, SPLITS)
+    return _scores({("model", experiment.seeds[0]): losses})
 
 
 def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: FullBackend, only: bool = False, label: str = "chameleon") -> Mixture:
@@ -126,8 +152,10 @@ def fit(experiment: Experiment, label: str, corpus: TokenCorpus, backend: FullBa
     address = storage.join(backend.root, "mixtures", f"{label}-{digest}")
     path = storage.join(address, "mixture.json")
     if not is_complete(address):
-        context = FitContext(corpus, backend, experiment.proxy, experiment.embedding, experiment.seeds[0])
-        found = method.fit(context)
+        found = method.fit(_context(experiment, corpus, backend))
+        if "swarm" in found.details:
+            swarm = Swarm.from_lists(found.details["swarm"])
+            write_swarm(swarm, storage.join(address, "ratios.csv"), storage.join(address, "metrics.csv"))
         replace(found, method=label, provenance={**found.provenance, "corpus": corpus.digest, "seed": experiment.seeds[0]}).save(path)
         write_record(address, "mixture", digest, {"label": label})
     return Mixture.load(path)
@@ -153,9 +181,42 @@ def _check_changes(domains: Mapping[str, Any], known: Sequence[str]) -> None:
             raise UserError(f"corpus file: domains.{name} is in the experiment already; choose another name, or use --only to take the new domains alone")
 
 
-def _scores(models: Mapping[tuple[str, int], TrainedModel], corpus: TokenCorpus, backend: FullBackend) -> pa.Table:
-    losses = backend.evaluate(list(models.values()), corpus, SPLITS)
-    return pa.concat_tables(perplexity_scores(label, seed, found) for (label, seed), found in zip(models, losses, strict=True))
+def _fit_all(experiment: Experiment, corpus: TokenCorpus, backend: FullBackend) -> tuple[dict[str, Mixture], dict[str, str]]:
+    """Mixtures by label, and for each method that failed twice what went wrong.
+
+    The runs that need nothing of each other are started together first; a method whose run failed there tries again alone.
+    """
+    context = _context(experiment, corpus, backend)
+    with suppress(Exception):  # each method meets its own failure again below
+        backend.train_many(corpus, [job for label in experiment.methods for job in experiment.mixer(label).jobs(context)])
+    mixtures, failures = {}, {}
+    for label in experiment.methods:
+        try:
+            mixtures[label] = fit(experiment, label, corpus, backend)
+        except Exception as error:
+            found = as_user_error(error)
+            if found is None:
+                logging.getLogger(__name__).exception("%s failed", label)
+            failures[label] = str(found or f"{type(error).__name__}: {error}")
+    return mixtures, failures
+
+
+def _context(experiment: Experiment, corpus: TokenCorpus, backend: FullBackend) -> FitContext:
+    return FitContext(corpus, backend, experiment.proxy, experiment.embedding, experiment.seeds[0])
+
+
+def _scores(losses: Mapping[tuple[str, int], SplitLosses]) -> pa.Table:
+    return pa.concat_tables(perplexity_scores(label, seed, found) for (label, seed), found in losses.items())
+
+
+def _histories(mixtures: Mapping[str, Mixture]) -> pa.Table | None:
+    """Weights while a proxy trained, of the methods that learn them step by step."""
+    tables = []
+    for label, mixture in mixtures.items():
+        if "updates" in mixture.details:
+            history = TrainedModel.load(mixture.provenance["proxy_address"]).weight_history()
+            tables.append(history.append_column("method", pa.array([label] * len(history))))
+    return pa.concat_tables(tables) if tables else None
 
 
 def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
@@ -166,12 +227,11 @@ def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _embeddings(experiment: Experiment, corpus: TokenCorpus, backend: FullBackend) -> Embeddings | None:
+def _embeddings(experiment: Experiment, corpus: TokenCorpus, backend: FullBackend, mixtures: Mapping[str, Mixture]) -> Embeddings | None:
     """The embeddings a chameleon method used: finished artifacts by now."""
-    if not any(isinstance(experiment.mixer(label), Chameleon) for label in experiment.methods):
+    if not any(isinstance(experiment.mixer(label), Chameleon) for label in mixtures):
         return None
-    context = FitContext(corpus, backend, experiment.proxy, experiment.embedding, experiment.seeds[0])
-    return proxy_embeddings(context)[1]
+    return proxy_embeddings(_context(experiment, corpus, backend))[1]
 
 
 def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Mapping[tuple[str, int], TrainedModel]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from chameleon_ray.artifacts import (
     write_record,
     write_table,
 )
-from chameleon_ray.backend import TrainJob
+from chameleon_ray.backend import ProxyLosses, TrainJob, Trial
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
@@ -36,7 +36,11 @@ NOT_IN_DIGEST = {"micro_batch_rows", "zero_stage", "checkpoint_every_steps"}
 class RayBackend:
     """Compute on Ray, artifacts under one storage address."""
 
-    def __init__(self, storage_address: str, resources: Resources, reporter: Reporter | None = None) -> None:
+    def __init__(self, storage_address: str, resources: Resources, reporter: Reporter | None = None, pool_actors: int | None = None) -> None:
+        """Args:
+        pool_actors: how many actors may hold a model for embedding or evaluation; as many as there is room for by default.
+        """
+        self._pool_actors = pool_actors
         self.root = storage.absolute(storage_address)
         self.resources = resources
         self.reporter = reporter or Reporter()
@@ -55,8 +59,8 @@ class RayBackend:
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train what is not trained yet, equal jobs once."""
-        digests = [digest_of("model", _job_content(job, corpus)) for job in jobs]
-        addresses = [storage.join(self.root, "models", f"{job.role}-{digest}") for job, digest in zip(jobs, digests, strict=True)]
+        digests = [_model_digest(job, corpus) for job in jobs]
+        addresses = [self._model_address(job, digest) for job, digest in zip(jobs, digests, strict=True)]
         missing = {address: (job, digest) for job, digest, address in zip(jobs, digests, addresses, strict=True) if not is_complete(address)}
         if missing:
             from chameleon_ray.training.ray_train import Run, train_runs
@@ -67,6 +71,18 @@ class RayBackend:
             roles = " and ".join(sorted({job.role for job, _ in missing.values()}))
             train_runs(runs, self.resources, self.reporter, f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}")
         return [TrainedModel.load(address) for address in addresses]
+
+    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
+        """Train and measure the proxies that are missing, equal ones once."""
+        from chameleon_ray.training.ray_swarm import Proxy, load_losses, train_swarm
+
+        digests = [digest_of("proxy", {**_job_content(job, corpus), "split": split}) for job in jobs]
+        addresses = [storage.join(self.root, "proxies", digest) for digest in digests]
+        missing = {a: Proxy(job, digest, a) for job, digest, a in zip(jobs, digests, addresses, strict=True) if not is_complete(a)}
+        if missing:
+            self._ray.start_ray()
+            train_swarm(list(missing.values()), corpus, split, self.resources, self.reporter)
+        return [load_losses(address) for address in addresses]
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
@@ -79,14 +95,14 @@ class RayBackend:
             from chameleon_ray.embedding.ray_embed import embed
 
             self._ray.start_ray()
-            embed(model.address, layer, corpus, spec, self.resources, self.reporter, per_token).save(address, digest)
+            embed(model.address, layer, corpus, spec, self.resources, self.reporter, per_token, self._pool_actors).save(address, digest)
         return Embeddings.load(address)
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Held-out losses of every model on every domain of some splits."""
         for model in models:
             check_tokenizer(model, corpus)
-        digests = {model.address: digest_of("losses", {"model": model.digest, "corpus": corpus.digest, "splits": list(splits)}) for model in models}
+        digests = {model.address: _losses_digest(model.digest, corpus, splits) for model in models}
         addresses = {address: storage.join(self.root, "losses", digest) for address, digest in digests.items()}
         missing = [address for address, place in addresses.items() if not is_complete(place)]
         if missing:
@@ -94,11 +110,21 @@ class RayBackend:
 
             self._ray.start_ray()
             with self.reporter.stage(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as stage:
-                found = evaluate(missing, corpus, splits, self.resources, stage)
+                found = evaluate(missing, corpus, splits, self.resources, stage, self._pool_actors)
             for address, losses in zip(missing, found, strict=True):
                 write_table(storage.join(addresses[address], "documents.parquet"), document_table(losses))
                 write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})
         return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
+
+    def run_trials(self, name: str, corpus: TokenCorpus, trials: Sequence[Trial], splits: Sequence[str]) -> dict[str, str]:
+        """Train and measure base models as a Ray Tune experiment, those that are missing; what went wrong by the name of the trial."""
+        missing = [trial for trial in trials if not self._is_measured(trial, corpus, splits)]
+        if not missing:
+            return {}
+        from chameleon_ray.ray_trials import run_trials
+
+        self._ray.start_ray()
+        return run_trials(name, self.root, corpus, missing, splits, self.resources, self.reporter)
 
     def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
         """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer.
@@ -110,6 +136,14 @@ class RayBackend:
         if is_complete(place):
             return TrainedModel.load(place)
         return _foreign_model(place, corpus)
+
+    def _model_address(self, job: TrainJob, digest: str) -> str:
+        return storage.join(self.root, "models", f"{job.role}-{digest}")
+
+    def _is_measured(self, trial: Trial, corpus: TokenCorpus, splits: Sequence[str]) -> bool:
+        digest = _model_digest(trial.job, corpus)
+        losses = storage.join(self.root, "losses", _losses_digest(digest, corpus, splits))
+        return is_complete(self._model_address(trial.job, digest)) and is_complete(losses)
 
     @cached_property
     def _ray(self) -> Any:
@@ -151,6 +185,14 @@ def _job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
     if job.reference is not None:
         content["reference"] = job.reference.digest
     return content
+
+
+def _model_digest(job: TrainJob, corpus: TokenCorpus) -> str:
+    return digest_of("model", _job_content(job, corpus))
+
+
+def _losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str]) -> str:
+    return digest_of("losses", {"model": model, "corpus": corpus.digest, "splits": list(splits)})
 
 
 def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, Cost]:

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from chameleon_ray.progress import Stage
+from chameleon_ray.progress import Reporter, Stage
 
 
 class Board:
@@ -64,3 +64,31 @@ def shown(stage: Stage) -> Iterator[ActorHandle[Any]]:
         finished.set()
         thread.join()
         ray.kill(board)
+
+
+class BoardStage(Stage):
+    """A stage of another process: its words go to a board, under one name."""
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+
+    def update(self, name: str, done: float, total: float | None, note: str = "") -> None:
+        self._pulse(done, note)
+
+    def __enter__(self) -> BoardStage:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class BoardReporter(Reporter):
+    """What a trial reports to: the board of the process that started it."""
+
+    def __init__(self, board: ActorHandle[Any], name: str, total: float) -> None:
+        super().__init__(Reporter.silent().console)
+        self._pulse = Pulse(board, name, total)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Stage]:
+        with BoardStage(self._pulse) as stage:
+            yield stage

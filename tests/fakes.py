@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from chameleon_ray.artifacts import NUM_GROUPS, Cost, DomainCounts, Embeddings, SplitCounts, TokenCorpus, TrainedModel
-from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.backend import FitContext, ProxyLosses, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, TrainingConfig
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
@@ -66,6 +66,18 @@ def learned_weights(job: TrainJob) -> dict[str, Any]:
     return {"name": job.rule.name, "updates": state.updates, "mean": mean, "last": last}
 
 
+def best_mixture(names: Sequence[str]) -> dict[str, float]:
+    """The mixture for which the mean loss of the fake swarm is least."""
+    shares = {name: 0.1 + rng(name).random() for name in sorted(names)}
+    return {name: shares[name] / sum(shares.values()) for name in names}
+
+
+def swarm_losses(weights: Mapping[str, float]) -> dict[str, float]:
+    """A domain's loss in closed form: 3 + (weight - best weight) ** 2, so that the mean is least at `best_mixture`."""
+    best = best_mixture(tuple(weights))
+    return {name: 3 + (weights[name] - best[name]) ** 2 for name in weights}
+
+
 @dataclass
 class FakeBackend:
     """Trains nothing: a model is its job and what it would have cost; a domain's embedding follows from its name."""
@@ -81,6 +93,10 @@ class FakeBackend:
             details = {"rule": learned_weights(job)} if job.rule else {}
             models.append(TrainedModel("nowhere", f"{job.role}-{job.seed}", dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, cost, details))
         return models
+
+    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
+        assert split == "valid"
+        return [ProxyLosses(swarm_losses(job.weights), model.cost) for job, model in zip(jobs, self.train_many(corpus, jobs), strict=True)]
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         means = {name: 2.0 + rng(name).standard_normal(8) for name in corpus.names}

@@ -25,8 +25,12 @@ KEYS = {
     "plan_vs_training": {"model", "batch", "threads", "stream_rows_per_second", "training_rows_per_second"},
     "krls_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "beside"},
     "tokenize_memory": {"text_megabytes", "used_megabytes", "runs"},
+    "doge_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
+    "doge_step_k17": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
+    "doremi_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
+    "regmix_swarm": {"model", "batch", "threads", "swarm_proxies_per_minute", "alone_proxies_per_minute"},
 }
-WITHOUT_RAY = {"plan_vs_training", "krls_100k"}
+WITHOUT_RAY = {"plan_vs_training", "krls_100k", "doge_step_k7", "doremi_step_k7"}
 
 
 @pytest.mark.parametrize("name", [name if name in WITHOUT_RAY else pytest.param(name, marks=pytest.mark.long) for name in BENCHMARKS])

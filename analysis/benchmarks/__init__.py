@@ -3,4 +3,15 @@
 Each compares two sides in one run and prints one line of JSON; its bound stands beside it in the file. No outside data is needed.
 """
 
-BENCHMARKS = ("embed_vs_published", "embed_vs_forward", "train_vs_plain", "plan_vs_training", "krls_100k", "tokenize_memory")
+BENCHMARKS = (
+    "embed_vs_published",
+    "embed_vs_forward",
+    "train_vs_plain",
+    "plan_vs_training",
+    "krls_100k",
+    "tokenize_memory",
+    "doge_step_k7",
+    "doge_step_k17",
+    "doremi_step_k7",
+    "regmix_swarm",
+)

@@ -24,7 +24,7 @@ from chameleon_ray.embedding.truncated import middle_layer
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_session import cluster_cpus, start_ray
 
-NUM_DOMAINS = 5
+NUM_DOMAINS = 3
 REPETITIONS = 3
 PAUSE_SECONDS = 2.0
 
@@ -127,7 +127,7 @@ def compare(bound: float, quick: bool, other: Callable[[Setting], Callable[[torc
 
 
 def make_setting(folder: str, quick: bool) -> Setting:
-    """A synthetic corpus of five chunks per actor, and a model. Ray must be running."""
+    """A synthetic corpus of three chunks per actor, and a model. Ray must be running."""
     threads = cluster_cpus()
     model, row_tokens = (ModelConfig(preset="cpu-tiny"), 64) if quick else (ModelConfig(preset="cpu-medium"), 512)
     actors = 1 if quick else threads

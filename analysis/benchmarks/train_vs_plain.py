@@ -27,7 +27,7 @@ from chameleon_ray.ray_session import cluster_cpus, start_ray
 
 BOUND = 0.90
 BLOCK_STEPS = 3
-BLOCKS = 8
+BLOCKS = 6
 NUM_DOMAINS = 5
 
 

@@ -43,17 +43,26 @@ def chunks_of(corpus: TokenCorpus, models: Sequence[str], splits: Sequence[str],
     return [Chunk(number, *span) for number, span in enumerate(spans)]
 
 
-def stream(corpus: TokenCorpus, chunks: Sequence[Chunk], worker: type, arguments: dict[str, Any], resources: Resources, stage: Stage) -> list[dict[str, Any]]:
+def stream(
+    corpus: TokenCorpus,
+    chunks: Sequence[Chunk],
+    worker: type,
+    arguments: dict[str, Any],
+    resources: Resources,
+    stage: Stage,
+    pool_actors: int | None = None,
+) -> list[dict[str, Any]]:
     """Send chunks through a pool of `worker` actors.
 
     Args:
         worker: a class called with a batch of one row, the fields of a `Chunk`, that returns a batch of one row with the chunk's `number`.
         arguments: of the class's constructor, beside `corpus`.
+        pool_actors: at most so many actors; by default as many as the cluster has room for.
     Returns:
         One dictionary per chunk, in the order of the chunks.
     """
     quiet_data()
-    actors = min(pool_size(resources), len(chunks))
+    actors = min(pool_actors or pool_size(resources), len(chunks))
     items = [asdict(chunk) for chunk in chunks]
     data = ray.data.from_items(items, override_num_blocks=len(items))
     gpus: dict[str, Any] = {"num_gpus": resources.gpus_per_worker} if resources.gpus_per_worker else {}

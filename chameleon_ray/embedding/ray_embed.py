@@ -43,7 +43,16 @@ class EmbedWorker:
         return {"number": batch["number"], "domain": batch["domain"], "sums": sums[None], "counts": counts[None]}
 
 
-def embed(folder: str, layer: int, corpus: TokenCorpus, spec: EmbeddingConfig, resources: Resources, reporter: Reporter, per_token: Cost) -> Embeddings:
+def embed(
+    folder: str,
+    layer: int,
+    corpus: TokenCorpus,
+    spec: EmbeddingConfig,
+    resources: Resources,
+    reporter: Reporter,
+    per_token: Cost,
+    pool_actors: int | None = None,
+) -> Embeddings:
     """One embedding per domain, from at most `spec.samples_per_domain` train rows each.
 
     Args:
@@ -62,7 +71,7 @@ def embed(folder: str, layer: int, corpus: TokenCorpus, spec: EmbeddingConfig, r
         "threads": resources.cpus_per_worker,
     }
     with reporter.stage(f"embedding {len(corpus.names)} domains at layer {layer}") as stage:
-        results = stream(corpus, chunks, EmbedWorker, arguments, resources, stage)
+        results = stream(corpus, chunks, EmbedWorker, arguments, resources, stage, pool_actors)
     index = {name: i for i, name in enumerate(corpus.names)}
     width = results[0]["sums"].shape[1]
     sums, counts = np.zeros((len(index), NUM_GROUPS, width)), np.zeros((len(index), NUM_GROUPS), np.int64)

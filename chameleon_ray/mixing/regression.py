@@ -73,7 +73,7 @@ def fit_law(ratios: Array, losses: Array) -> Predict:
     Since sum_j r_j = 1, kappa > 0 is one of the t_j in another guise: with u_j = t_j + log kappa the law is c + exp(u . r), whose k + 1 parameters
     are determined. Losses are brought to [0, 1] first.
 
-    Reference: Ye et al. 2024, "Data mixing laws", equation 6. Cost: about a second for 512 runs of 17 domains.
+    Reference: Ye et al. 2024, "Data mixing laws". Cost: about a second for 512 runs of 17 domains.
     """
     from scipy.optimize import least_squares  # here, because most commands need none of it
 

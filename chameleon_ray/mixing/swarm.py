@@ -91,8 +91,9 @@ class Swarm:
     @classmethod
     def from_lists(cls, content: Mapping[str, Any]) -> Swarm:
         """Read back `to_lists`."""
-        names = {key: tuple(content[key]) for key in ("runs", "domains", "targets")}
-        return cls(**names, **{key: np.array(content[key], dtype=np.float64) for key in ("ratios", "metrics")})
+        runs, domains, targets = (tuple(content[key]) for key in ("runs", "domains", "targets"))
+        ratios, metrics = (np.array(content[key], dtype=np.float64) for key in ("ratios", "metrics"))
+        return cls(runs, domains, ratios, targets, metrics)
 
 
 def draw_mixtures(prior: Mapping[str, float], count: int, seed: int) -> Array:

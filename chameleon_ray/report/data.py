@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from chameleon_ray.artifacts import Embeddings, Mixture, TokenCorpus
 from chameleon_ray.config import Experiment
+from chameleon_ray.evaluation.losses import SplitLosses
 
 BASELINE = "uniform"
 
@@ -27,6 +28,11 @@ class ReportData:
         curves: method, seed, step, domain, loss (nats per token); domain "all" is the whole batch.
         embeddings: of the proxy, or None when no method embedded anything.
         seconds: stage -> wall seconds.
+        losses: (label, seed) -> held-out losses by document, for paired comparisons.
+        histories: method, step, domain, weight, mean: weights while a proxy trained; for methods that learn them step by step `mean` is the mean
+            over the steps so far, which is their answer; elsewhere it equals `weight`.
+        failures: label, or "label, seed N" -> what went wrong, in one line; the other runs are reported without them.
+        sweep: point, label, domain, weight, stderr, tokens, flops, seconds: weights at every point of a sweep; `point` reads "key=value, …".
     """
 
     experiment: Experiment
@@ -36,6 +42,10 @@ class ReportData:
     curves: pa.Table
     embeddings: Embeddings | None
     seconds: Mapping[str, float]
+    losses: Mapping[tuple[str, int], SplitLosses] = field(default_factory=dict)
+    histories: pa.Table | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+    sweep: pa.Table | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

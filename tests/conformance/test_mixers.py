@@ -17,7 +17,9 @@ ROWS = {"web": 400, "books": 90, "code": 120, "math": 33, "news": 7}
 
 
 def build(method: str, names: list[str]) -> Mixer:
-    """The method with its defaults; fixed weights have none, so they are made up."""
+    """The method with its defaults, but a small swarm; fixed weights have no defaults, so they are made up."""
+    if method == "regmix":
+        return METHODS[method](num_proxies=64, samples=1000, top=16)
     if method != "fixed":
         return METHODS[method]()
     total = sum(range(1, len(names) + 1))

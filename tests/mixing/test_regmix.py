@@ -1,0 +1,203 @@
+"""RegMix on swarms whose optimum is known, and its command."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from chameleon_ray.artifacts import Cost, Mixture
+from chameleon_ray.cli import main
+from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.regmix import RegMix
+from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, write_swarm
+from tests.fakes import best_mixture, make_context, swarm_losses
+
+ROWS = {"web": 400, "books": 200, "code": 120, "math": 80}
+EXPERIMENT = TrainingConfig(model=ModelConfig(layers=2, heads=2, width=8), steps=10, batch_rows=16, micro_batch_rows=4)
+SMALL = {"samples": 2000, "top": 32}
+
+
+def fake_swarm(count: int = 100, seed: int = 0) -> Swarm:
+    names = tuple(ROWS)
+    ratios = draw_mixtures(dict.fromkeys(names, 0.25), count, seed)
+    losses = [swarm_losses(dict(zip(names, row, strict=True))) for row in ratios.tolist()]
+    return Swarm(tuple(map(str, range(count))), names, ratios, names, np.array([[row[name] for name in names] for row in losses]))
+
+
+def optimum(swarm: Swarm, seed: int = 0, **settings) -> Mixture:
+    method = RegMix(**{**SMALL, **settings})
+    return method.optimum(swarm, method.rank_correlations(swarm, seed), seed)
+
+
+def test_a_planted_optimum_is_found() -> None:
+    mixture = RegMix(num_proxies=300, samples=20_000, top=64).fit(make_context(ROWS))
+    best, swarm = best_mixture(tuple(ROWS)), Swarm.from_lists(mixture.details["swarm"])
+    excess = np.mean(list(swarm_losses(mixture.weights).values())) - 3
+    # Trees are constant around the bottom of the bowl: the loss there is what they find, the place only as far as it matters.
+    assert excess < swarm.losses("mean").min() - 3 < 0.05 * (np.median(swarm.losses("mean")) - 3)
+    assert max(abs(mixture.weights[name] - best[name]) for name in ROWS) < 0.1
+    assert mixture.details["predicted_loss"] == pytest.approx(3, abs=0.01)
+    assert mixture.details["spearman"]["mean"]["lightgbm"] > 0.9
+    assert mixture.warnings == ()
+
+
+def test_the_target_is_one_domain_or_the_mean() -> None:
+    best, swarm = best_mixture(tuple(ROWS)), fake_swarm(200)
+    for name in ROWS:
+        assert optimum(swarm, target=name).weights[name] == pytest.approx(best[name], abs=0.06)
+    assert optimum(swarm).details["target"] == "mean"
+
+
+def test_fit_asks_for_one_proxy_per_mixture_and_adds_up_what_they_took() -> None:
+    context = make_context(ROWS, seed=7)
+    mixture = RegMix(num_proxies=60, **SMALL).fit(context)
+    jobs = context.backend.jobs
+    assert len(jobs) == 60 and {job.role for job in jobs} == {"swarm"} and {job.seed for job in jobs} == {7}
+    assert all(list(job.weights) == list(ROWS) and abs(math.fsum(job.weights.values()) - 1) < 1e-12 for job in jobs)
+    assert len({tuple(job.weights.values()) for job in jobs}) == 60
+    tokens = 1000 * context.proxy.batch_rows * 16
+    assert mixture.cost.tokens == 60 * tokens and mixture.cost.seconds == pytest.approx(60e-6 * tokens)
+    swarm = Swarm.from_lists(json.loads(mixture.to_json())["details"]["swarm"])
+    assert swarm.ratios.tolist() == [list(job.weights.values()) for job in jobs]
+    again = optimum(swarm, seed=7)
+    assert again.weights == mixture.weights and again.cost == Cost()
+
+
+def test_a_swarm_written_and_read_gives_the_same_weights(tmp_path: Path) -> None:
+    mixture = RegMix(num_proxies=60, **SMALL).fit(make_context(ROWS))
+    paths = str(tmp_path / "ratios.csv"), str(tmp_path / "metrics.csv")
+    write_swarm(Swarm.from_lists(mixture.details["swarm"]), *paths)
+    for path in paths:
+        header, *lines = Path(path).read_text().splitlines()
+        Path(path).write_text("\n".join([header, *random.Random(path).sample(lines, len(lines))]))
+    assert optimum(read_swarm(*paths)).weights == mixture.weights
+
+
+def test_the_best_regressor_is_chosen_and_all_are_reported() -> None:
+    found = optimum(fake_swarm(), regressor="best").details
+    correlations = found["spearman"]["mean"]
+    assert set(correlations) == {"lightgbm", "linear", "law"}
+    assert correlations[found["regressor"]] == max(correlations.values())
+
+
+def test_the_prior_says_where_to_look() -> None:
+    swarm = fake_swarm()
+    assert optimum(swarm).details["prior"] == pytest.approx(dict(zip(sorted(ROWS), swarm.ratios[:, [1, 2, 3, 0]].mean(axis=0), strict=True)))
+    prior = {"web": 0.5, "books": 0.0, "code": 0.25, "math": 0.25}
+    assert optimum(swarm, prior=prior).weights["books"] == 0
+    for odd in ({"web": 0.5, "books": 0.5}, {**prior, "poems": 0.0}):
+        with pytest.raises(UserError, match="prior: '(code|poems)' .* give one weight for each of web, books, code, math"):
+            optimum(swarm, prior=odd)
+
+
+def test_a_poor_regression_is_warned_about() -> None:
+    swarm = fake_swarm()
+    noise = np.random.default_rng(0).standard_normal(swarm.metrics.shape)
+    noisy = Swarm(swarm.runs, swarm.domains, swarm.ratios, swarm.targets, noise)
+    assert any("rank correlation of only" in warning and "under 0.7" in warning for warning in optimum(noisy).warnings)
+    assert not any("rank correlation" in warning for warning in optimum(noisy, min_spearman=-1).warnings)
+
+
+def test_collapsed_weights_are_warned_about() -> None:
+    swarm = fake_swarm()
+    greedy = Swarm(swarm.runs, swarm.domains, swarm.ratios, ("web",), 3 - swarm.ratios[:, :1])
+    (warning,) = optimum(greedy, target="web", regressor="linear").warnings
+    assert "of 4: the weights collapse; the target is 'web' alone" in warning and "flatter prior" in warning
+
+
+def test_the_proxy_is_regmix_own_but_for_what_is_changed() -> None:
+    own = RegMix().training(EXPERIMENT)
+    assert (own.model.preset, own.steps, own.warmup_steps, own.batch_rows, own.micro_batch_rows) == ("1M", 1000, 100, 16, 4)
+    assert own.learning_rate == own.min_learning_rate == 4e-4
+    short = RegMix(proxy=ProxyChanges(steps=50, learning_rate=1e-3, model=ModelConfig(preset="cpu-tiny"))).training(EXPERIMENT)
+    assert (short.steps, short.warmup_steps, short.model.preset) == (50, 5, "cpu-tiny")
+    assert short.learning_rate == short.min_learning_rate == 1e-3
+    assert RegMix(proxy=ProxyChanges(steps=5)).training(EXPERIMENT).warmup_steps == 0
+    assert RegMix(proxy=ProxyChanges(min_learning_rate=0, warmup_steps=3, batch_rows=8)).training(EXPERIMENT).min_learning_rate == 0
+    with pytest.raises(UserError, match=r"proxy.* not a multiple of micro_batch_rows"):
+        RegMix(proxy=ProxyChanges(batch_rows=6)).training(EXPERIMENT)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"target": "bokks"}, r"regmix: target 'bokks' is no domain; there are mean, web, books, code, math \(did you mean 'books'\?\)"),
+        ({"num_proxies": 49}, "regmix: num_proxies: 49 runs are too few for regressor 'lightgbm' with 4 domains"),
+        ({"prior": {"web": 1.0}}, "prior: 'books' has no weight"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(settings: dict, words: str) -> None:
+    context = make_context(ROWS)
+    with pytest.raises(UserError, match=words):
+        RegMix(**settings).fit(context)
+    assert context.backend.jobs == []
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"top": 10, "samples": 5}, "top 10 exceeds samples 5"),
+        ({"prior": {"a": 0.4}}, "sum to 0.4"),
+        ({"regressor": "forest"}, "regressor"),
+        ({"num_proxies": 0}, "num_proxies"),
+    ],
+)
+def test_settings_that_are_refused(fields: dict, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RegMix(**fields)
+
+
+def run(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `regmix fit` on the swarm in a folder."""
+    with pytest.raises(SystemExit) as status:
+        main(["regmix", "fit", "--ratios", str(folder / "ratios.csv"), "--metrics", str(folder / "metrics.csv"), *options])
+    return int(status.value.code or 0), *capsys.readouterr()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_swarm(fake_swarm(60), str(tmp_path / "ratios.csv"), str(tmp_path / "metrics.csv"))
+    return tmp_path
+
+
+def test_command_reports_the_rank_correlation_before_the_mixture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(folder / "mixture.json")
+    status, text, _ = run(capsys, folder, "--target", "metric/web_val_loss", "--regressor", "law", "--out", out)
+    assert status == 0
+    assert 0 <= text.index("law: cross-validated rank correlation") < text.index("Mixture 'regmix'") < text.index("predicted loss")
+    found = Mixture.load(out)
+    assert found.details["target"] == "web" and list(found.weights) == list(ROWS) and found.provenance["ratios"]["file"].endswith("ratios.csv")
+
+
+def test_command_prints_json_alone_and_takes_a_prior(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prior = {"web": 0.1, "books": 0.4, "code": 0.0, "math": 0.5}
+    file = folder / "prior.json"
+    Mixture("fixed", prior).save(str(file))
+    texts = [",".join(f"{name}={value}" for name, value in prior.items()), str(file)]
+    (first, second) = [json.loads(run(capsys, folder, "--target", "mean", "--regressor", "linear", "--json", "--prior", text)[1]) for text in texts]
+    assert first["weights"] == second["weights"] and first["weights"]["code"] == 0 and first["details"]["prior"] == prior
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--target", "wbe"), "target 'wbe': nothing by that name was measured; there are mean, books, code, math, web (did you mean 'web'?)"),
+        (("--target", "web", "--regressor", "forest"), "regmix fit: regressor: Input should be"),
+        (("--target", "web", "--prior", "web=1"), "prior: 'books' has no weight"),
+        (("--target", "web", "--prior", "web=half"), "--prior: 'web=half' is not of the form name=value"),
+        (("--target", "web", "--prior", "web=0.5,web=0.5"), "--prior: 'web=0.5' gives a domain twice"),
+        (("--target", "web", "--prior", "web=0.5,code=0.4"), "prior: sum to 0.9, not 1"),
+        (("--target", "web", "--prior", "nowhere.json"), "nowhere.json: no such mixture file"),
+    ],
+)
+def test_command_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str) -> None:
+    status, text, error = run(capsys, folder, *options)
+    assert (status, text) == (2, "")
+    assert words in error and len(error.splitlines()) == 1
