@@ -46,9 +46,12 @@ def compare(experiment: ExperimentFile, overrides: Overrides = None, as_json: As
     found = pipeline.compare(loaded, _backend(loaded, as_json))
     if as_json:
         mixtures = {label: json.loads(mixture.to_json()) for label, mixture in found.data.mixtures.items()}
-        _print_json({"report": found.report, "mixtures": mixtures, "scores": found.data.scores.to_pylist(), "models": _models(list(found.models.values()))})
+        document = {"report": found.report, "mixtures": mixtures, "scores": found.data.scores.to_pylist(), "models": _models(list(found.models.values()))}
+        sweep = [] if found.data.sweep is None else found.data.sweep.to_pylist()
+        _print_json({**document, "failures": dict(found.data.failures), "sweep": sweep})
     else:
         show_comparison(Console(), found)
+    raise typer.Exit(1 if found.data.failures else 0)
 
 
 @app.command()

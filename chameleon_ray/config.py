@@ -6,6 +6,8 @@ keys (`base.steps=100`), applied before validation, so that they obey the same r
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -146,6 +148,17 @@ class ModelConfig(Settings):
         return self.layers, self.heads, self.width
 
 
+class StopConfig(Settings):
+    """When a proxy's training may end early: the weights within `tolerance` (L1) of those at half the steps, twice running.
+
+    `bootstrap` takes the sum of the weights' standard errors as the tolerance. `every_steps`: null takes a twentieth of the run.
+    """
+
+    tolerance: PositiveFloat | Literal["bootstrap"] = 0.05
+    every_steps: PositiveInt | None = None
+    samples_per_domain: PositiveInt = 64
+
+
 class TrainingConfig(Settings):
     """How one model is trained. Defaults: section B.2 of the paper, where it says; DECISIONS.md, where it does not."""
 
@@ -160,15 +173,24 @@ class TrainingConfig(Settings):
     gradient_clipping: PositiveFloat = 1.0
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     checkpoint_every_steps: PositiveInt | None = None
+    schedule_steps: PositiveInt | None = None
+    stop: StopConfig | None = None
+
+    @property
+    def horizon(self) -> int:
+        """Steps that the learning rate is planned for: a run may end before, and is then the beginning of a longer one."""
+        return self.schedule_steps or self.steps
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
+        if self.horizon < self.steps:
+            raise ValueError(f"schedule_steps {self.schedule_steps} is under steps {self.steps}; the learning rate cannot end before the run")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} exceeds learning_rate {self.learning_rate}")
         if self.micro_batch_rows is not None and self.batch_rows % self.micro_batch_rows:
             raise ValueError(f"batch_rows {self.batch_rows} is not a multiple of micro_batch_rows {self.micro_batch_rows}")
-        if self.warmup_steps is not None and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be under steps {self.steps}")
+        if self.warmup_steps is not None and self.warmup_steps >= self.horizon:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be under steps {self.horizon}")
         return self
 
 
@@ -181,6 +203,7 @@ class ProxyChanges(Settings):
     learning_rate: PositiveFloat | None = None
     min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    schedule_steps: PositiveInt | None = None
 
     def applied_to(self, training: TrainingConfig) -> TrainingConfig:
         """The training with what is given here in its place; raises `UserError` when the two do not fit each other."""
@@ -212,6 +235,17 @@ class Resources(Settings):
     max_failures: Annotated[int, Field(ge=0)] = 3
 
 
+class Sweep(Settings):
+    """Grids over dotted keys: every method is fitted at every point, so far as the point changes it; base models only with `train_base`."""
+
+    grid: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
+    train_base: bool = False
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every combination, the last key fastest."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+
 class Experiment(Settings):
     """One experiment file."""
 
@@ -223,6 +257,7 @@ class Experiment(Settings):
     embedding: EmbeddingConfig = EmbeddingConfig()
     base: TrainingConfig
     methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda: dict[str, dict[str, Any]](uniform={}, chameleon={}))
+    sweep: Sweep | None = None
     resources: Resources = Resources()
 
     @field_validator("seeds")
@@ -232,10 +267,23 @@ class Experiment(Settings):
             raise ValueError(f"seeds must differ from each other, found {list(seeds)}")
         return seeds
 
+    @field_validator("base")
+    @classmethod
+    def _whole_run(cls, base: TrainingConfig) -> TrainingConfig:
+        if base.stop is not None:
+            raise ValueError("stop is for the proxy; every base model trains its whole run, or they could not be compared: remove base.stop")
+        return base
+
     @field_validator("methods", mode="before")
     @classmethod
     def _empty_settings(cls, methods: Any) -> Any:
         return {name: settings or {} for name, settings in methods.items()} if isinstance(methods, Mapping) else methods
+
+    @model_validator(mode="after")
+    def _points_exist(self) -> Experiment:
+        for point in self.sweep.points() if self.sweep else ():
+            self.at(point)
+        return self
 
     @model_validator(mode="after")
     def _known_methods(self) -> Experiment:
@@ -244,6 +292,17 @@ class Experiment(Settings):
         for label in self.methods:
             self.mixer(label)
         return self
+
+    def at(self, point: Mapping[str, Any]) -> Experiment:
+        """The experiment with a sweep's values in place.
+
+        Raises:
+            UserError: a key that does not exist, or a value that it does not take.
+        """
+        document = self.model_dump(mode="json", exclude={"sweep"})
+        for key, value in point.items():
+            apply_override(document, f"{key}={json.dumps(value)}")
+        return parse_experiment(document, f"sweep.grid at {describe(point)}")
 
     def mixer(self, label: str) -> Any:
         """The method object behind `methods.<label>`; its `method:` key names the method when the label does not.
@@ -263,6 +322,11 @@ class Experiment(Settings):
             return METHODS[method](**settings)
         except ValidationError as error:
             raise UserError(first_line(error, f"methods.{label}")) from None
+
+
+def describe(point: Mapping[str, Any]) -> str:
+    """A point of a sweep, for people: `key=value, …`."""
+    return ", ".join(f"{key}={value}" for key, value in point.items())
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

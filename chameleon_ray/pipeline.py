@@ -5,9 +5,7 @@ Algorithm 1 of the paper: line 3 is `backend.train_many` of the proxy, line 5 `b
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,14 +13,14 @@ import pyarrow as pa
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, TrainedModel, digest_of, is_complete, read_record, write_record
-from chameleon_ray.backend import Backend, FitContext, TrainJob, Trial
-from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment
-from chameleon_ray.errors import UserError, as_user_error
+from chameleon_ray.backend import Backend, TrainJob, Trial
+from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment, describe
+from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.fitting import Entry, context, fit, fit_all, sweep_entries, sweep_table
 from chameleon_ray.mixing.budget import cap_repetition
 from chameleon_ray.mixing.chameleon import Chameleon, proxy_embeddings
-from chameleon_ray.mixing.swarm import Swarm, write_swarm
 from chameleon_ray.report.data import ReportData
 from chameleon_ray.settings import validate
 
@@ -61,8 +59,13 @@ def compare(experiment: Experiment, backend: FullBackend) -> Comparison:
         UserError: no base model could be trained and measured; says why the first was not.
     """
     corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
-    mixtures, failures = _fit_all(experiment, corpus, backend)
-    trials = [Trial(label, seed, base_job(experiment, corpus, mixtures[label], seed)) for seed in experiment.seeds for label in mixtures]
+    entries = [Entry(label, "", experiment, corpus) for label in experiment.methods]
+    swept = sweep_entries(experiment, corpus, _corpora(experiment, backend))
+    mixtures, failures = fit_all([*entries, *swept], backend, backend.root)
+    compared = [entry for entry in _compared(experiment, entries, swept) if entry.label in mixtures]
+    trials = [
+        Trial(entry.label, seed, base_job(entry.experiment, entry.corpus, mixtures[entry.label], seed)) for seed in experiment.seeds for entry in compared
+    ]
     failures |= backend.run_trials(experiment.name, corpus, trials, SPLITS)
     done = [trial for trial in trials if trial.name not in failures]
     if not done:
@@ -70,24 +73,26 @@ def compare(experiment: Experiment, backend: FullBackend) -> Comparison:
     trained = backend.train_many(corpus, [trial.job for trial in done])
     models = {(trial.label, trial.seed): model for trial, model in zip(done, trained, strict=True)}
     losses = dict(zip(models, backend.evaluate(trained, corpus, SPLITS), strict=True))
+    chosen = {entry.label: mixtures[entry.label] for entry in compared}
     data = ReportData(
         experiment,
         corpus,
-        mixtures,
+        chosen,
         _scores(losses),
         _curves(models),
-        _embeddings(experiment, corpus, backend, mixtures),
-        _seconds(corpus, mixtures, models),
+        _embeddings(experiment, corpus, backend, chosen),
+        _seconds(corpus, chosen, models),
         losses,
-        _histories(mixtures),
+        _histories(chosen),
         failures,
+        sweep_table(swept, mixtures),
     )
     return Comparison(data, models, _report(data, models, backend))
 
 
 def mix(experiment: Experiment, label: str, backend: FullBackend) -> Mixture:
     """Only the weights of one method."""
-    return fit(experiment, label, backend.tokenize(experiment.corpus, experiment.seeds[0]), backend)
+    return fit(experiment, label, backend.tokenize(experiment.corpus, experiment.seeds[0]), backend, backend.root)
 
 
 def train(experiment: Experiment, mixture: Mixture, backend: FullBackend, seeds: Sequence[int] | None = None) -> list[TrainedModel]:
@@ -140,27 +145,6 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     return replace(method.weigh(embeddings), method=label, cost=embeddings.cost)
 
 
-def fit(experiment: Experiment, label: str, corpus: TokenCorpus, backend: FullBackend) -> Mixture:
-    """The mixture of one method, under its label; kept as an artifact, since a method may have trained for it."""
-    method = experiment.mixer(label)
-    settings = method.model_dump(mode="json")
-    content = {"method": method.name, "settings": settings, "corpus": corpus.digest, "seed": experiment.seeds[0]}
-    if method.name not in ("uniform", "proportional", "fixed"):
-        content["proxy"] = experiment.proxy.model_dump(mode="json")
-        content["embedding"] = experiment.embedding.model_dump(mode="json")
-    digest = digest_of("mixture", {**content, "label": label})
-    address = storage.join(backend.root, "mixtures", f"{label}-{digest}")
-    path = storage.join(address, "mixture.json")
-    if not is_complete(address):
-        found = method.fit(_context(experiment, corpus, backend))
-        if "swarm" in found.details:
-            swarm = Swarm.from_lists(found.details["swarm"])
-            write_swarm(swarm, storage.join(address, "ratios.csv"), storage.join(address, "metrics.csv"))
-        replace(found, method=label, provenance={**found.provenance, "corpus": corpus.digest, "seed": experiment.seeds[0]}).save(path)
-        write_record(address, "mixture", digest, {"label": label})
-    return Mixture.load(path)
-
-
 def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed: int) -> TrainJob:
     """The base model's run on a mixture; `corpus.max_repetition` limits how often a domain is repeated, for every method alike."""
     odd = sorted(set(mixture.weights) ^ set(corpus.names))
@@ -181,28 +165,23 @@ def _check_changes(domains: Mapping[str, Any], known: Sequence[str]) -> None:
             raise UserError(f"corpus file: domains.{name} is in the experiment already; choose another name, or use --only to take the new domains alone")
 
 
-def _fit_all(experiment: Experiment, corpus: TokenCorpus, backend: FullBackend) -> tuple[dict[str, Mixture], dict[str, str]]:
-    """Mixtures by label, and for each method that failed twice what went wrong.
-
-    The runs that need nothing of each other are started together first; a method whose run failed there tries again alone.
-    """
-    context = _context(experiment, corpus, backend)
-    with suppress(Exception):  # each method meets its own failure again below
-        backend.train_many(corpus, [job for label in experiment.methods for job in experiment.mixer(label).jobs(context)])
-    mixtures, failures = {}, {}
-    for label in experiment.methods:
-        try:
-            mixtures[label] = fit(experiment, label, corpus, backend)
-        except Exception as error:
-            found = as_user_error(error)
-            if found is None:
-                logging.getLogger(__name__).exception("%s failed", label)
-            failures[label] = str(found or f"{type(error).__name__}: {error}")
-    return mixtures, failures
+def _corpora(experiment: Experiment, backend: FullBackend) -> dict[str, TokenCorpus]:
+    """The corpus of every point of the sweep; most points share one."""
+    found: dict[str, TokenCorpus] = {}
+    known: dict[str, TokenCorpus] = {}
+    for point in experiment.sweep.points() if experiment.sweep else ():
+        at = experiment.at(point)
+        key = at.corpus.model_dump_json()
+        known[key] = known.get(key) or backend.tokenize(at.corpus, experiment.seeds[0])
+        found[describe(point)] = known[key]
+    return found
 
 
-def _context(experiment: Experiment, corpus: TokenCorpus, backend: FullBackend) -> FitContext:
-    return FitContext(corpus, backend, experiment.proxy, experiment.embedding, experiment.seeds[0])
+def _compared(experiment: Experiment, entries: Sequence[Entry], swept: Sequence[Entry]) -> list[Entry]:
+    """What base models are trained for: the methods, and with `sweep.train_base` the points that read the same text."""
+    if experiment.sweep is None or not experiment.sweep.train_base:
+        return list(entries)
+    return [*entries, *(entry for entry in swept if entry.corpus.digest == entries[0].corpus.digest)]
 
 
 def _scores(losses: Mapping[tuple[str, int], SplitLosses]) -> pa.Table:
@@ -210,11 +189,11 @@ def _scores(losses: Mapping[tuple[str, int], SplitLosses]) -> pa.Table:
 
 
 def _histories(mixtures: Mapping[str, Mixture]) -> pa.Table | None:
-    """Weights while a proxy trained, of the methods that learn them step by step."""
+    """Weights while a proxy trained: of the methods that learn them step by step, and of a proxy that was watched to stop early."""
     tables = []
     for label, mixture in mixtures.items():
-        if "updates" in mixture.details:
-            history = TrainedModel.load(mixture.provenance["proxy_address"]).weight_history()
+        if "updates" in mixture.details or "proxy_stopped_at_step" in mixture.provenance:
+            history = TrainedModel.load(mixture.provenance["proxy_address"]).weight_history().select(["step", "domain", "weight", "mean"])
             tables.append(history.append_column("method", pa.array([label] * len(history))))
     return pa.concat_tables(tables) if tables else None
 
@@ -229,9 +208,9 @@ def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
 
 def _embeddings(experiment: Experiment, corpus: TokenCorpus, backend: FullBackend, mixtures: Mapping[str, Mixture]) -> Embeddings | None:
     """The embeddings a chameleon method used: finished artifacts by now."""
-    if not any(isinstance(experiment.mixer(label), Chameleon) for label in mixtures):
+    if not any(isinstance(experiment.mixer(label), Chameleon) for label in mixtures if label in experiment.methods):
         return None
-    return proxy_embeddings(_context(experiment, corpus, backend))[1]
+    return proxy_embeddings(context(experiment, corpus, backend))[1]
 
 
 def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Mapping[tuple[str, int], TrainedModel]) -> dict[str, float]:
@@ -250,6 +229,7 @@ def _report(data: ReportData, models: Mapping[tuple[str, int], TrainedModel], ba
     content = {
         "models": sorted(f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()),
         "experiment": data.experiment.model_dump(mode="json"),
+        "failures": dict(data.failures),
     }
     digest = digest_of("report", content)
     address = storage.join(backend.root, "reports", f"{data.experiment.name}-{digest}")

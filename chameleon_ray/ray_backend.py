@@ -6,7 +6,7 @@ something is missing, so that repeating a finished experiment takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -58,17 +58,17 @@ class RayBackend:
         return TokenCorpus.load(address)
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
-        """Train what is not trained yet, equal jobs once."""
+        """Train what is not trained yet: equal jobs once, and of jobs that differ only in their steps on one schedule the longest, which passes
+        through the others."""
         digests = [_model_digest(job, corpus) for job in jobs]
         addresses = [self._model_address(job, digest) for job, digest in zip(jobs, digests, strict=True)]
         missing = {address: (job, digest) for job, digest, address in zip(jobs, digests, addresses, strict=True) if not is_complete(address)}
         if missing:
-            from chameleon_ray.training.ray_train import Run, train_runs
+            from chameleon_ray.training.ray_train import train_runs
 
             self._ray.start_ray()
-            checkpoints = storage.join(self.root, "unfinished")
-            runs = [Run(job, corpus, digest, address, checkpoints, f"{job.role} {digest[:4]} (seed {job.seed})") for address, (job, digest) in missing.items()]
-            roles = " and ".join(sorted({job.role for job, _ in missing.values()}))
+            runs = self._runs(corpus, missing)
+            roles = " and ".join(sorted({run.job.role for run in runs}))
             train_runs(runs, self.resources, self.reporter, f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}")
         return [TrainedModel.load(address) for address in addresses]
 
@@ -137,6 +137,23 @@ class RayBackend:
             return TrainedModel.load(place)
         return _foreign_model(place, corpus)
 
+    def _runs(self, corpus: TokenCorpus, missing: Mapping[str, tuple[TrainJob, str]]) -> list[Any]:
+        from chameleon_ray.training.ray_train import Run, Snapshot
+
+        families: dict[str, list[Snapshot]] = {}
+        for address, (job, digest) in missing.items():
+            content = _job_content(job, corpus)
+            if job.training.stop is None:
+                del content["training"]["steps"]
+            families.setdefault(digest_of("family", {**content, "role": job.role}), []).append(Snapshot(job, digest, address))
+        runs = []
+        for family in families.values():
+            *shorter, longest = sorted(family, key=lambda snapshot: snapshot.job.training.steps)
+            label = f"{longest.job.role} {longest.digest[:4]} (seed {longest.job.seed})"
+            checkpoints = storage.join(self.root, "unfinished")
+            runs.append(Run(longest.job, corpus, longest.digest, longest.address, checkpoints, label, tuple(shorter)))
+        return runs
+
     def _model_address(self, job: TrainJob, digest: str) -> str:
         return storage.join(self.root, "models", f"{job.role}-{digest}")
 
@@ -179,6 +196,7 @@ def _corpus_content(config: CorpusConfig, parts: Sequence[Any], seed: int) -> di
 def _job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
     training = job.training.model_dump(mode="json", exclude=NOT_IN_DIGEST)
     training["model"] = list(job.training.model.shape)
+    training["schedule_steps"] = job.training.horizon
     content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
     if job.rule is not None:
         content["rule"] = {"name": job.rule.name, **vars(job.rule), "domains": list(job.weights)}

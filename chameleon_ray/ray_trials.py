@@ -25,7 +25,7 @@ from chameleon_ray.ray_session import fits, require
 
 RETRIES = 1
 # Tune refuses to ask for nothing, and a trial that took part of a CPU would leave its own workers too little: a trial takes some memory.
-TRIAL_RESOURCES = {"memory": 1 << 20}
+TRIAL_RESOURCES: dict[str, int | float] = {"memory": 1 << 20}
 
 
 def run_trials(

@@ -45,7 +45,8 @@ def test_every_key_of_the_experiment_file_is_explained_in_the_readme() -> None:
 
 
 def test_commands_of_the_readme_exist() -> None:
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    groups = {group.typer_instance.info.name for group in app.registered_groups}
+    known = {command.name or command.callback.__name__ for command in app.registered_commands} | groups
     shown = {shlex.split(line)[1] for line in re.findall(r"^chameleon [^\n]*", README, re.M)}
     assert shown
     assert shown <= known

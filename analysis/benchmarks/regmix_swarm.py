@@ -28,7 +28,7 @@ def run(quick: bool) -> Outcome:
     """A small swarm and a few single proxies in turns; the median of the ratios of neighbours."""
     start_ray()
     threads = cluster_cpus()
-    preset, steps, swarm_size = ("cpu-tiny", 2, threads) if quick else ("cpu-tiny", 60, 6 * threads)
+    preset, steps, swarm_size = ("cpu-tiny", 2, threads) if quick else ("cpu-tiny", 40, 4 * threads)
     batch_rows, row_tokens = 8, 128
     training = TrainingConfig(model=ModelConfig(preset=preset), steps=steps, batch_rows=batch_rows)
     with tempfile.TemporaryDirectory() as folder:

@@ -51,7 +51,7 @@ def run_tasks(tasks: Sequence[Task], stage: Stage, label: str) -> Iterator[dict[
     def call(row: dict[str, Any]) -> dict[str, Any]:
         task = ray.get(shared)[row["id"]]
         outcome = as_outcome(task.function, *task.arguments)
-        pa.default_memory_pool().release_unused()  # with Arrow on the C library's allocator: of everything that was freed
+        _give_back()
         return {"id": row["id"], "outcome": outcome}
 
     results: dict[int, dict[str, Any]] = {}
@@ -62,6 +62,12 @@ def run_tasks(tasks: Sequence[Task], stage: Stage, label: str) -> Iterator[dict[
         while delivered in results:
             yield results.pop(delivered)
             delivered += 1
+    _give_back()
+
+
+def _give_back() -> None:
+    """Return to the system what this process has freed; the C library would keep it."""
+    pa.system_memory_pool().release_unused()
 
 
 def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: str, digest: str, reporter: Reporter) -> TokenCorpus:

@@ -139,6 +139,10 @@ class Chameleon(Settings):
         proxy, embeddings = proxy_embeddings(context)
         mixture = self.weigh(embeddings)
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
+        if "snapshot_of" in proxy.details:
+            provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
+        if "stopped_at" in proxy.details:
+            provenance["proxy_stopped_at_step"] = proxy.details["stopped_at"]
         return replace(mixture, cost=proxy.cost + embeddings.cost, provenance=provenance)
 
     def weigh(self, embeddings: Embeddings) -> Mixture:

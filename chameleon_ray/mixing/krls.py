@@ -98,7 +98,7 @@ def ridge_leverage_scores(gram: Array, ridge: float) -> Array:
     return np.diagonal(solution).copy()
 
 
-def ridge_leverage_scores_primal(embeddings: Array, ridge: float) -> Array:
+def ridge_leverage_scores_primal(embeddings: Array, ridge: float, moment: Array | None = None) -> Array:
     """S = diag(X (X^T X + k lam I)^-1 X^T), primal form (lemma A.1): the same scores when domains outnumber dimensions.
 
     With X^T X + k lam I = L L^T, S_i = |L^-1 x_i|^2: a sum of squares, so nothing cancels.
@@ -106,11 +106,13 @@ def ridge_leverage_scores_primal(embeddings: Array, ridge: float) -> Array:
     Args:
         embeddings: X, [k, p].
         ridge: lam > 0.
+        moment: `second_moment(embeddings)` where it is known; not changed.
     Raises:
         UserError: the ridge is lost in rounding beside a singular X^T X.
     Cost: O(k p^2) in two passes over X, with one chunk of rows and one p x p matrix in memory.
     """
-    factor = _cholesky(_second_moment(embeddings), len(embeddings) * ridge)  # [p, p]
+    moment = second_moment(embeddings) if moment is None else np.array(moment, order="F")
+    factor = _cholesky(moment, len(embeddings) * ridge)  # [p, p]
     scores = np.empty(len(embeddings))
     start = 0
     for chunk in _chunks(embeddings):
@@ -134,11 +136,15 @@ def normalise(scores: Array) -> Array:
     return np.asarray(scores / total) if total > 0 else np.full(len(scores), 1 / len(scores))
 
 
-def spectrum(embeddings: Array) -> Array:
-    """[min(k, p)] largest eigenvalues of Omega = X X^T, descending; taken from X^T X where k > p, since both have the same non-zero ones."""
+def spectrum(embeddings: Array, moment: Array | None = None) -> Array:
+    """[min(k, p)] largest eigenvalues of Omega = X X^T, descending.
+
+    For k > p they are taken from X^T X (`moment`, where it is known), since both have the same non-zero ones.
+    """
     k, p = embeddings.shape
-    matrix = embeddings @ embeddings.T if k <= p else _second_moment(embeddings)
-    eigenvalues: Array = linalg.eigvalsh(matrix, lower=True, check_finite=False)[::-1]
+    if moment is None:
+        moment = embeddings @ embeddings.T if k <= p else second_moment(embeddings)
+    eigenvalues: Array = linalg.eigvalsh(moment, lower=True, check_finite=False)[::-1]
     return np.maximum(eigenvalues, 0.0)
 
 
@@ -159,8 +165,9 @@ def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str]
         name = names[int(np.argmin(np.isfinite(squares)))]
         raise UserError(f"domain {name!r}: its embedding is not finite; the proxy's training has diverged, lower proxy.learning_rate")
     rows = prepare(embeddings, centered)
-    values, absolute = leverage(rows, ridge)
-    return Leverage(values, math.fsum(values.tolist()), spectrum(rows), absolute)
+    moment = second_moment(rows) if rows.shape[0] > rows.shape[1] else None
+    values, absolute = leverage(rows, ridge, moment)
+    return Leverage(values, math.fsum(values.tolist()), spectrum(rows, moment), absolute)
 
 
 def prepare(embeddings: Array, centered: bool) -> Array:
@@ -171,14 +178,14 @@ def prepare(embeddings: Array, centered: bool) -> Array:
     return rows if _trace(rows) > NO_DIFFERENCE**2 * _trace(embeddings) else np.zeros_like(rows)
 
 
-def leverage(rows: Array, ridge: Ridge) -> tuple[Array, float]:
+def leverage(rows: Array, ridge: Ridge, moment: Array | None = None) -> tuple[Array, float]:
     """([k] scores, lam) of prepared embeddings: dual form for k <= p, primal otherwise; scores are 0 where the embeddings are."""
     k, p = rows.shape
     trace = _trace(rows)
     absolute = ridge.resolve(trace / k, k)
     if trace == 0:
         return np.zeros(k), absolute
-    return (ridge_leverage_scores(rows @ rows.T, absolute) if k <= p else ridge_leverage_scores_primal(rows, absolute)), absolute
+    return (ridge_leverage_scores(rows @ rows.T, absolute) if k <= p else ridge_leverage_scores_primal(rows, absolute, moment)), absolute
 
 
 def _cholesky(matrix: Array, shift: float) -> Array:
@@ -198,7 +205,7 @@ def _cholesky(matrix: Array, shift: float) -> Array:
     return np.asarray(factor)
 
 
-def _second_moment(embeddings: Array) -> Array:
+def second_moment(embeddings: Array) -> Array:
     """Lower triangle of X^T X, [p, p] in Fortran order, summed over chunks of rows."""
     p = embeddings.shape[1]
     moment = np.zeros((p, p), order="F")

@@ -13,8 +13,9 @@ from chameleon_ray.settings import Settings
 
 
 def proxy_training(context: FitContext, changes: ProxyChanges | None) -> TrainingConfig:
-    """The experiment's proxy with a method's changes."""
-    return changes.applied_to(context.proxy) if changes else context.proxy
+    """The experiment's proxy with a method's changes. Only Chameleon's weights are known before its proxy's end, so that only it may stop early."""
+    training = changes.applied_to(context.proxy) if changes else context.proxy
+    return training.model_copy(update={"stop": None})
 
 
 def check_batch(method: str, training: TrainingConfig, names: Sequence[str]) -> None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import yaml
 
-from chameleon_ray.report import figures, numbers, tables
+from chameleon_ray.report import comparison_tables, figures, numbers, tables
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.projection import MIN_UMAP_POINTS, embedding_map
+from chameleon_ray.report.significance import METRICS, PairedDifference, paired_bootstrap
 from chameleon_ray.report.styles import Picture, domain_styles, method_styles, picture
 from chameleon_ray.report.tables import Table
-from chameleon_ray.report.verdict import verdict, warnings
+from chameleon_ray.report.verdict import findings, verdict, warnings
 
 MAX_DRAWN_DOMAINS = 40
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text to show letter by letter."""
+    """Text to show letter by letter, folded away under its title where the page can."""
 
+    title: str
     text: str
 
 
@@ -44,6 +47,7 @@ class Report:
 
     title: str
     verdict: str
+    findings: tuple[str, ...]
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
     numbers: Mapping[str, pa.Table] = field(repr=False)
@@ -51,27 +55,43 @@ class Report:
 
 def build_report(data: ReportData) -> Report:
     """All sections that the data allows, and the numbers under them."""
-    measured = {
-        "mixture": numbers.mixture_numbers(data),
-        "perplexity": numbers.perplexity_numbers(data),
-        "affinity": numbers.affinity_numbers(data),
-        "spectrum": numbers.spectrum_numbers(data),
-        "curves": numbers.curve_numbers(data.curves),
-        "costs": numbers.cost_numbers(data),
-    }
+    pairs = paired_bootstrap({run: losses["test"] for run, losses in data.losses.items()}, data.experiment.seeds[0])
+    measured = _numbers(data, pairs)
     names = drawn_names(data)
     sections = [
+        _failures(data),
         _mixture(data, measured["mixture"], names),
         _perplexity(data, measured["perplexity"], names),
+        _significance(data, pairs),
+        _cost(data),
         _scores(data, measured["affinity"], names),
     ]
     if data.embeddings is not None:
         shown = tuple(name for name in names if name in data.embeddings.names)
         measured["embedding_map"], projection = embedding_map(data.embeddings.select(shown), data.experiment.seeds[0])
         sections.append(_embedding(data, measured["embedding_map"], shown, projection))
-    sections += [_curves(data, measured["curves"], names), _cost(data), _settings(data)]
+    sections += [_histories(data, names), _sweep(data), _curves(data, measured["curves"], names), _settings(data)]
     kept = tuple(section for section in sections if section.blocks)
-    return Report(data.experiment.name, verdict(data), tuple(warnings(data)), kept, measured)
+    return Report(data.experiment.name, verdict(data), tuple(findings(data, pairs)), tuple(warnings(data)), kept, measured)
+
+
+def _numbers(data: ReportData, pairs: Sequence[PairedDifference]) -> dict[str, pa.Table]:
+    measured = {
+        "mixture": numbers.mixture_numbers(data),
+        "spread": numbers.spread_numbers(data),
+        "perplexity": numbers.perplexity_numbers(data),
+        "affinity": numbers.affinity_numbers(data),
+        "spectrum": numbers.spectrum_numbers(data),
+        "curves": numbers.curve_numbers(data.curves),
+        "costs": numbers.cost_numbers(data),
+    }
+    if pairs:
+        measured["significance"] = numbers.significance_numbers(pairs)
+    if data.histories is not None:
+        measured |= {"histories": data.histories, "drift": numbers.drift_numbers(data.histories)}
+    if data.sweep is not None:
+        measured["sweep"] = data.sweep
+    return measured
 
 
 def drawn_names(data: ReportData) -> tuple[str, ...]:
@@ -87,6 +107,10 @@ def _caption(text: str, data: ReportData, names: tuple[str, ...]) -> str:
     if len(names) == len(data.names):
         return text
     return f"{text} Drawn are the {len(names)} domains of {len(data.names)} with the largest weights."
+
+
+def _failures(data: ReportData) -> Section:
+    return Section("failures", "Failures", (comparison_tables.failure_table(data),) if data.failures else ())
 
 
 def _mixture(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:
@@ -112,6 +136,14 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
         draw = partial(figures.change_figure, table, names, labels, styles)
         blocks.append(picture("perplexity", "Change of perplexity from uniform", _caption(caption, data, names), draw))
     return Section("perplexity", "Perplexity per domain", tuple(blocks))
+
+
+def _significance(data: ReportData, pairs: Sequence[PairedDifference]) -> Section:
+    blocks: list[Block] = []
+    if pairs:
+        blocks = [comparison_tables.significance_text(pairs, data.experiment.seeds[0])]
+        blocks += [comparison_tables.significance_table(pairs, metric, data.labels) for metric in METRICS]
+    return Section("significance", "Differences between methods", tuple(blocks))
 
 
 def _scores(data: ReportData, affinity: pa.Table, names: tuple[str, ...]) -> Section:
@@ -162,11 +194,38 @@ def _curves(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Sectio
     return Section("curves", "Loss curves", tuple(blocks))
 
 
+def _histories(data: ReportData, names: tuple[str, ...]) -> Section:
+    if data.histories is None or not data.histories.num_rows:
+        return Section("steps", "Weights against proxy steps", ())
+    caption = (
+        "Weights as the proxy trains; of methods that learn them step by step, the mean over the steps so far, which is their answer. "
+        "The dashed line is uniform; each panel has its own scale."
+    )
+    draw = partial(figures.history_figure, data.histories, names, len(data.names), domain_styles(data.names))
+    drawn = picture("histories", "Weights against the steps of the proxy, by method", _caption(caption, data, names), draw)
+    return Section("steps", "Weights against proxy steps", (drawn, comparison_tables.drift_table(data.histories)))
+
+
+def _sweep(data: ReportData) -> Section:
+    present = data.sweep is not None and data.sweep.num_rows
+    return Section("sweep", "Sweep", (comparison_tables.sweep_table(data.sweep, data.names),) if present else ())
+
+
 def _cost(data: ReportData) -> Section:
     return Section("cost", "Cost", (*((tables.cost_table(data),) if data.mixtures else ()), *((tables.stage_table(data),) if data.seconds else ())))
 
 
 def _settings(data: ReportData) -> Section:
-    document = data.experiment.model_dump(mode="json", exclude_none=True)
-    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-    return Section("settings", "Settings", (tables.corpus_table(data), tables.version_table(), Code(text)))
+    first, *others = data.experiment.seeds
+    seeds = (
+        f"Base models: seeds {', '.join(map(str, data.experiment.seeds))}. Mixtures and the corpus: seed {first}." if others else f"Seed {first} throughout."
+    )
+    methods = {label: mixture.provenance["settings"] for label, mixture in data.mixtures.items() if mixture.provenance.get("settings")}
+    blocks: list[Block] = [seeds, Code("The experiment as YAML", _yaml(data.experiment.model_dump(mode="json", exclude_none=True)))]
+    if methods:
+        blocks.append(Code("Settings of every method, defaults included", _yaml(methods)))
+    return Section("settings", "Settings", (*blocks, tables.corpus_table(data), tables.version_table()))
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(document), sort_keys=False, allow_unicode=True, width=100)

@@ -23,6 +23,8 @@ from chameleon_ray.report.styles import GREY, WIDTH_INCHES, Style, short
 
 MAX_ANNOTATED_DOMAINS = 10
 IGNORED_CURVE_START = 0.05
+MAX_MARKED_STEPS = 12
+MAX_THICK_BARS = 80
 
 
 def mixture_figure(numbers: pa.Table, names: Sequence[str], labels: Sequence[str], styles: Mapping[str, Style]) -> Figure:
@@ -118,9 +120,35 @@ def domain_curves_figure(numbers: pa.Table, names: Sequence[str], labels: Sequen
     return figure
 
 
+def history_figure(histories: pa.Table, names: Sequence[str], num_domains: int, styles: Mapping[str, Style]) -> Figure:
+    """Weights against the steps of the proxy, one panel per method, one line per domain; the dashed line is uniform."""
+    rows = histories.to_pylist()
+    labels = list(dict.fromkeys(row["method"] for row in rows))
+    num_legend_rows = math.ceil((len(names) + 1) / _columns(names))
+    panel_inches = 1.9 if len(names) <= 8 else 2.6
+    figure = Figure(figsize=(WIDTH_INCHES, panel_inches * len(labels) + 0.18 * num_legend_rows + 0.4), layout="constrained")
+    for axes, label in zip(figure.subplots(len(labels), 1, squeeze=False).ravel(), labels, strict=True):
+        axes.axhline(1 / num_domains, color=GREY, linestyle="--", linewidth=1.0, zorder=1)
+        for name in names:
+            points = sorted((row["step"], row["mean"]) for row in rows if row["method"] == label and row["domain"] == name)
+            steps, means = np.array(points, dtype=np.float64).reshape(-1, 2).T
+            marker = styles[name].marker if len(points) <= MAX_MARKED_STEPS else None
+            axes.plot(steps, means, color=styles[name].color, linestyle=styles[name].line, linewidth=1.3, marker=marker, markersize=3)
+        axes.set_title(short(label), loc="left")
+        axes.set_ylim(bottom=0)
+        axes.grid(linewidth=0.6)
+        axes.tick_params(labelsize=8)
+    figure.supxlabel("step of the proxy", fontsize=9.5)
+    figure.supylabel("fraction of training tokens", fontsize=9.5)
+    dashed = Line2D([], [], color=GREY, linestyle="--", linewidth=1.0)
+    _legend(figure, [*(_line(styles[name]) for name in names), dashed], [*names, "uniform"])
+    return figure
+
+
 def _bars(numbers: pa.Table, names: Sequence[str], labels: Sequence[str], styles: Mapping[str, Style], value: str, stderr: str) -> tuple[Figure, Axes]:
     found = {(row["domain"], row["method"]): row for row in numbers.to_pylist()}
-    row_inches = max(0.3, 0.11 * len(labels) + 0.12)
+    bar_inches = 0.11 if len(labels) * len(names) <= MAX_THICK_BARS else 0.075
+    row_inches = max(0.3, bar_inches * len(labels) + 0.12)
     figure = Figure(figsize=(WIDTH_INCHES, row_inches * len(names) + 1.1), layout="constrained")
     axes = figure.add_subplot()
     thickness = 0.8 / len(labels)
@@ -166,8 +194,12 @@ def _curves(axes: Axes, by_method: Mapping[str, list[dict[str, Any]]], styles: M
 
 
 def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    columns = 3 if max((len(short(label)) for label in labels), default=0) <= 13 else 2
-    figure.legend(handles, [short(label) for label in labels], loc="outside upper center", ncols=min(columns, len(labels)), fontsize=9)
+    figure.legend(handles, [short(label) for label in labels], loc="outside upper center", ncols=min(_columns(labels), len(labels)), fontsize=9)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Columns of a legend that fit the width."""
+    return 3 if max((len(short(label)) for label in labels), default=0) <= 13 else 2
 
 
 def _patch(style: Style) -> Patch:

@@ -47,6 +47,11 @@ def power(value: float) -> str:
     return f"{value:.2e}" if value else "0"
 
 
+def ratio(value: float | None) -> str:
+    """How many times: three significant digits; 0 and 1 as they are."""
+    return DASH if value is None else number(value, 3) if value >= 0.001 or value == 0 else "< 0.001"
+
+
 def duration(seconds: float) -> str:
     """Seconds, and hours and minutes when there are many."""
     if seconds < 120:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from chameleon_ray.mixing.simplex import effective_number
 from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.significance import PairedDifference
 from chameleon_ray.report.statistics import Score, common_seeds, paired_change_percent, paired_difference, summarise
 
 AVERAGE = "all"
+CHAMELEON = "chameleon"
+COSTS = ("tokens", "seconds", "paper_flops", "flops")
 MAX_CURVE_POINTS = 150
 
 Scores = dict[tuple[str, str, str], dict[int, Score]]
@@ -37,7 +42,20 @@ PERPLEXITY_SCHEMA = pa.schema(
 )
 AFFINITY_SCHEMA = pa.schema([("method", pa.string()), ("domain", pa.string()), ("other", pa.string()), ("raw", pa.float64()), ("cosine", pa.float64())])
 SPECTRUM_SCHEMA = pa.schema([("method", pa.string()), ("index", pa.int64()), ("eigenvalue", pa.float64()), ("share", pa.float64())])
-COST_SCHEMA = pa.schema([("method", pa.string()), ("tokens", pa.int64()), ("flops", pa.float64()), ("seconds", pa.float64())])
+COST_SCHEMA = pa.schema(
+    [("method", pa.string()), ("tokens", pa.int64()), *((column, pa.float64()) for column in (*COSTS[1:], *(f"{column}_ratio" for column in COSTS)))]
+)
+SPREAD_SCHEMA = pa.schema([("method", pa.string()), ("l1_to_uniform", pa.float64()), ("effective_domains", pa.float64())])
+DRIFT_SCHEMA = pa.schema([("method", pa.string()), ("last_step", pa.int64()), ("part", pa.float64()), ("step", pa.int64()), ("l1_to_end", pa.float64())])
+DRIFT_PARTS = (0.1, 0.5)
+SIGNIFICANCE_SCHEMA = pa.schema(
+    [
+        *((column, pa.string()) for column in ("first", "second", "metric")),
+        *((column, pa.float64()) for column in ("difference", "low", "high")),
+        ("num_seeds", pa.int64()),
+        ("excludes_zero", pa.bool_()),
+    ]
+)
 
 
 def reported_scores(scores: pa.Table) -> Scores:
@@ -55,6 +73,16 @@ def evaluated(data: ReportData) -> tuple[str, ...]:
     """Methods whose base models were evaluated on the test split, in the order of the report."""
     found = {method for method, _, _ in reported_scores(data.scores)}
     return tuple(label for label in data.labels if label in found)
+
+
+def chameleon_label(data: ReportData) -> str | None:
+    """The method that costs are compared with: "chameleon", else the first label whose settings say method chameleon, else None."""
+    if CHAMELEON in data.mixtures:
+        return CHAMELEON
+    for label, mixture in data.mixtures.items():
+        if CHAMELEON in (mixture.provenance.get("method"), data.experiment.methods.get(label, {}).get("method")):
+            return label
+    return None
 
 
 def domains_won(data: ReportData, label: str) -> int:
@@ -163,10 +191,65 @@ def curve_numbers(curves: pa.Table) -> pa.Table:
     )
 
 
+def spread_numbers(data: ReportData) -> pa.Table:
+    """How far every method's weights are from uniform: L1 distance (0 to 2), and the effective number of domains exp(entropy)."""
+    rows = []
+    for label, mixture in data.mixtures.items():
+        weights = [mixture.weights[name] for name in data.names]
+        distance = math.fsum(abs(weight - 1 / len(weights)) for weight in weights)
+        rows.append({"method": label, "l1_to_uniform": distance, "effective_domains": effective_number(weights)})
+    return pa.Table.from_pylist(rows, schema=SPREAD_SCHEMA)
+
+
+def drift_numbers(histories: pa.Table) -> pa.Table:
+    """How far `mean` still went: its L1 distance at a tenth and at half of a method's steps from that at its last step.
+
+    `step` is the recorded step nearest to the part of the steps, the earlier of two; parts that are nearest to the last step itself are left out.
+    """
+    by_method: dict[str, dict[int, dict[str, float]]] = {}
+    for row in histories.select(["method", "step", "domain", "mean"]).to_pylist():
+        by_method.setdefault(row["method"], {}).setdefault(row["step"], {})[row["domain"]] = row["mean"]
+    rows = []
+    for label, by_step in by_method.items():
+        last = max(by_step)
+        for part in DRIFT_PARTS:
+            step = min(sorted(by_step), key=lambda step: abs(step - part * last))
+            if step != last:
+                rows.append({"method": label, "last_step": last, "part": part, "step": step, "l1_to_end": _distance(by_step[step], by_step[last])})
+    return pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
+
+
+def sweep_numbers(sweep: pa.Table) -> list[dict[str, Any]]:
+    """One entry per point and method, in their order: point, label, weights (domain -> weight), l1_to_first (of the same method), tokens, flops, seconds."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sweep.to_pylist():
+        head = {key: row[key] for key in ("point", "label", "tokens", "flops", "seconds")}
+        found.setdefault((row["point"], row["label"]), {**head, "weights": {}})["weights"][row["domain"]] = row["weight"]
+    first: dict[str, dict[str, float]] = {}
+    for entry in found.values():
+        entry["l1_to_first"] = _distance(entry["weights"], first.setdefault(entry["label"], entry["weights"]))
+    return list(found.values())
+
+
+def significance_numbers(pairs: Sequence[PairedDifference]) -> pa.Table:
+    """first - second for every pair of methods and both metrics, with 95 % intervals of the paired bootstrap."""
+    return pa.Table.from_pylist([{**asdict(pair), "excludes_zero": pair.excludes_zero} for pair in pairs], schema=SIGNIFICANCE_SCHEMA)
+
+
 def cost_numbers(data: ReportData) -> pa.Table:
-    """What every mixture took."""
-    rows = [
-        {"method": label, "tokens": mixture.cost.tokens, "flops": mixture.cost.flops, "seconds": mixture.cost.seconds}
-        for label, mixture in data.mixtures.items()
-    ]
+    """What every mixture took, and each quantity divided by the chameleon method's (null where there is none, or where it is 0)."""
+    label = chameleon_label(data)
+    reference = data.mixtures[label].cost if label is not None else None
+    rows = []
+    for method, mixture in data.mixtures.items():
+        row: dict[str, Any] = {"method": method}
+        for column in COSTS:
+            value, unit = getattr(mixture.cost, column), getattr(reference, column, 0)
+            row |= {column: value, f"{column}_ratio": value / unit if unit else None}
+        rows.append(row)
     return pa.Table.from_pylist(rows, schema=COST_SCHEMA)
+
+
+def _distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
+    """L1; a domain that one of the two lacks has weight 0 there."""
+    return math.fsum(abs(first.get(name, 0.0) - second.get(name, 0.0)) for name in first.keys() | second.keys())

@@ -9,7 +9,7 @@ import jinja2
 
 from chameleon_ray.report.content import Block, Code, Report
 from chameleon_ray.report.styles import Picture
-from chameleon_ray.report.tables import Table
+from chameleon_ray.report.tables import Cell, Table
 
 
 def to_html(report: Report) -> str:
@@ -23,6 +23,8 @@ def to_html(report: Report) -> str:
 def to_markdown(report: Report) -> str:
     """The same as Markdown; its pictures are files in `pictures/` beside it."""
     lines = [f"# {_escape(report.title)}", "", _escape(report.verdict), ""]
+    if report.findings:
+        lines += [*(f"- {_escape(finding)}" for finding in report.findings), ""]
     if report.warnings:
         lines += ["> **Warnings**", ">", *(f"> - {_escape(warning)}" for warning in report.warnings), ""]
     for section in report.sections:
@@ -38,7 +40,7 @@ def _block(block: Block) -> list[str]:
         return [f"![{_escape(block.title)}](pictures/{block.name}.png)", "", _escape(block.caption)]
     if isinstance(block, Code):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
-        return [f"{fence}yaml", *block.text.rstrip("\n").split("\n"), fence]
+        return [f"{_escape(block.title)}:", "", f"{fence}yaml", *block.text.rstrip("\n").split("\n"), fence]
     if isinstance(block, Table):
         return _table(block)
     return [_escape(block)]
@@ -47,8 +49,13 @@ def _block(block: Block) -> list[str]:
 def _table(table: Table) -> list[str]:
     header = f"| {' | '.join(map(_escape, table.columns))} |"
     rule = f"|---|{('---|' if table.is_text else '---:|') * (len(table.columns) - 1)}"
-    rows = (" | ".join(f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text) for cell in row) for row in table.rows)
+    rows = (" | ".join(map(_cell, row)) for row in table.rows)
     return [header, rule, *(f"| {row} |" for row in rows), *(("", _escape(table.note)) if table.note else ())]
+
+
+def _cell(cell: Cell) -> str:
+    text = f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text)
+    return f"{text} ({_escape(cell.detail)})" if cell.detail else text
 
 
 def _escape(text: str) -> str:

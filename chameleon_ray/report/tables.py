@@ -7,25 +7,35 @@ from dataclasses import dataclass
 
 from chameleon_ray.artifacts import SPLITS, versions
 from chameleon_ray.report.data import BASELINE, ReportData
-from chameleon_ray.report.formatting import DASH, count, duration, fixed, measured, number, plural, power
-from chameleon_ray.report.numbers import AVERAGE, cost_numbers, domains_won, mixture_numbers, perplexity_numbers, spectrum_numbers
+from chameleon_ray.report.formatting import DASH, count, duration, fixed, measured, number, plural, power, ratio
+from chameleon_ray.report.numbers import (
+    AVERAGE,
+    chameleon_label,
+    cost_numbers,
+    domains_won,
+    mixture_numbers,
+    perplexity_numbers,
+    spectrum_numbers,
+    spread_numbers,
+)
 
 MAX_EIGENVALUES = 20
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell; `best` emphasises it."""
+    """Text of one cell; `best` emphasises it, `detail` stands under it in small type."""
 
     text: str
     best: bool = False
+    detail: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
     """A table to show: the first column names the row; `note` says what the numbers are; the last `num_summary_rows` rows are totals.
 
-    `is_text`: its cells are words, to be aligned on the left.
+    `is_text`: its cells are words, to be aligned on the left. `long_names`: the names of its rows may take several lines.
     """
 
     columns: tuple[str, ...]
@@ -33,22 +43,30 @@ class Table:
     note: str = ""
     num_summary_rows: int = 0
     is_text: bool = False
+    long_names: bool = False
 
 
 def mixture_table(data: ReportData) -> Table:
-    """Fraction of training tokens per domain and method."""
+    """Fraction of training tokens per domain and method; how far from uniform they are, and how many domains they amount to."""
     found = {(row["domain"], row["method"]): row for row in mixture_numbers(data).to_pylist()}
     labels = tuple(data.mixtures)
     rows = []
     for name in data.names:
         cells = (found[name, label] for label in labels)
-        rows.append(_row(name, (_weight(cell["weight"], cell["weight_stderr"]) for cell in cells)))
+        rows.append(text_row(name, (_weight(cell["weight"], cell["weight_stderr"]) for cell in cells)))
+    spreads = spread_numbers(data).to_pylist()
+    rows.append(text_row("L1 distance to uniform", (fixed(spread["l1_to_uniform"], 3) for spread in spreads)))
+    rows.append(text_row("effective number of domains", (fixed(spread["effective_domains"], 2) for spread in spreads)))
     errors = " ± standard error, where the method has one." if any(mixture.weights_stderr for mixture in data.mixtures.values()) else ""
-    return Table(("domain", *labels), tuple(rows), f"Fraction of training tokens.{errors} Uniform is {number(1 / len(data.names), 3)}.")
+    note = f"Fraction of training tokens.{errors} Uniform is {number(1 / len(data.names), 3)}. The effective number of domains is exp(entropy)."
+    return Table(("domain", *labels), tuple(rows), note, 2)
 
 
 def perplexity_table(data: ReportData) -> Table:
-    """Test perplexity per domain and method, their mean, the mean loss, and the domains better than uniform; the lowest of a row is emphasised."""
+    """Test perplexity per domain and method, their mean, the mean loss, the domains better than uniform, and what the mixture cost.
+
+    The lowest perplexity of a row is emphasised.
+    """
     found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
     labels = tuple(dict.fromkeys(method for _, method in found))
 
@@ -62,9 +80,13 @@ def perplexity_table(data: ReportData) -> Table:
     summary = [line("average perplexity", AVERAGE, "perplexity"), line("mean loss, nats per token", AVERAGE, "loss_nats")]
     if BASELINE in labels and len(labels) > 1:
         texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.names)}" for label in labels)
-        summary.append(_row("domains better than uniform", texts))
+        summary.append(text_row("domains better than uniform", texts))
     errors = _error_note({label: found[AVERAGE, label]["num_seeds"] for label in labels})
     note = f"Test split; lower is better. {errors} Averages are arithmetic means over domains."
+    if (reference := chameleon_label(data)) is not None:
+        ratios = {row["method"]: row["paper_flops_ratio"] for row in cost_numbers(data).to_pylist()}
+        summary.append(text_row(f"cost, × {reference}", (ratio(ratios.get(label)) for label in labels)))
+        note += f" Cost: FLOPs to find the mixture in the paper's convention, divided by those of {reference}."
     return Table(("domain", *labels), (*rows, *summary), note, len(summary))
 
 
@@ -74,7 +96,7 @@ def score_table(data: ReportData) -> Table | None:
     if not labels:
         return None
     found = {(row["domain"], row["method"]): row for row in mixture_numbers(data).to_pylist()}
-    rows = (_row(name, (measured(found[name, label]["score"], found[name, label]["score_stderr"]) for label in labels)) for name in data.names)
+    rows = (text_row(name, (measured(found[name, label]["score"], found[name, label]["score_stderr"]) for label in labels)) for name in data.names)
     return Table(("domain", *labels), tuple(rows), "Score of each domain, in the method's own units; Chameleon's is the kernel ridge leverage score.")
 
 
@@ -86,24 +108,38 @@ def spectrum_table(data: ReportData) -> Table | None:
         return None
     largest = max(index for index, _ in found)
     shown = range(1, min(largest, MAX_EIGENVALUES) + 1)
-    rows = [_row(str(index), (_eigenvalue(found.get((index, label))) for label in labels)) for index in shown]
+    rows = [text_row(str(index), (_eigenvalue(found.get((index, label))) for label in labels)) for index in shown]
     dimensions = [data.mixtures[label].details.get("effective_dimension") for label in labels]
-    rows.append(_row("effective dimension", (f"{number(value)} of {len(data.names)}" if value is not None else DASH for value in dimensions)))
+    rows.append(text_row("effective dimension", (f"{number(value)} of {len(data.names)}" if value is not None else DASH for value in dimensions)))
     cut = f" The largest {MAX_EIGENVALUES} of {largest} are shown." if largest > MAX_EIGENVALUES else ""
     note = f"Eigenvalues of the affinity matrix and their share of the trace; the effective dimension is the sum of the leverage scores.{cut}"
     return Table(("eigenvalue", *labels), tuple(rows), note, 1)
 
 
 def cost_table(data: ReportData) -> Table:
-    """What it took to find each mixture; base models are not part of it."""
-    rows = (_row(row["method"], (count(row["tokens"]), power(row["flops"]), duration(row["seconds"]))) for row in cost_numbers(data).to_pylist())
-    return Table(("mixture", "tokens", "FLOPs", "wall time"), tuple(rows), "Everything needed to get the weights; the base models are not counted.")
+    """What it took to find each mixture, and how many times the chameleon method's FLOPs; base models are not part of it."""
+    reference = chameleon_label(data)
+    columns = ["mixture", "tokens", "wall time"]
+    for title in ("FLOPs, paper's convention", "FLOPs, all matrix products"):
+        columns += [title] if reference is None else [title, f"× {reference}"]
+    snapshots = [label for label, mixture in data.mixtures.items() if "proxy_is_snapshot_of" in mixture.provenance]
+    rows = []
+    for row in cost_numbers(data).to_pylist():
+        cells = [count(row["tokens"]), duration(row["seconds"])]
+        for column in ("paper_flops", "flops"):
+            cells += [power(row[column])] if reference is None else [power(row[column]), ratio(row[f"{column}_ratio"])]
+        rows.append(text_row(f"{row['method']}{' ¹' if row['method'] in snapshots else ''}", cells))
+    note = (
+        "Everything needed to get the weights; the base models are not counted. All matrix products are those that were run; the paper's convention "
+        "counts embeddings at full depth and leaves out DoReMi's reference passes, DoGE's work on gradients and the output head of RegMix's proxies."
+    )
+    return Table(tuple(columns), tuple(rows), " ".join([note, *(_snapshot_note(data, label) for label in snapshots)]))
 
 
 def stage_table(data: ReportData) -> Table:
     """Wall time per stage."""
-    rows = [_row(stage, (duration(seconds),)) for stage, seconds in data.seconds.items()]
-    total = _row("total", (duration(sum(data.seconds.values())),))
+    rows = [text_row(stage, (duration(seconds),)) for stage, seconds in data.seconds.items()]
+    total = text_row("total", (duration(sum(data.seconds.values())),))
     return Table(("stage", "wall time"), (*rows, total), num_summary_rows=1)
 
 
@@ -115,7 +151,7 @@ def corpus_table(data: ReportData) -> Table:
         splits = [counts.split(split) for split in SPLITS]
         per_split = (" / ".join(count(getattr(split, field)) for split in splits) for field in ("documents", "tokens", "rows"))
         skipped = ", ".join(f"{count(number_skipped)} {reason}" for reason, number_skipped in counts.skipped.items() if number_skipped) or "0"
-        rows.append(_row(name, (*per_split, count(counts.duplicates), skipped, number(counts.unigram_entropy_nats))))
+        rows.append(text_row(name, (*per_split, count(counts.duplicates), skipped, number(counts.unigram_entropy_nats))))
     columns = ("domain", "documents", "tokens", "rows", "duplicates", "skipped", "unigram entropy, nats")
     note = f"Documents, tokens and rows are given as {' / '.join(SPLITS)}; a row has {count(data.corpus.row_tokens)} tokens."
     return Table(columns, tuple(rows), f"{note} Vocabulary: {count(data.corpus.vocab_size)} tokens.")
@@ -123,11 +159,20 @@ def corpus_table(data: ReportData) -> Table:
 
 def version_table() -> Table:
     """Versions of what computed this."""
-    return Table(("package", "version"), tuple(_row(name, (text,)) for name, text in versions().items()), is_text=True)
+    return Table(("package", "version"), tuple(text_row(name, (text,)) for name, text in versions().items()), is_text=True)
 
 
-def _row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
+def text_row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
+    """A row of plain cells behind its name."""
     return (Cell(title), *(Cell(text) for text in texts))
+
+
+def _snapshot_note(data: ReportData, label: str) -> str:
+    longer = data.mixtures[label].provenance["proxy_is_snapshot_of"]
+    return (
+        f"¹ {label}: the proxy is the step-{count(longer['at_step'])} checkpoint of a longer run ({count(longer['steps'])} steps) on the same schedule; "
+        "its cost is charged up to that step."
+    )
 
 
 def _weight(value: float, stderr: float | None) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import error_decimals, fixed, measured, number, plural
-from chameleon_ray.report.numbers import AVERAGE, domains_won, evaluated, reported_scores
+from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported_scores
+from chameleon_ray.report.significance import PairedDifference, by_pair
 from chameleon_ray.report.statistics import Estimate, Score, common_seeds, interval, over_seeds, paired_difference, summarise, within_noise
 
-HEADLINE = "chameleon"
 MAX_NAMED_DOMAINS = 6
 
 
@@ -16,14 +18,14 @@ def verdict(data: ReportData) -> str:
 
     The difference is paired by seed; it is called noise when its 95 % t interval over seeds holds 0.
     """
-    scores = reported_scores(data.scores)
-    averages = {label: scores[label, AVERAGE, "mean_perplexity"] for label in evaluated(data)}
+    averages = _averages(data)
     if not averages:
         return "No base model was evaluated, so nothing can be said about perplexity; the mixtures are below."
     challengers = [label for label in averages if label != BASELINE]
     if BASELINE not in averages or not challengers:
         return _without_comparison(averages)
-    label = HEADLINE if HEADLINE in challengers else challengers[0]
+    chameleon = chameleon_label(data)
+    label = chameleon if chameleon in challengers else challengers[0]
     if not common_seeds(averages[label], averages[BASELINE]):
         return f"{_without_comparison(averages)} No seed was trained with both {label} and {BASELINE}, so they are not compared."
     wins = f"better on {domains_won(data, label)} of {plural(len(data.names), 'domain')}"
@@ -31,6 +33,80 @@ def verdict(data: ReportData) -> str:
     if len(averages) > 2:
         sentences += " " + _best(averages)
     return sentences
+
+
+def findings(data: ReportData, pairs: Sequence[PairedDifference]) -> list[str]:
+    """With several methods beside uniform: one sentence each against uniform, lowest average first; then the methods that chameleon loses to.
+
+    Args:
+        pairs: of `paired_bootstrap`; "significant" means that its 95 % interval excludes zero.
+    """
+    averages = _averages(data)
+    challengers = sorted((label for label in averages if label != BASELINE), key=lambda label: summarise(averages[label]).mean)
+    if len(challengers) < 2:
+        return []
+    tested = by_pair(pairs, "mean_perplexity")
+    found = []
+    if BASELINE in averages:
+        for label in challengers:
+            found.append(_against_uniform(data, label, averages, tested))
+    chameleon = chameleon_label(data)
+    if chameleon in averages:
+        found += _losses_to_others(chameleon, [label for label in challengers if label != chameleon], averages, tested)
+    return [*found, _meaning(pairs)]
+
+
+def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[int, Score]], tested: Mapping[tuple[str, str], PairedDifference]) -> str:
+    ours, uniform = averages[label], averages[BASELINE]
+    whole = summarise(ours)
+    gave = f"{label}: average perplexity {measured(whole.mean, _seed_error(whole))}"
+    seeds = common_seeds(ours, uniform)
+    if not seeds:
+        return f"{gave}; no seed in common with {BASELINE}."
+    change = _change(*(over_seeds([found[seed].value for seed in seeds]) for found in (ours, uniform)))
+    compared = f"{change} as {BASELINE}" if change.startswith("the same") else f"{change} than {BASELINE}"
+    return f"{gave}, {compared}{_noise(tested.get((label, BASELINE)))}; better on {domains_won(data, label)} of {plural(len(data.names), 'domain')}."
+
+
+def _losses_to_others(
+    chameleon: str, others: Sequence[str], averages: Mapping[str, dict[int, Score]], tested: Mapping[tuple[str, str], PairedDifference]
+) -> list[str]:
+    paired = [label for label in others if common_seeds(averages[chameleon], averages[label])]
+    differences = {label: paired_difference(averages[chameleon], averages[label]).mean for label in paired}
+    lost = [label for label in paired if differences[label] > 0]
+    if not lost:
+        return [f"{chameleon} loses to none of the other methods."] if paired else []
+    sentences = []
+    for label in lost:
+        pair = tested.get((chameleon, label))
+        if pair is None:
+            sentences.append(f"{chameleon} loses to {label} by {number(differences[label], 3)}.")
+            continue
+        low, high = (fixed(bound, error_decimals(pair.high - pair.low)) for bound in (pair.low, pair.high))
+        sentences.append(f"{chameleon} loses to {label} by {number(differences[label], 3)} (95 % interval {low} to {high}){_noise(pair)}.")
+    return sentences
+
+
+def _noise(pair: PairedDifference | None) -> str:
+    if pair is None:
+        return ""
+    if pair.num_seeds == 1:
+        return ", significant over documents only" if pair.excludes_zero else ", within the noise of the documents"
+    return ", significant" if pair.excludes_zero else ", within the noise"
+
+
+def _meaning(pairs: Sequence[PairedDifference]) -> str:
+    if not pairs:
+        return "No losses by document are at hand, so none of these differences was tested."
+    over = "held-out documents; with one seed, nothing says what another seed would do"
+    if max(pair.num_seeds for pair in pairs) > 1:
+        over = "seeds and held-out documents"
+    return f"Significant: the 95 % interval of a paired bootstrap excludes zero, over {over}."
+
+
+def _averages(data: ReportData) -> dict[str, dict[int, Score]]:
+    scores = reported_scores(data.scores)
+    return {label: scores[label, AVERAGE, "mean_perplexity"] for label in evaluated(data)}
 
 
 def warnings(data: ReportData) -> list[str]:

@@ -24,6 +24,7 @@ from chameleon_ray.training.model import num_parameters, training_flops
 from chameleon_ray.training.plan import MixturePlan, PlanState
 from chameleon_ray.training.schedule import learning_rate
 from chameleon_ray.training.steps import extra_flops, make_step
+from chameleon_ray.training.stopping import Stopper, stopping_flops
 
 
 @dataclass
@@ -63,12 +64,14 @@ def train(
     progress: Progress,
     checkpoint: Callable[[Progress], None],
     on_step: Callable[[int, float], None] = lambda step, loss: None,
+    snapshots: Mapping[int, Callable[[Progress], None]] | None = None,
 ) -> Progress:
-    """Run from `progress.step` to the end.
+    """Run from `progress.step` to the end, or until the weights have settled where the training says so.
 
     Args:
         engine: from `engine.build_engine`.
         checkpoint: called on every rank after every `checkpoint_every_steps` steps but the last.
+        snapshots: by number of steps, called on every rank when so many are done: what a shorter run on the same schedule would end with.
         on_step: called on every rank with the steps done and the latest mean loss of this rank, in nats per token.
     Returns:
         The final progress; `curve` has, per logged step and domain, the mean training loss over the steps since the last (summed over ranks),
@@ -82,6 +85,7 @@ def train(
     reader = RowReader(corpus)
     state = progress.plan or plan.start()
     strategy = make_step(job, corpus, hardware, micro_batch_rows, rank, world_size, progress.rule)
+    stopper = Stopper(training, corpus, hardware, rank, world_size) if training.stop else None
     every = checkpoint_interval(training.steps, training.checkpoint_every_steps)
     log_every = max(1, training.steps // 100)
     sums = torch.zeros(len(plan.names), 2, dtype=torch.float64, device=hardware.device)
@@ -101,15 +105,22 @@ def train(
         _count_epochs(progress, plan, planned.domain, planned.epoch)
         progress.step, progress.plan, progress.seconds = step + 1, state, time.perf_counter() - started
         progress.rule = strategy.state
-        last = progress.step == training.steps
+        if stopper and stopper.due(progress.step):
+            progress.weights.extend(stopper.weigh(engine.module, progress.step))
+        last = progress.step == training.steps or bool(stopper and stopper.settled(progress.weights, progress.step))
         save = progress.step % every == 0 and not last
-        if progress.step % log_every == 0 or save or last:
+        snapshot = (snapshots or {}).get(progress.step)
+        if progress.step % log_every == 0 or save or last or snapshot:
             progress.curve.extend(_log(sums, plan.names, progress.step, rate, job.role))
             progress.weights.extend(_weights(strategy.state, plan.names, progress.step))
             sums.zero_()
         on_step(progress.step, float(row_losses.mean()) / (corpus.row_tokens - 1))
+        if snapshot:
+            snapshot(progress)
         if save:
             checkpoint(progress)
+        if last:
+            break
     return progress
 
 
@@ -141,6 +152,8 @@ def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
         odd = sorted(set(job.weights) ^ set(corpus.names))
         raise UserError(f"weights: domain {odd[0]!r} is in the mixture or in the corpus but not in both; corpus has {', '.join(corpus.names)}")
     MixturePlan(job.weights, corpus.rows(), job.seed)
+    if training.stop is not None and training.zero_stage == 3:
+        raise UserError(f"{job.role}.stop: embedding while training needs whole parameters on every worker; set {job.role}.zero_stage to 2 or less")
     if job.rule is not None and job.rule.name == "doge":
         _check_doge(training, len(job.weights), world_size)
 
@@ -160,9 +173,9 @@ def _check_doge(training: TrainingConfig, num_domains: int, world_size: int) -> 
 
 def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Hardware, micro_batch_rows: int, world_size: int) -> dict[str, Any]:
     """What the record of a trained model says beside weights; `cost` as `Cost` has it."""
-    tokens = job.training.steps * job.training.batch_rows * corpus.row_tokens
+    tokens = progress.step * job.training.batch_rows * corpus.row_tokens
     plain = training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size)
-    flops = plain + extra_flops(job, corpus, micro_batch_rows, world_size)
+    flops = plain + extra_flops(job, corpus, micro_batch_rows, world_size) + stopping_flops(job.training, corpus, progress.step)
     found = {
         "cost": asdict(Cost(tokens, flops, progress.seconds, plain)),
         "seconds": progress.seconds,
@@ -172,6 +185,8 @@ def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Ha
         "epochs_begun": {name: epoch + 1 for name, epoch in progress.max_epochs.items()},
         "rows_drawn": dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True)),
     }
+    if job.training.stop is not None:
+        found["stopped_at"] = progress.step
     if job.rule is not None and progress.rule is not None:
         state, names = progress.rule, tuple(job.weights)
         mean, last = (dict(zip(names, values, strict=True)) for values in (state.mean(), state.weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ import pyarrow as pa
 import ray
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import TokenCorpus, TrainedModel, write_record, write_table
+from chameleon_ray.artifacts import TokenCorpus, TrainedModel, is_complete, write_record, write_table
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import Resources
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_progress import Pulse, shown
 from chameleon_ray.ray_session import fits, require
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A shorter run on the same schedule, which a longer one passes through after `job.training.steps` steps."""
+
+    job: TrainJob
+    digest: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Run:
     address: str
     checkpoints: str
     label: str
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 def train_runs(runs: Sequence[Run], resources: Resources, reporter: Reporter, title: str) -> list[TrainedModel]:
@@ -133,12 +144,23 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
             written = any(path.is_file() for path in Path(folder).rglob("*"))
             ray.train.report({"step": progress.step}, checkpoint=ray.train.Checkpoint.from_directory(folder) if written else None)
 
-    progress = loop.train(
-        engine, job, corpus, hardware, micro, progress, checkpoint, lambda step, loss: pulse(step, f"loss {loss:.3f}, {hardware.reason.split(' on ')[0]}")
-    )
+    def on_step(step: int, loss: float) -> None:
+        pulse(step, f"loss {loss:.3f}, {hardware.reason.split(' on ')[0]}")
+
+    def keep(snapshot: Snapshot, progress: loop.Progress) -> None:
+        state = consolidated_state(engine)
+        if state is not None:
+            details = loop.details(snapshot.job, corpus, progress, hardware, micro, world_size)
+            details["snapshot_of"] = {"model": run.digest, "steps": job.training.steps, "at_step": progress.step}
+            _publish(model, state, corpus, snapshot.address)
+            _write(snapshot, corpus, progress.curve, progress.weights, details)
+        dist.barrier()
+
+    pending = {s.job.training.steps: partial(keep, s) for s in run.snapshots if not is_complete(s.address)}
+    progress = loop.train(engine, job, corpus, hardware, micro, progress, checkpoint, on_step, pending)
     state = consolidated_state(engine)
     if state is not None:
-        _publish(model, state, run)
+        _publish(model, state, corpus, run.address)
     dist.barrier()
     return {"curve": progress.curve, "weights": progress.weights, "details": loop.details(job, corpus, progress, hardware, micro, world_size)}
 
@@ -160,26 +182,31 @@ def _resume(engine: Any, world_size: int) -> Any:
     return progress
 
 
-def _publish(model: Any, state: dict[str, Any], run: Run) -> None:
+def _publish(model: Any, state: dict[str, Any], corpus: TokenCorpus, address: str) -> None:
     """Hugging Face layout: weights as safetensors, configuration, tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, state_dict=state, safe_serialization=True)
-        storage.publish(storage.local_directory(run.corpus.tokenizer_address), folder)
-        storage.publish(folder, run.address)
+        storage.publish(storage.local_directory(corpus.tokenizer_address), folder)
+        storage.publish(folder, address)
 
 
 def _finish(run: Run, outcome: dict[str, Any]) -> TrainedModel:
-    details = outcome["details"]
-    write_table(storage.join(run.address, "metrics.parquet"), pa.Table.from_pylist(outcome["curve"]))
-    if outcome["weights"]:
-        write_table(storage.join(run.address, "weights.parquet"), pa.Table.from_pylist(outcome["weights"]))
-    content = {
-        "weights": dict(run.job.weights),
-        "vocab_size": run.corpus.vocab_size,
-        "tokenizer_sha256": run.corpus.tokenizer_sha256,
-        "cost": details.pop("cost"),
-        "details": {**details, "role": run.job.role, "seed": run.job.seed, "training": run.job.training.model_dump(mode="json"), "corpus": run.corpus.digest},
-    }
-    write_record(run.address, "model", run.digest, content)
+    _write(run, run.corpus, outcome["curve"], outcome["weights"], outcome["details"])
     storage.remove(storage.join(run.checkpoints, f"{run.job.role}-{run.digest}"))
     return TrainedModel.load(run.address)
+
+
+def _write(run: Run | Snapshot, corpus: TokenCorpus, curve: list[Any], weights: list[Any], details: dict[str, Any]) -> None:
+    """Everything beside the published model, the record last."""
+    job = run.job
+    write_table(storage.join(run.address, "metrics.parquet"), pa.Table.from_pylist(curve))
+    if weights:
+        write_table(storage.join(run.address, "weights.parquet"), pa.Table.from_pylist(weights))
+    content = {
+        "weights": dict(job.weights),
+        "vocab_size": corpus.vocab_size,
+        "tokenizer_sha256": corpus.tokenizer_sha256,
+        "cost": details.pop("cost"),
+        "details": {**details, "role": job.role, "seed": job.seed, "training": job.training.model_dump(mode="json"), "corpus": corpus.digest},
+    }
+    write_record(run.address, "model", run.digest, content)

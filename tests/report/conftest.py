@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from chameleon_ray.artifacts import Cost, DomainCounts, Embeddings, Mixture, SplitCounts, TokenCorpus
 from chameleon_ray.config import parse_experiment
+from chameleon_ray.evaluation.losses import DocumentLosses, SplitLosses
+from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.report import ReportData
 
 Perplexities = Mapping[str, Sequence[Sequence[float]]]
@@ -78,6 +81,84 @@ def embeddings(names: Sequence[str], num_groups: int = 32, width: int = 6) -> Em
     return Embeddings(tuple(names), means * counts[:, :, None], counts, 3, Cost())
 
 
+def document_losses(
+    names: Sequence[str], shifts: Mapping[str, float], num_seeds: int = 3, seed_sd: float = 0.005, document_sd: float = 0.05, num_documents: int = 60
+) -> dict[tuple[str, int], SplitLosses]:
+    """shifts: method -> nats per token that it adds everywhere. Noise: of every run, and of every method and document."""
+    draws = np.random.default_rng(1)
+    document = np.arange(num_documents)
+    found: dict[tuple[str, int], SplitLosses] = {(method, seed): {"valid": {}, "test": {}} for method in shifts for seed in range(num_seeds)}
+    of_run = {run: draws.normal(0, seed_sd) for run in found}
+    for name in names:
+        tokens = draws.integers(50, 400, num_documents)
+        hardness = 3 + draws.normal(0, 0.3, num_documents)
+        for method, shift in shifts.items():
+            taste = draws.normal(0, document_sd, num_documents)
+            for seed in range(num_seeds):
+                nats = tokens * (hardness + taste + shift + of_run[method, seed])
+                found[method, seed]["test"][name] = DocumentLosses(document, nats, tokens)
+                found[method, seed]["valid"][name] = DocumentLosses(document, tokens * 1.0, tokens)
+    return found
+
+
+def histories(names: Sequence[str], finals: Mapping[str, Mapping[str, float]], steps: int = 200, every: int = 20) -> pa.Table:
+    """finals: method -> weights that `mean` reaches along a straight line from uniform."""
+    rows = []
+    for method, final in finals.items():
+        for step in range(every, steps + 1, every):
+            for name in names:
+                mean = 1 / len(names) + (final[name] - 1 / len(names)) * step / steps
+                rows.append({"method": method, "step": step, "domain": name, "weight": final[name], "mean": mean})
+    return pa.Table.from_pylist(rows)
+
+
+def sweep(names: Sequence[str], label: str = "chameleon") -> pa.Table:
+    """Three points; at point i the first domain takes 0.1 i from the last."""
+    rows = []
+    for i, ridge in enumerate((0.1, 1.0, 10.0)):
+        for name in names:
+            weight = 1 / len(names) + 0.1 * i * ((name == names[0]) - (name == names[-1])) / len(names)
+            head = {"point": f"ridge.relative={ridge}, temperature.relative=0.7", "label": label, "domain": name}
+            rows.append({**head, "weight": weight, "stderr": 0.01, "tokens": 2_048_000, "flops": 1.0e15, "seconds": 12.5})
+    return pa.Table.from_pylist(rows)
+
+
+SHIFTS = {"uniform": 0.0, "chameleon": -0.04, "doremi": 0.03, "doge": -0.06, "regmix": -0.039}
+COSTS = {
+    "chameleon": Cost(2_048_000, 1.5e17, 83.25, 1.36e17),
+    "doremi": Cost(41_000_000, 1.9e18, 1200.0, 1.34e18),
+    "doge": Cost(20_500_000, 9.1e17, 900.0, 6.68e17),
+    "regmix": Cost(262_000_000, 1.5e18, 5400.0, 1.2e18),
+}
+
+
+@pytest.fixture(scope="session")
+def many_methods(make_data: Callable[..., ReportData]) -> Callable[..., ReportData]:
+    """Several methods with losses by document, histories, a sweep and a failure; `shifts` says how good each is."""
+
+    def make(names: Sequence[str] = ("books", "code", "news", "web"), shifts: Mapping[str, float] = SHIFTS, num_seeds: int = 3, **changes: Any) -> ReportData:
+        draws = np.random.default_rng(0)
+        weights = {method: dict(zip(names, draws.dirichlet(np.full(len(names), 3.0)).tolist(), strict=True)) for method in shifts}
+        weights["uniform"] = dict.fromkeys(names, 1 / len(names))
+        mixtures = {label: Mixture(label, weights[label], cost=COSTS.get(label, Cost()), provenance={"settings": {"own": label}}) for label in shifts}
+        chameleon = make_data({}, names=names).mixtures["chameleon"]
+        if "chameleon" in mixtures:
+            mixtures["chameleon"] = replace(chameleon, cost=COSTS["chameleon"], provenance={"settings": {"variant": "paper"}})
+        losses = document_losses(names, shifts, num_seeds)
+        fields = {
+            "mixtures": mixtures,
+            "scores": pa.concat_tables(perplexity_scores(method, seed, found) for (method, seed), found in losses.items()),
+            "curves": curves(dict.fromkeys(shifts, num_seeds), names),
+            "losses": losses,
+            "histories": histories(names, {label: weights[label] for label in shifts if label != "uniform"}),
+            "sweep": sweep(names),
+            "failures": {"doremi, seed 2": "the loss is not a number at step 117; lower base.learning_rate"},
+        }
+        return make_data({}, names=names, **{**fields, **changes})
+
+    return make
+
+
 @pytest.fixture
 def embeddings_of() -> Callable[..., Embeddings]:
     return embeddings
@@ -96,7 +177,7 @@ def make_data() -> Callable[..., ReportData]:
             scores={name: 0.25 + i / 100 for i, name in enumerate(names)},
             weights_stderr=dict.fromkeys(names, 0.012),
             scores_stderr=dict.fromkeys(names, 0.03),
-            cost=Cost(2_048_000, 1.36e17, 83.25),
+            cost=Cost(2_048_000, 1.5e17, 83.25, 1.36e17),
             details={"eigenvalues": [6.0, *[2.0] * (k - 1)], "effective_dimension": 1.25, "affinity": affinity},
         )
         document = {

@@ -74,6 +74,7 @@ def test_perplexity_table_by_hand(make_data):
         ["average perplexity", "31.0 ± 1.0", "30.50 ± 0.50"],
         ["mean loss, nats per token", "3.378 ± 0.036", "3.340 ± 0.026"],
         ["domains better than uniform", "–", "1 of 2"],
+        ["cost, × chameleon", "0", "1.00"],
     ]
     assert [[cell.best for cell in row[1:]] for row in table.rows[:3]] == [[False, True], [True, False], [False, True]]
     assert "standard error over 2 seeds" in table.note
@@ -93,10 +94,18 @@ def test_mixed_numbers_of_seeds_are_named(make_data):
 
 def test_mixture_score_and_cost_tables(make_data):
     data = make_data(TWO_SEEDS)
-    assert texts(tables.mixture_table(data)) == [["books", "0.500", "0.333 ± 0.012"], ["code", "0.500", "0.667 ± 0.012"]]
+    assert texts(tables.mixture_table(data)) == [
+        ["books", "0.500", "0.333 ± 0.012"],
+        ["code", "0.500", "0.667 ± 0.012"],
+        ["L1 distance to uniform", "0.000", "0.333"],
+        ["effective number of domains", "2.00", "1.89"],
+    ]
     assert texts(tables.score_table(data)) == [["books", "0.250 ± 0.030"], ["code", "0.260 ± 0.030"]]
     assert texts(tables.spectrum_table(data)) == [["1", "6.000 (75.0 %)"], ["2", "2.000 (25.0 %)"], ["effective dimension", "1.250 of 2"]]
-    assert texts(tables.cost_table(data)) == [["uniform", "0", "0", "0.0 s"], ["chameleon", "2,048,000", "1.36e+17", "83.2 s"]]
+    assert texts(tables.cost_table(data)) == [
+        ["uniform", "0", "0.0 s", "0", "0", "0", "0"],
+        ["chameleon", "2,048,000", "83.2 s", "1.36e+17", "1.00", "1.50e+17", "1.00"],
+    ]
     assert texts(tables.stage_table(data)) == [["corpus", "12.3 s"], ["weights", "1 h 02 min"], ["total", "1 h 02 min"]]
 
 

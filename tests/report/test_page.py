@@ -11,8 +11,9 @@ import pytest
 from chameleon_ray.artifacts import Mixture, read_table
 from chameleon_ray.report import tables, write_report
 from chameleon_ray.report.content import MAX_DRAWN_DOMAINS, build_report
+from chameleon_ray.report.figures import history_figure
 from chameleon_ray.report.page import to_html, to_markdown
-from chameleon_ray.report.styles import Picture
+from chameleon_ray.report.styles import Picture, domain_styles
 
 HOSTILE = ("<script>alert(1)</script>", "a|b `c` *d* $e$ _f_ [g](h)", "x" * 100)
 PERPLEXITIES = {"uniform": [[20, 40], [22, 42]], "chameleon": [[18, 42], [20, 42]]}
@@ -53,7 +54,7 @@ def test_files(written):
     assert written.name == "report.html"
     folder = written.parent
     numbers = {path.stem for path in (folder / "numbers").glob("*.parquet")}
-    assert numbers == {"mixture", "perplexity", "affinity", "spectrum", "curves", "costs", "embedding_map"}
+    assert numbers == {"mixture", "spread", "perplexity", "affinity", "spectrum", "curves", "costs", "embedding_map"}
     pictures = re.findall(r"\]\((pictures/[^)]+)\)", (folder / "report.md").read_text())
     assert len(pictures) == 6
     assert all((folder / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
@@ -79,6 +80,27 @@ def test_parquet_html_and_markdown_hold_the_same_numbers(written, make_data):
             assert cell.text in [text.strip() for text in html.cells]
             assert cell.text in markdown
             assert float(cell.text.split(" ")[0]) == pytest.approx(rows[label, name]["perplexity"], abs=0.05)
+
+
+def test_many_methods(many_methods, tmp_path):
+    address = Path(write_report(many_methods(embeddings=None), str(tmp_path)))
+    html, markdown = Page(address.read_text()), (tmp_path / "report.md").read_text()
+    assert {"#failures", "#significance", "#steps", "#sweep"} <= html.anchors
+    assert html.tags.count("details") == 2
+    assert "- doge: average perplexity" in markdown
+    assert "seeds: \n" in markdown or "seeds:\n" in markdown
+    significance = {(row["first"], row["second"]): row for row in read_table(str(tmp_path / "numbers" / "significance.parquet")).to_pylist()[::2]}
+    assert len(significance) == 10
+    assert significance["chameleon", "doge"]["difference"] > 0
+    assert {"histories", "drift", "sweep"} <= {path.stem for path in (tmp_path / "numbers").iterdir()}
+
+
+@pytest.mark.parametrize("num_domains", [2, 20])
+def test_histories_of_few_and_many_domains(many_methods, num_domains):
+    data = many_methods(names=tuple(f"domain-{i}" for i in range(num_domains)), num_seeds=1)
+    figure = history_figure(data.histories, data.names, num_domains, domain_styles(data.names))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["chameleon", "doremi", "doge", "regmix"]
+    assert all(len(axes.lines) == 1 + num_domains for axes in figure.axes)
 
 
 def test_names_are_escaped(make_data):
@@ -110,6 +132,6 @@ def test_many_domains_are_all_in_the_tables_and_the_heaviest_are_drawn(make_data
     data = make_data({}, names=names, embeddings=None)
     (mixture, *_) = build_report(data).sections
     table, picture = mixture.blocks
-    assert len(table.rows) == 60
+    assert len(table.rows) == 60 + table.num_summary_rows
     assert isinstance(picture, Picture)
     assert f"the {MAX_DRAWN_DOMAINS} domains of 60" in picture.caption

@@ -103,3 +103,53 @@ def test_jobs_that_cannot_run_are_refused(corpus: TokenCorpus) -> None:
         check_job(TrainJob("base", training, WEIGHTS, 0), corpus, 4)
     with pytest.raises(UserError, match="'delta'"):
         check_job(TrainJob("base", training, {**WEIGHTS, "delta": 0.0}, 0), corpus, 1)
+
+
+def test_a_longer_run_passes_through_a_shorter_one_on_its_schedule(corpus: TokenCorpus, tmp_path: Path) -> None:
+    long = run_world(tmp_path / "long", 2, **settings(corpus, stage=3), snapshots=[6])
+    short = settings(corpus, steps=6, stage=3)
+    short["training"]["schedule_steps"] = 12
+    assert long["exit"] == [0, 0], long["output"]
+    assert run_world(tmp_path / "short", 2, **short)["state"] == long["kept"]["6"] != long["state"]
+
+
+def test_a_proxy_stops_when_its_weights_have_settled(corpus: TokenCorpus, tmp_path: Path) -> None:
+    training = settings(corpus, steps=40)["training"]
+    stop = {"every_steps": 2, "samples_per_domain": 8}
+    never, soon = (
+        run_world(tmp_path / str(tolerance), 1, **{**settings(corpus, steps=40), "training": {**training, "stop": {**stop, "tolerance": tolerance}}})
+        for tolerance in (1e-9, 2.0)
+    )
+    assert (never["step"], soon["step"]) == (40, 8), "comparisons are at 4, 8, 12, …: weights at t against t / 2, twice running"
+    assert never["curve"][: len(soon["curve"])] == soon["curve"], "looking changes nothing"
+    weights = [entry["weight"] for entry in never["weights"] if entry["step"] == 40]
+    assert sum(weights) == pytest.approx(1, abs=1e-9)
+    two = run_world(
+        tmp_path / "two", 2, **{**settings(corpus, steps=2), "training": {**training, "steps": 2, "schedule_steps": 40, "stop": {**stop, "tolerance": 2.0}}}
+    )
+    assert [e["weight"] for e in two["weights"]] == pytest.approx([e["weight"] for e in never["weights"][:3]], abs=1e-4)
+
+
+def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenCorpus, tmp_path: Path) -> None:
+    import torch
+
+    from chameleon_ray.corpus.rows import RowReader
+    from chameleon_ray.embedding.truncated import MeanHiddenState, middle_layer
+    from chameleon_ray.training.hardware import Hardware
+    from chameleon_ray.training.model import build_model
+    from chameleon_ray.training.stopping import Stopper
+
+    training = TrainingConfig(model={"layers": 3, "heads": 2, "width": 32}, steps=4, stop={"samples_per_domain": 8})
+    model: Any = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0)
+    model.save_pretrained(tmp_path)
+    hardware = Hardware(torch.device("cpu"), torch.float32, "test")
+    rows = RowReader(corpus).read("alpha", np.arange(8))
+    expected = MeanHiddenState(str(tmp_path), middle_layer(3), hardware)(rows.tokens, rows.length).numpy()
+    found = Stopper(training, corpus, hardware, 0, 1)._embed(model, rows.tokens)
+    assert np.abs(found - expected).max() < 1e-6
+
+
+def test_watching_is_refused_where_no_worker_has_the_whole_model(corpus: TokenCorpus) -> None:
+    training = TrainingConfig(model={"preset": "cpu-tiny"}, steps=2, batch_rows=4, zero_stage=3, stop={})
+    with pytest.raises(UserError, match=r"proxy\.stop: .* set proxy\.zero_stage to 2 or less"):
+        check_job(TrainJob("proxy", training, WEIGHTS, 0), corpus, 1)

@@ -155,7 +155,7 @@ def test_two_ranks_equal_one(corpus: TokenCorpus, reference: str, tmp_path: Path
         assert len(weights_after(one, steps)) == 3
 
 
-@pytest.mark.parametrize(("method", "world"), [("doremi", 2), ("doge", 1)])
+@pytest.mark.parametrize(("method", "world"), [pytest.param("doremi", 2, marks=pytest.mark.long), ("doremi", 1), ("doge", 2)])
 def test_killed_twice_is_bit_identical(corpus: TokenCorpus, reference: str, tmp_path: Path, method: str, world: int) -> None:
     whole = run_world(tmp_path / "whole", world, **settings(corpus, method, reference))
     for die_after in (6, 9):

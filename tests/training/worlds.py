@@ -73,15 +73,21 @@ def main(request: str) -> None:
         if step == asked.get("die_after"):
             os._exit(9)
 
-    final = loop.train(engine, job, corpus, hardware, micro, progress, checkpoint, on_step)
+    kept: dict[int, Any] = {}
+    snapshots = {step: lambda now: kept.update({now.step: _values(consolidated_state(engine))}) for step in asked.get("snapshots", ())}
+    final = loop.train(engine, job, corpus, hardware, micro, progress, checkpoint, on_step, snapshots)
     state = consolidated_state(engine)
     if state is not None:
-        values = {name: value.double().cpu().reshape(-1).tolist() for name, value in state.items()}
-        (Path(asked["folder"]) / "result.json").write_text(
-            json.dumps({"curve": final.curve, "state": values, "rows": final.plan.counts if final.plan else None, "weights": final.weights})
-        )
+        values = _values(state)
+        found = {"curve": final.curve, "state": values, "rows": final.plan.counts if final.plan else None}
+        found |= {"weights": final.weights, "step": final.step, "kept": kept}
+        (Path(asked["folder"]) / "result.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _values(state: Any) -> Any:
+    return state and {name: value.double().cpu().reshape(-1).tolist() for name, value in state.items()}
 
 
 def _rule(asked: dict[str, Any]) -> tuple[Any, Any]:

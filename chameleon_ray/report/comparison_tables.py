@@ -1,0 +1,91 @@
+"""Tables beyond one number per domain and method: pairs of methods, weights over a proxy's steps, sweeps, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from chameleon_ray.report.data import ReportData
+from chameleon_ray.report.formatting import DASH, count, duration, error_decimals, fixed, number, plural, power
+from chameleon_ray.report.numbers import DRIFT_PARTS, drift_numbers, sweep_numbers
+from chameleon_ray.report.significance import DRAWS, PairedDifference, by_pair
+from chameleon_ray.report.tables import Cell, Table, text_row
+
+METRIC_TITLES = {"mean_perplexity": "average perplexity", "mean_loss_nats": "mean loss in nats per token"}
+NORMAL_WIDTH = 3.92
+
+
+def significance_table(pairs: Sequence[PairedDifference], metric: str, labels: Sequence[str]) -> Table:
+    """Row minus column for every pair of methods, with intervals; what excludes zero has an asterisk, a row that is better is emphasised."""
+    found = by_pair(pairs, metric)
+    shown = [label for label in labels if any(label in pair for pair in found)]
+    rows = ((Cell(row), *(_difference(found.get((row, column))) for column in shown)) for row in shown)
+    note = (
+        f"Row minus column, {METRIC_TITLES[metric]} of the test split; negative means that the row is better. With the 95 % interval. "
+        "* The interval excludes zero; emphasised where the row is the better one."
+    )
+    return Table(("row − column", *shown), tuple(rows), note)
+
+
+def significance_text(pairs: Sequence[PairedDifference], seed: int) -> str:
+    """How the intervals were made, and what they do not say."""
+    num_pairs = len({(pair.first, pair.second) for pair in pairs})
+    sizes = sorted({pair.num_seeds for pair in pairs})
+    if sizes == [1]:
+        drawn = (
+            "held-out documents of every domain are drawn with replacement, the same ones for both methods. There is one seed, so only documents are "
+            "resampled: an interval says whether other documents would agree, and nothing about another seed"
+        )
+    else:
+        seeds = plural(sizes[-1], "seed") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} seeds"
+        drawn = (
+            f"the {seeds} that both methods have, and the held-out documents of every domain, are drawn with replacement, the same ones for both; "
+            "what seeds contribute is widened to match Student's t, because so few of them spread too little"
+        )
+        if sizes[0] == 1:
+            drawn += "; pairs with one seed in common resample documents only, and say nothing about another seed"
+    text = f"Paired bootstrap, {DRAWS:,} draws, seed {seed}: {drawn}."
+    if num_pairs > 1:
+        text += f" There are {num_pairs} pairs: even if all methods were equal, one interval in twenty would exclude zero."
+    return text
+
+
+def drift_table(histories: pa.Table) -> Table:
+    """How far the weights of every method still went after a tenth and after half of the proxy's steps."""
+    found = {(row["method"], row["part"]): row for row in drift_numbers(histories).to_pylist()}
+    rows = []
+    for label in dict.fromkeys(histories["method"].to_pylist()):
+        cells = [found.get((label, part)) for part in DRIFT_PARTS]
+        last = next((count(cell["last_step"]) for cell in cells if cell), DASH)
+        rows.append(text_row(label, (last, *(f"{fixed(cell['l1_to_end'], 3)} (step {count(cell['step'])})" if cell else DASH for cell in cells))))
+    note = "L1 distance (0 to 2) of the weights at the recorded step nearest to that part of the steps from those at the last step."
+    return Table(("method", "steps", "from a tenth to the end", "from half to the end"), tuple(rows), note)
+
+
+def failure_table(data: ReportData) -> Table:
+    """What could not be run, and why."""
+    return Table(("run", "what went wrong"), tuple(text_row(run, (reason,)) for run, reason in data.failures.items()), is_text=True)
+
+
+def sweep_table(sweep: pa.Table, names: Sequence[str]) -> Table:
+    """Weights at every point of a sweep, their distance from the first point's, and the cost; `names` come first, in their order."""
+    present = dict.fromkeys(sweep["domain"].to_pylist())
+    shown = [*(name for name in names if name in present), *(name for name in present if name not in names)]
+    rows = []
+    for entry in sweep_numbers(sweep):
+        weights = (number(entry["weights"].get(name), 3) for name in shown)
+        cost = (count(entry["tokens"]), power(entry["flops"]), duration(entry["seconds"]))
+        rows.append(text_row(entry["point"], (entry["label"], *weights, fixed(entry["l1_to_first"], 3), *cost)))
+    columns = ("point", "method", *shown, "L1 to first point", "tokens", "FLOPs", "wall time")
+    note = "Fraction of training tokens by domain; L1 distance to the weights of the same method at the first point; FLOPs of all matrix products."
+    return Table(columns, tuple(rows), note, long_names=True)
+
+
+def _difference(pair: PairedDifference | None) -> Cell:
+    if pair is None:
+        return Cell(DASH)
+    decimals = error_decimals((pair.high - pair.low) / NORMAL_WIDTH)
+    interval = f"{fixed(pair.low, decimals)} to {fixed(pair.high, decimals)}"
+    star = "*" if pair.excludes_zero else ""
+    return Cell(f"{fixed(pair.difference, decimals)}{star}", best=pair.high < 0, detail=interval)
