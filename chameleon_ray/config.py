@@ -159,6 +159,10 @@ class StopConfig(Settings):
     samples_per_domain: PositiveInt = 64
 
 
+# Of a training section: how it is computed, not what.
+NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_steps"})
+
+
 class TrainingConfig(Settings):
     """How one model is trained. Defaults: section B.2 of the paper, where it says; DECISIONS.md, where it does not."""
 

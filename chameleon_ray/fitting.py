@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Mixture, TokenCorpus, digest_of, is_complete, write_record
-from chameleon_ray.backend import Backend, FitContext
-from chameleon_ray.config import Experiment, describe
-from chameleon_ray.errors import as_user_error
+from chameleon_ray.backend import Backend, FitContext, TrainJob
+from chameleon_ray.config import NOT_IN_DIGEST, Experiment, describe
+from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.mixing.swarm import Swarm, write_swarm
 
 SWEEP = pa.schema(
@@ -56,6 +56,8 @@ def sweep_entries(experiment: Experiment, corpus: TokenCorpus, corpora: Mapping[
     found = [Entry(label, point, at, corpora[point]) for point, at in points for label in at.methods]
     plain = {label: _digest(experiment, label, corpus) for label in experiment.methods}
     changed = {e.method for e in found if _digest(e.experiment, e.method, e.corpus) != plain.get(e.method)}
+    if experiment.sweep and experiment.sweep.train_base and any(_base(e.experiment) != _base(experiment) for e in found):
+        changed = set(experiment.methods)
     return [entry for entry in found if entry.method in changed]
 
 
@@ -81,8 +83,12 @@ def fit_all(entries: Sequence[Entry], backend: Backend, root: str) -> tuple[dict
     """
     for corpus in {entry.corpus.digest: entry.corpus for entry in entries}.values():
         mine = [entry for entry in entries if entry.corpus.digest == corpus.digest]
-        with suppress(Exception):  # each method meets its own failure again below
-            backend.train_many(corpus, [job for e in mine for job in e.experiment.mixer(e.method).jobs(context(e.experiment, corpus, backend))])
+        jobs: list[TrainJob] = []
+        for entry in mine:
+            with suppress(UserError):  # the method meets it again below, as with what fails in training
+                jobs += entry.experiment.mixer(entry.method).jobs(context(entry.experiment, corpus, backend))
+        with suppress(Exception):
+            backend.train_many(corpus, jobs)
     mixtures, failures = {}, {}
     for entry in entries:
         try:
@@ -106,11 +112,16 @@ def sweep_table(entries: Sequence[Entry], mixtures: Mapping[str, Mixture]) -> pa
     return pa.Table.from_pylist(rows, schema=SWEEP) if rows else None
 
 
+def _base(experiment: Experiment) -> tuple[object, ...]:
+    """What a base model's run depends on beside its mixture."""
+    return experiment.base, experiment.corpus.max_repetition
+
+
 def _digest(experiment: Experiment, label: str, corpus: TokenCorpus) -> str:
     method = experiment.mixer(label)
     settings = method.model_dump(mode="json")
     content = {"method": method.name, "settings": settings, "corpus": corpus.digest, "seed": experiment.seeds[0]}
     if method.name not in ("uniform", "proportional", "fixed"):
-        content["proxy"] = experiment.proxy.model_dump(mode="json")
+        content["proxy"] = experiment.proxy.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
         content["embedding"] = experiment.embedding.model_dump(mode="json")
     return digest_of("mixture", {**content, "label": label})

@@ -228,7 +228,7 @@ def _report(data: ReportData, models: Mapping[tuple[str, int], TrainedModel], ba
 
     content = {
         "models": sorted(f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()),
-        "experiment": data.experiment.model_dump(mode="json"),
+        "experiment": data.experiment.model_dump(mode="json", exclude={"resources", "storage"}),
         "failures": dict(data.failures),
     }
     digest = digest_of("report", content)

@@ -18,19 +18,18 @@ from chameleon_ray.artifacts import (
     TrainedModel,
     digest_of,
     is_complete,
+    read_record,
     read_table,
     write_record,
     write_table,
 )
 from chameleon_ray.backend import ProxyLosses, TrainJob, Trial
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
+from chameleon_ray.config import NOT_IN_DIGEST, CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import document_table, losses_of
 from chameleon_ray.progress import Reporter
-
-NOT_IN_DIGEST = {"micro_batch_rows", "zero_stage", "checkpoint_every_steps"}
 
 
 class RayBackend:
@@ -63,13 +62,15 @@ class RayBackend:
         digests = [_model_digest(job, corpus) for job in jobs]
         addresses = [self._model_address(job, digest) for job, digest in zip(jobs, digests, strict=True)]
         missing = {address: (job, digest) for job, digest, address in zip(jobs, digests, addresses, strict=True) if not is_complete(address)}
-        if missing:
+        while missing:
             from chameleon_ray.training.ray_train import train_runs
 
             self._ray.start_ray()
             runs = self._runs(corpus, missing)
             roles = " and ".join(sorted({run.job.role for run in runs}))
             train_runs(runs, self.resources, self.reporter, f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}")
+            # A long run that goes on from a checkpoint may have passed the end of a shorter one that was asked for later.
+            missing = {address: job for address, job in missing.items() if not is_complete(address)}
         return [TrainedModel.load(address) for address in addresses]
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
@@ -117,14 +118,19 @@ class RayBackend:
         return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
 
     def run_trials(self, name: str, corpus: TokenCorpus, trials: Sequence[Trial], splits: Sequence[str]) -> dict[str, str]:
-        """Train and measure base models as a Ray Tune experiment, those that are missing; what went wrong by the name of the trial."""
-        missing = [trial for trial in trials if not self._is_measured(trial, corpus, splits)]
-        if not missing:
+        """Train and measure base models as a Ray Tune experiment, those that are missing; equal jobs once; what went wrong by the name of the trial."""
+        first: dict[str, Trial] = {}
+        for trial in trials:
+            if not self._is_measured(trial, corpus, splits):
+                first.setdefault(_model_digest(trial.job, corpus), trial)
+        if not first:
             return {}
         from chameleon_ray.ray_trials import run_trials
 
         self._ray.start_ray()
-        return run_trials(name, self.root, corpus, missing, splits, self.resources, self.reporter)
+        failed = run_trials(name, self.root, corpus, list(first.values()), splits, self.resources, self.reporter)
+        told = {digest: failed[trial.name] for digest, trial in first.items() if trial.name in failed}
+        return {trial.name: told[digest] for trial in trials if (digest := _model_digest(trial.job, corpus)) in told}
 
     def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
         """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer.
@@ -134,6 +140,9 @@ class RayBackend:
         """
         place = storage.absolute(address)
         if is_complete(place):
+            kind = read_record(place)["kind"]
+            if kind != "model":
+                raise UserError(f"{address}: holds finished {kind}, not a model; give the folder that `chameleon train` printed")
             return TrainedModel.load(place)
         return _foreign_model(place, corpus)
 
@@ -194,7 +203,7 @@ def _corpus_content(config: CorpusConfig, parts: Sequence[Any], seed: int) -> di
 
 
 def _job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
-    training = job.training.model_dump(mode="json", exclude=NOT_IN_DIGEST)
+    training = job.training.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
     training["model"] = list(job.training.model.shape)
     training["schedule_steps"] = job.training.horizon
     content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}

@@ -127,11 +127,16 @@ def local_directory(address: str) -> str:
         return address
     filesystem, root = resolve(address)
     copy = _cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:24] / "folder"
-    complete = copy.parent / "complete"
-    if not complete.exists():
-        copy.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(root, str(copy), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
-        complete.touch()
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        fetched = tempfile.mkdtemp(dir=copy.parent)
+        pafs.copy_files(root, fetched, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+        try:
+            os.rename(fetched, copy)
+        except OSError:  # another process was faster
+            if not copy.exists():
+                raise
+            shutil.rmtree(fetched)
     return str(copy)
 
 

@@ -30,10 +30,10 @@ KEYS = {
     "doremi_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "regmix_swarm": {"model", "batch", "threads", "swarm_proxies_per_minute", "alone_proxies_per_minute"},
 }
-WITHOUT_RAY = {"plan_vs_training", "krls_100k", "doge_step_k7", "doremi_step_k7"}
+SHORT = {"plan_vs_training", "krls_100k"}
 
 
-@pytest.mark.parametrize("name", [name if name in WITHOUT_RAY else pytest.param(name, marks=pytest.mark.long) for name in BENCHMARKS])
+@pytest.mark.parametrize("name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in BENCHMARKS])
 def test_a_benchmark_prints_one_line(name: str) -> None:
     command = [sys.executable, "-m", f"analysis.benchmarks.{name}", "--quick"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)

@@ -35,6 +35,7 @@ def run(quick: bool) -> Outcome:
         corpus = synthetic.make_corpus(f"{folder}/corpus", NUM_DOMAINS, 64, row_tokens)
         weights = draw_mixtures(dict.fromkeys(corpus.names, 1 / NUM_DOMAINS), swarm_size, seed=0)
         jobs = [TrainJob("swarm", training, dict(zip(corpus.names, row.tolist(), strict=True)), 0) for row in weights]
+        alone = jobs[: max(1, len(jobs) // 2)]
         counter = iter(range(1_000_000))
 
         def swarm() -> float:
@@ -42,7 +43,7 @@ def run(quick: bool) -> Outcome:
             return 60 * rate(lambda: train_swarm(proxies, corpus, "valid", Resources(), Reporter.silent()), len(jobs))
 
         def one_by_one() -> float:
-            return 60 * rate(lambda: _train_alone(jobs[: len(jobs) // 2], corpus, threads), len(jobs) // 2)
+            return 60 * rate(lambda: _train_alone(alone, corpus, threads), len(alone))
 
         sides = {"swarm": swarm, "alone": one_by_one}
         for side in sides.values():

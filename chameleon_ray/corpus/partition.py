@@ -56,13 +56,13 @@ def num_buckets(parts: Sequence[Part]) -> int:
     return max(1, min(MAX_BUCKETS, -(-text_bytes // BUCKET_BYTES)))
 
 
-def partition(group: int, parts: Sequence[Part], text_column: str, folder: str, buckets: int) -> dict[str, Any]:
+def partition(group: str, parts: Sequence[Part], text_column: str, folder: str, buckets: int) -> dict[str, Any]:
     """Read some parts and write their documents to `{folder}/group-…/bucket-….arrow`; done before: return at once.
 
     Returns:
         `DomainStats` by domain name, as a JSON object.
     """
-    home = storage.join(folder, f"group-{group:05d}")
+    home = storage.join(folder, f"group-{group}")
     done = storage.join(home, "stats.json")
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
@@ -116,15 +116,16 @@ class BucketDocuments:
             yield key, domain, heldout, self.texts[place].as_py()
 
 
-def read_bucket(folder: str, groups: int, bucket: int, names: Sequence[str], borders: Mapping[str, str]) -> BucketDocuments:
+def read_bucket(folder: str, groups: Sequence[str], bucket: int, names: Sequence[str], borders: Mapping[str, str]) -> BucketDocuments:
     """The documents of a bucket, each once.
 
     Of several copies a held-out one is kept, so that no copy of it can be trained on; among equals the first domain's, then the first read.
 
     Args:
+        groups: names of the groups of parts that were read, in the order of the plan.
         borders: for domains whose held-out text is split off, the highest hash (hexadecimal) that is held out.
     """
-    table = pa.concat_tables([_read_piece(storage.join(folder, f"group-{group:05d}", f"bucket-{bucket:05d}.arrow")) for group in range(groups)])
+    table = pa.concat_tables([_read_piece(storage.join(folder, f"group-{group}", f"bucket-{bucket:05d}.arrow")) for group in groups])
     rank = {name: i for i, name in enumerate(names)}
     limits = {name: bytes.fromhex(border) for name, border in borders.items()}
     keys, domains = table["hash"].to_pylist(), table["domain"].to_pylist()

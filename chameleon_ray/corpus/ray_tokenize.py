@@ -7,6 +7,7 @@ grows, and an interrupted run goes on with the tasks that are missing.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,14 +82,15 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
         buckets = num_buckets(parts)
         pieces = storage.join(address, "scratch", "pieces")
         groups = _groups(parts)
-        tasks = [Task(partition, (i, group, config.text_column, pieces, buckets)) for i, group in enumerate(groups)]
+        names_of_groups = tuple(_group_name(i, group) for i, group in enumerate(groups))
+        tasks = [Task(partition, (n, group, config.text_column, pieces, buckets)) for n, group in zip(names_of_groups, groups, strict=True)]
         stats: dict[str, DomainStats] = {}
         for result in run_tasks(tasks, stage, "read"):
             for name, found in result.items():
                 stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
         check_skipped(stats)
         names = _names(config, parts, stats)
-        spec = _with_tokenizer(config, _specify(config, address, names, stats, len(groups), buckets, seed), stage)
+        spec = _with_tokenizer(config, _specify(config, address, names, stats, names_of_groups, buckets, seed), stage)
         domains = _write_rows(spec, stats, stage)
     corpus = TokenCorpus(address, digest, names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256)
     manifest = [entry for part in parts for entry in part.manifest()]
@@ -113,6 +115,12 @@ def _groups(parts: Sequence[Part]) -> list[list[Part]]:
     return groups
 
 
+def _group_name(number: int, group: Sequence[Part]) -> str:
+    """With what is in it: an interrupted run may go on where another number of CPUs cuts other groups, and must not take one for another."""
+    content = hashlib.sha256("\n".join(f"{part.index} {part.fingerprint}" for part in group).encode()).hexdigest()
+    return f"{number:05d}-{content[:12]}"
+
+
 def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, DomainStats]) -> tuple[str, ...]:
     """Listed domains in the order of the file, `only` in its order, discovered ones sorted; every one must have documents."""
     listed = list(config.domains) or list(config.domains_from.only if config.domains_from else ()) or sorted(stats)
@@ -129,7 +137,7 @@ def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, Doma
 
 
 def _specify(
-    config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: int, buckets: int, seed: int
+    config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: tuple[str, ...], buckets: int, seed: int
 ) -> tokenise.TokenizeSpec:
     borders = heldout_borders({name: stats[name] for name in names}, config.heldout_fraction)
     shards = {name: tokenise.num_shards(stats[name].text_bytes) for name in names}

@@ -43,7 +43,7 @@ class TokenizeSpec:
 
     address: str
     names: tuple[str, ...]
-    groups: int
+    groups: tuple[str, ...]
     buckets: int
     borders: Mapping[str, str]
     shards: Mapping[str, int]

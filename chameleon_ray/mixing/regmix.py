@@ -106,7 +106,9 @@ class RegMix(Settings):
             warmup_steps=min(WARMUP_STEPS, steps // 10),
         )
         given = {key: value for key in changes.model_fields_set if (value := getattr(changes, key)) is not None}
-        return own.model_copy(update=given).applied_to(experiment)
+        # What else the experiment's proxy has is not for models that are compared with each other after equal runs in one process each.
+        plain = experiment.model_copy(update={"stop": None, "schedule_steps": None, "zero_stage": 0})
+        return own.model_copy(update=given).applied_to(plain)
 
     def rank_correlations(self, swarm: Swarm, seed: int) -> dict[str, float]:
         """Regressor -> cross-validated rank correlation on the target, to be read before any optimum.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import Rows
+from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.training.hardware import Hardware
 from chameleon_ray.training.steps import micro_batches, row_losses
@@ -88,5 +89,7 @@ class DoGEStep:
         numbers[1, owned] = (norms * clip).double()
         dist.all_reduce(numbers)
         products, clipped_norms = numbers.cpu().numpy()
+        if not np.isfinite(numbers.cpu().numpy()).all():
+            raise UserError("doge: a gradient is not finite; lower the proxy's learning_rate or raise its warmup_steps")
         self.state = self._rule.update(self.state, products, clipped_norms, learning_rate)
         return torch.tensor(self.state.weights, dtype=torch.float32, device=matrix.device)[owned] * clip

@@ -13,6 +13,7 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import Rows
+from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.doremi import DoReMiRule
 from chameleon_ray.training.hardware import Hardware
 from chameleon_ray.training.steps import PlainStep, micro_batches, row_losses
@@ -61,6 +62,8 @@ class DoReMiStep(PlainStep):
         sums[1].index_add_(0, domains, torch.full_like(excess, self._token_count))
         dist.all_reduce(sums)
         totals, counts = sums.cpu().numpy()
+        if not np.isfinite(totals).all():
+            raise UserError("doremi: the training loss is not finite; lower the proxy's learning_rate or raise its warmup_steps")
         self.state = self._rule.update(self.state, totals, counts)
         per_token = np.asarray(self.state.weights) / np.maximum(counts, 1)
         return torch.from_numpy(per_token.astype(np.float32)).to(excess.device)

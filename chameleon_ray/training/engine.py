@@ -47,6 +47,11 @@ def build_engine(model: torch.nn.Module, training: TrainingConfig, hardware: Har
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if hardware.device.type == "cuda" else "gloo", verbose=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if hasattr(engine.optimizer, "fp32_groups"):
+        # DeepSpeed's wrapper of bf16 without ZeRO takes a step on zero gradients to allocate AdamW's state: without this, every run would start
+        # one step late in its bias correction, with one decay at the full learning rate behind it.
+        engine.optimizer.optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
     engine.checkpoint_engine = _safetensors_engine()
     return engine
 
@@ -59,6 +64,11 @@ def build_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.o
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=BETAS, fused=True)
+
+
+def layout(training: TrainingConfig, hardware: Hardware) -> str:
+    """What the shards of a checkpoint fit, beside the number of workers."""
+    return f"ZeRO {training.zero_stage} in {str(hardware.dtype).removeprefix('torch.')}"
 
 
 def consolidated_state(engine: Any) -> dict[str, torch.Tensor] | None:

@@ -39,16 +39,22 @@ class Progress:
     rule: RuleState | None = None
     weights: list[dict[str, Any]] = field(default_factory=list)
 
-    def to_dict(self, world_size: int) -> dict[str, Any]:
-        return {**asdict(self), "world_size": world_size}
+    def to_dict(self, world_size: int, layout: str) -> dict[str, Any]:
+        """With what the checkpoint's shards fit: a number of workers and a `layout` (see `engine.layout`)."""
+        return {**asdict(self), "world_size": world_size, "layout": layout}
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any], world_size: int) -> Progress:
-        """Raises: UserError when another number of workers wrote the checkpoint."""
+    def from_dict(cls, state: Mapping[str, Any], world_size: int, layout: str) -> Progress:
+        """Raises: UserError when another number of workers, ZeRO stage or number format wrote the checkpoint."""
         if state["world_size"] != world_size:
             raise UserError(
                 f"resources.num_workers: the checkpoint at step {state['step']} was written by {state['world_size']} workers and this run has {world_size}; "
                 f"its shards fit no other number: set resources.num_workers={state['world_size']}, or delete the unfinished run to start it again"
+            )
+        if state["layout"] != layout:
+            raise UserError(
+                f"zero_stage: the checkpoint at step {state['step']} was written with {state['layout']} and this run has {layout}; "
+                "go on as it was begun, or delete the unfinished run to start it again"
             )
         plan = {**state["plan"], "counts": tuple(state["plan"]["counts"]), "due": tuple(state["plan"]["due"])}
         rule = RuleState.from_dict(state["rule"]) if state["rule"] else None
@@ -148,6 +154,9 @@ def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
     training = job.training
     if training.batch_rows % world_size:
         raise UserError(f"{job.role}.batch_rows: {training.batch_rows} is not a multiple of resources.num_workers {world_size}; change one of them")
+    rows_per_rank = training.batch_rows // world_size
+    if training.micro_batch_rows is not None and rows_per_rank % training.micro_batch_rows:
+        raise UserError(f"{job.role}.micro_batch_rows: {training.micro_batch_rows} does not divide the {rows_per_rank} rows of a worker; choose a divisor")
     if set(job.weights) != set(corpus.names):
         odd = sorted(set(job.weights) ^ set(corpus.names))
         raise UserError(f"weights: domain {odd[0]!r} is in the mixture or in the corpus but not in both; corpus has {', '.join(corpus.names)}")

@@ -30,7 +30,7 @@ def train_swarm(proxies: Sequence[Proxy], corpus: TokenCorpus, split: str, resou
     """Train and measure every proxy that is not finished, as many at a time as there are CPUs, or `resources.proxies_per_gpu` to a GPU.
 
     Raises:
-        UserError: the first mistake of a proxy, when the others that had begun are finished.
+        UserError: the first mistake of a proxy; the others are cancelled.
     """
     from chameleon_ray.training.loop import check_job
 
@@ -40,7 +40,8 @@ def train_swarm(proxies: Sequence[Proxy], corpus: TokenCorpus, split: str, resou
     gpus = resources.gpus_per_worker and 1 / resources.proxies_per_gpu
     shared = ray.put(corpus)
     with reporter.stage(f"training {len(proxies)} proxies of a swarm") as stage:
-        waiting = [_train.options(num_gpus=gpus).remote(proxy, shared, split, bool(gpus)) for proxy in proxies]
+        task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3, max_calls=1 if gpus else 0)(_train)  # a process that ends frees its GPU
+        waiting = [task.remote(proxy, shared, split, bool(gpus)) for proxy in proxies]
         done = 0
         while waiting:
             finished, waiting = ray.wait(waiting, num_returns=1)
@@ -62,10 +63,10 @@ def _get(result: Any, others: Sequence[Any]) -> None:
     except Exception:
         for other in others:
             ray.cancel(other)
+        ray.wait(list(others), num_returns=len(others), timeout=60)
         raise
 
 
-@ray.remote(num_cpus=1, max_retries=3)
 def _train(proxy: Proxy, corpus: TokenCorpus, split: str, use_gpu: bool) -> str:
     return as_outcome(_finish, proxy, corpus, split, use_gpu)
 

@@ -48,18 +48,26 @@ def train_runs(runs: Sequence[Run], resources: Resources, reporter: Reporter, ti
     """Train every run, as many at a time as the cluster holds worker groups; results in the order of the runs.
 
     Raises:
-        UserError: a request that cannot be met, or a loss that is not finite. The other runs are finished first.
+        UserError: a request that cannot be met, a job that cannot be trained, or a loss that is not finite. The other runs are finished first.
     """
     from chameleon_ray.training.loop import check_job
 
     if not runs:
         return []
+    failed: list[Exception] = []
+    possible = []
     for run in runs:
-        check_job(run.job, run.corpus, resources.num_workers)
-    require(resources)
-    with reporter.stage(title) as stage, shown(stage) as board:
-        outcomes = _in_turns(runs, resources, board, fits(resources))
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        try:
+            check_job(run.job, run.corpus, resources.num_workers)
+            possible.append(run)
+        except UserError as error:
+            failed.append(error)
+    outcomes: list[Any] = []
+    if possible:
+        require(resources)
+        with reporter.stage(title) as stage, shown(stage) as board:
+            outcomes = _in_turns(possible, resources, board, fits(resources))
+    failed += [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     if failed:
         raise failed[0]
     return outcomes
@@ -80,6 +88,8 @@ def _in_turns(runs: Sequence[Run], resources: Resources, board: Any, at_once: in
             outcomes[index] = UserError(outcome["user_error"]) if "user_error" in outcome else _finish(runs[index], outcome)
         except ray.exceptions.RayTaskError as error:
             outcomes[index] = error.as_instanceof_cause()
+        except Exception as error:  # a process that was killed, a node that is gone, a disk that is full: the other runs go on
+            outcomes[index] = error
     return outcomes
 
 
@@ -124,7 +134,7 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
     import torch.distributed as dist
 
     from chameleon_ray.training import loop
-    from chameleon_ray.training.engine import build_engine, consolidated_state
+    from chameleon_ray.training.engine import build_engine, consolidated_state, layout
     from chameleon_ray.training.hardware import detect
     from chameleon_ray.training.model import build_model
     from chameleon_ray.training.steps import engine_micro_batch
@@ -133,14 +143,18 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
     job, corpus = run.job, run.corpus
     world_size, hardware = dist.get_world_size(), detect(bool(resources.gpus_per_worker))
     micro = loop.choose_micro_batch(job.training.micro_batch_rows, job.training.batch_rows // world_size, corpus.row_tokens, corpus.vocab_size, hardware)
+    agreed = torch.tensor(micro, device=hardware.device)
+    dist.all_reduce(agreed, dist.ReduceOp.MIN)  # by free memory, which may differ between the workers' GPUs
+    micro = int(agreed)
     model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
     engine = build_engine(model, job.training, hardware, engine_micro_batch(job, micro, world_size), world_size)
-    progress = _resume(engine, world_size)
+    shards = layout(job.training, hardware)
+    progress = _resume(engine, world_size, shards)
     pulse = Pulse(board if dist.get_rank() == 0 else None, run.label, job.training.steps)
 
     def checkpoint(progress: loop.Progress) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            engine.save_checkpoint(folder, tag="state", client_state={"progress": progress.to_dict(world_size)})
+            engine.save_checkpoint(folder, tag="state", client_state={"progress": progress.to_dict(world_size, shards)})
             written = any(path.is_file() for path in Path(folder).rglob("*"))
             ray.train.report({"step": progress.step}, checkpoint=ray.train.Checkpoint.from_directory(folder) if written else None)
 
@@ -165,7 +179,7 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
     return {"curve": progress.curve, "weights": progress.weights, "details": loop.details(job, corpus, progress, hardware, micro, world_size)}
 
 
-def _resume(engine: Any, world_size: int) -> Any:
+def _resume(engine: Any, world_size: int, layout: str) -> Any:
     from chameleon_ray.training.loop import Progress
 
     checkpoint = ray.train.get_checkpoint()
@@ -177,7 +191,7 @@ def _resume(engine: Any, world_size: int) -> Any:
             shards = sorted(Path(folder).glob("state/*model_states.pt"))
         from chameleon_ray.training.checkpoint import load_tree
 
-        progress = Progress.from_dict(load_tree(str(shards[0]))["progress"], world_size)
+        progress = Progress.from_dict(load_tree(str(shards[0]))["progress"], world_size, layout)
         engine.load_checkpoint(folder, tag="state")
     return progress
 

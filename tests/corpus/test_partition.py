@@ -90,13 +90,13 @@ def keep(parts: Sequence[Part], names: Sequence[str], num_groups: int, buckets: 
     groups = [list(parts[i::num_groups]) for i in range(num_groups)]
     stats: dict[str, DomainStats] = {}
     for i, group in enumerate(groups):
-        for name, found in partition(i, group, "text", str(folder), buckets).items():
+        for name, found in partition(str(i), group, "text", str(folder), buckets).items():
             stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
     borders = heldout_borders({name: stats[name] for name in names}, 0.2)
     kept: Kept = []
     copies: dict[str, int] = {}
     for bucket in range(buckets):
-        found_here = read_bucket(str(folder), num_groups, bucket, names, borders)
+        found_here = read_bucket(str(folder), [str(i) for i in range(num_groups)], bucket, names, borders)
         kept += list(found_here)
         for name, count in found_here.duplicates.items():
             copies[name] = copies.get(name, 0) + count
@@ -141,7 +141,7 @@ def test_copies_do_not_change_how_much_is_held_out(tmp_path: Path) -> None:
     borders = []
     for copies in (1, 20):
         parts = plan_one(tmp_path, f"{copies}.jsonl", json_lines(texts * copies))
-        stats = {name: DomainStats(**found) for name, found in partition(0, parts, "text", str(tmp_path / str(copies)), 2).items()}
+        stats = {name: DomainStats(**found) for name, found in partition("0", parts, "text", str(tmp_path / str(copies)), 2).items()}
         borders.append(heldout_borders(stats, 0.1))
     assert borders[0] == borders[1]
 
@@ -164,9 +164,9 @@ def test_the_bucket_count_follows_the_size() -> None:
 
 def test_a_finished_group_is_not_read_again(tmp_path: Path) -> None:
     parts = plan_one(tmp_path, "a.jsonl", json_lines(["one", "two", "two", "three"]))
-    first = partition(0, parts, "text", str(tmp_path / "pieces"), 3)
+    first = partition("0", parts, "text", str(tmp_path / "pieces"), 3)
     (tmp_path / "a.jsonl").unlink()
-    assert partition(0, parts, "text", str(tmp_path / "pieces"), 3) == first
+    assert partition("0", parts, "text", str(tmp_path / "pieces"), 3) == first
     assert first["web"]["documents"] == 4
 
 
@@ -174,7 +174,7 @@ def test_a_finished_group_is_not_read_again(tmp_path: Path) -> None:
 def test_one_percent_of_unusable_documents_is_the_limit(tmp_path: Path, bad: int, refused: bool) -> None:
     good = json_lines([f"text {i}" for i in range(100 - bad)])
     data = good + b'{"text": "\xff"}\n' + b'{"text": "a\x00b"}\n' * (bad - 1) + b'{"text": ""}\n' * 50
-    (found,) = partition(0, plan_one(tmp_path, "a.jsonl", data), "text", str(tmp_path / "pieces"), 1).values()
+    (found,) = partition("0", plan_one(tmp_path, "a.jsonl", data), "text", str(tmp_path / "pieces"), 1).values()
     stats = DomainStats(**found)
     assert (stats.documents, stats.skipped["empty"], stats.skipped["invalid_utf8"]) == (100 - bad, 50, 1)
     assert MAX_SKIPPED == 0.01
@@ -225,10 +225,10 @@ def test_a_repaired_file_is_read_afresh(tmp_path: Path) -> None:
     whole = zstandard.ZstdCompressor().compress(json_lines(texts))
     parts = plan_one(tmp_path, "a.jsonl.zst", whole[:-20])
     with pytest.raises(UserError):
-        partition(0, parts, "text", str(tmp_path / "pieces"), 2)
+        partition("0", parts, "text", str(tmp_path / "pieces"), 2)
     (tmp_path / "a.jsonl.zst").write_bytes(whole)
-    partition(0, parts, "text", str(tmp_path / "pieces"), 2)
-    found = [text for bucket in range(2) for *_, text in read_bucket(str(tmp_path / "pieces"), 1, bucket, ["web"], {})]
+    partition("0", parts, "text", str(tmp_path / "pieces"), 2)
+    found = [text for bucket in range(2) for *_, text in read_bucket(str(tmp_path / "pieces"), ["0"], bucket, ["web"], {})]
     assert sorted(found) == sorted(texts)
 
 

@@ -27,11 +27,11 @@ def every_method(experiment_file: Path) -> Path:
     """Beside the tiny experiment and in its storage: all methods, and one that cannot be fitted."""
     document = yaml.safe_load(experiment_file.read_text())
     document |= {"name": "every", "sweep": {"grid": {"methods.chameleon.ridge.absolute": [0.1, 1000.0]}}}
-    document["proxy"] |= {"steps": 10, "schedule_steps": 20}
+    document["proxy"] |= {"steps": 12, "schedule_steps": 24}
     document["methods"] = {
         "uniform": {},
         "chameleon": {},
-        "doremi": {"proxy": {"steps": 20}},
+        "doremi": {"proxy": {"steps": 24}},
         "regmix": {"num_proxies": 12, "regressor": "linear", "samples": 1000, "top": 10, "proxy": {"model": {"preset": "cpu-tiny"}, "steps": 3}},
         "fixed": {"weights": {"recipes": 0.5, "elsewhere": 0.5}},
     }
@@ -62,11 +62,11 @@ def test_every_method_in_one_comparison(every_method: Path, capsys: pytest.Captu
     assert sorted(made) == ["base"] * (len(FITTED) - uniform_is_there) + ["doremi", "proxy", "proxy"], "one run is Chameleon's proxy and DoReMi's reference"
     assert len(set(folders(every_method, "proxies")) - before["proxies"]) == 12
     origin = found["mixtures"]["chameleon"]["provenance"]["proxy_is_snapshot_of"]
-    assert (origin["at_step"], origin["steps"]) == (10, 20)
+    assert (origin["at_step"], origin["steps"]) == (12, 24)
     assert origin["model"] == found["mixtures"]["doremi"]["provenance"]["reference"]
     cost = {label: mixture["cost"] for label, mixture in found["mixtures"].items()}
     tokens = 8 * 32
-    assert cost["doremi"]["tokens"] == 40 * tokens
+    assert cost["doremi"]["tokens"] == 48 * tokens
     assert cost["doremi"]["flops"] == pytest.approx(cost["doremi"]["paper_flops"] * 7 / 6), "the reference runs forward beside the proxy"
     assert cost["regmix"]["flops"] > cost["regmix"]["paper_flops"] > 0
 
@@ -102,7 +102,7 @@ def test_a_swarm_is_written_as_two_files(every_method: Path, tmp_path: Path, cap
 def test_weights_of_a_proxy_that_learns_them_are_kept(every_method: Path) -> None:
     (folder,) = folders(every_method, "models", "doremi-")
     rule = read_record(str(folder))["content"]["details"]["rule"]
-    assert (rule["name"], rule["updates"]) == ("doremi", 20)
+    assert (rule["name"], rule["updates"]) == ("doremi", 24)
     assert (folder / "weights.parquet").exists()
 
 

@@ -149,13 +149,13 @@ def test_excess_is_clipped_token_by_token(corpus: TokenCorpus, reference: str) -
 
 @pytest.mark.parametrize("method", ["doremi", "doge"])
 def test_two_ranks_equal_one(corpus: TokenCorpus, reference: str, tmp_path: Path, method: str) -> None:
-    for steps, tolerance in ((1, 1e-6), (20, 1e-4)):
-        one, two = (run_world(tmp_path / f"{steps}-{world}", world, **settings(corpus, method, reference, steps)) for world in (1, 2))
-        assert weights_after(one, steps) == pytest.approx(weights_after(two, steps), abs=tolerance)
-        assert len(weights_after(one, steps)) == 3
+    one, two = (run_world(tmp_path / str(world), world, **settings(corpus, method, reference, 20)) for world in (1, 2))
+    for step, tolerance in ((1, 1e-6), (20, 1e-4)):
+        assert weights_after(one, step) == pytest.approx(weights_after(two, step), abs=tolerance)
+        assert len(weights_after(one, step)) == 3
 
 
-@pytest.mark.parametrize(("method", "world"), [pytest.param("doremi", 2, marks=pytest.mark.long), ("doremi", 1), ("doge", 2)])
+@pytest.mark.parametrize(("method", "world"), [pytest.param("doremi", 2, marks=pytest.mark.long), ("doge", 2)])
 def test_killed_twice_is_bit_identical(corpus: TokenCorpus, reference: str, tmp_path: Path, method: str, world: int) -> None:
     whole = run_world(tmp_path / "whole", world, **settings(corpus, method, reference))
     for die_after in (6, 9):

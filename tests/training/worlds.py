@@ -43,7 +43,7 @@ def main(request: str) -> None:
     from chameleon_ray.config import TrainingConfig
     from chameleon_ray.training import loop
     from chameleon_ray.training.checkpoint import load_tree
-    from chameleon_ray.training.engine import build_engine, consolidated_state
+    from chameleon_ray.training.engine import build_engine, consolidated_state, layout
     from chameleon_ray.training.hardware import Hardware
     from chameleon_ray.training.model import build_model
     from chameleon_ray.training.steps import engine_micro_batch
@@ -63,11 +63,11 @@ def main(request: str) -> None:
     saved = Path(asked["folder"]) / "checkpoint"
     progress = loop.Progress()
     if saved.exists():
-        progress = loop.Progress.from_dict(load_tree(str(next(saved.glob("state/*model_states.pt"))))["progress"], world)
+        progress = loop.Progress.from_dict(load_tree(str(next(saved.glob("state/*model_states.pt"))))["progress"], world, layout(training, hardware))
         engine.load_checkpoint(str(saved), tag="state")
 
     def checkpoint(now: loop.Progress) -> None:
-        engine.save_checkpoint(str(saved), tag="state", client_state={"progress": now.to_dict(world)})
+        engine.save_checkpoint(str(saved), tag="state", client_state={"progress": now.to_dict(world, layout(training, hardware))})
 
     def on_step(step: int, loss: float) -> None:
         if step == asked.get("die_after"):
