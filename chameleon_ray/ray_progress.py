@@ -34,11 +34,11 @@ class Pulse:
         self._board, self._name, self._total = board, name, total
         self._last = 0.0
 
-    def __call__(self, done: float, note: str = "") -> None:
-        now = time.monotonic()
-        if self._board is not None and (now - self._last > 0.5 or done >= self._total):
+    def __call__(self, done: float, note: str = "", total: float | None = None) -> None:
+        now, total = time.monotonic(), total or self._total
+        if self._board is not None and (now - self._last > 0.5 or done >= total):
             self._last = now
-            self._board.update.remote(self._name, done, self._total, note)
+            self._board.update.remote(self._name, done, total, note)
 
 
 @contextmanager
@@ -73,7 +73,7 @@ class BoardStage(Stage):
         self._pulse = pulse
 
     def update(self, name: str, done: float, total: float | None, note: str = "") -> None:
-        self._pulse(done, note)
+        self._pulse(done, note, total)
 
     def __enter__(self) -> BoardStage:
         return self

@@ -120,8 +120,8 @@ def cost_table(data: ReportData) -> Table:
     """What it took to find each mixture, and how many times the chameleon method's FLOPs; base models are not part of it."""
     reference = chameleon_label(data)
     columns = ["mixture", "tokens", "wall time"]
-    for title in ("FLOPs, paper's convention", "FLOPs, all matrix products"):
-        columns += [title] if reference is None else [title, f"× {reference}"]
+    for title in ("FLOPs, paper", "FLOPs, all"):
+        columns += [title] if reference is None else [title, "ratio"]
     snapshots = [label for label, mixture in data.mixtures.items() if "proxy_is_snapshot_of" in mixture.provenance]
     rows = []
     for row in cost_numbers(data).to_pylist():
@@ -133,6 +133,8 @@ def cost_table(data: ReportData) -> Table:
         "Everything needed to get the weights; the base models are not counted. All matrix products are those that were run; the paper's convention "
         "counts embeddings at full depth and leaves out DoReMi's reference passes, DoGE's work on gradients and the output head of RegMix's proxies."
     )
+    if reference is not None:
+        note += f" Ratios are to {reference}."
     return Table(tuple(columns), tuple(rows), " ".join([note, *(_snapshot_note(data, label) for label in snapshots)]))
 
 
