@@ -88,8 +88,9 @@ class DoGEStep:
         numbers[0, owned] = (torch.mv(matrix, target) * clip).double()
         numbers[1, owned] = (norms * clip).double()
         dist.all_reduce(numbers)
-        products, clipped_norms = numbers.cpu().numpy()
-        if not np.isfinite(numbers.cpu().numpy()).all():
+        found = numbers.cpu().numpy()
+        if not np.isfinite(found).all():
             raise UserError("doge: a gradient is not finite; lower the proxy's learning_rate or raise its warmup_steps")
+        products, clipped_norms = found
         self.state = self._rule.update(self.state, products, clipped_norms, learning_rate)
         return torch.tensor(self.state.weights, dtype=torch.float32, device=matrix.device)[owned] * clip

@@ -111,9 +111,10 @@ def train(
         _count_epochs(progress, plan, planned.domain, planned.epoch)
         progress.step, progress.plan, progress.seconds = step + 1, state, time.perf_counter() - started
         progress.rule = strategy.state
+        last = progress.step == training.steps
         if stopper and stopper.due(progress.step):
             progress.weights.extend(stopper.weigh(engine.module, progress.step))
-        last = progress.step == training.steps or bool(stopper and stopper.settled(progress.weights, progress.step))
+            last = last or stopper.settled(progress.weights, progress.step)
         save = progress.step % every == 0 and not last
         snapshot = (snapshots or {}).get(progress.step)
         if progress.step % log_every == 0 or save or last or snapshot:

@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 
-from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus, is_complete, read_record, write_record
 from chameleon_ray.backend import ProxyLosses, TrainJob
 from chameleon_ray.config import Resources
@@ -82,4 +81,4 @@ def _finish(proxy: Proxy, corpus: TokenCorpus, split: str, use_gpu: bool) -> dic
         found = train_proxy(proxy.job, corpus, split, detect(use_gpu))
         content = {"weights": dict(proxy.job.weights), "split": split, "losses": dict(found.losses), "cost": asdict(found.cost), "corpus": corpus.digest}
         write_record(proxy.address, "proxy", proxy.digest, content)
-    return {"address": storage.absolute(proxy.address)}
+    return {}
