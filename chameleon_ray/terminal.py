@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 def show_comparison(console: Console, found: Comparison) -> None:
     """Mixtures with error bars, perplexity per domain, costs, the verdict and the report's address."""
     from chameleon_ray.report import tables
-    from chameleon_ray.report.significance import paired_bootstrap
     from chameleon_ray.report.verdict import findings, verdict, warnings
 
     shown = (("Mixture", tables.mixture_table), ("Test perplexity", tables.perplexity_table), ("Cost of each mixture", tables.cost_table))
@@ -32,8 +31,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
     for name, told in found.data.failures.items():
         console.print(f"failed: {name}: {told}", style="red", markup=False)
     console.print(verdict(found.data), style="bold", markup=False)
-    pairs = paired_bootstrap({run: losses["test"] for run, losses in found.data.losses.items()}, found.data.experiment.seeds[0])
-    for sentence in findings(found.data, pairs):
+    for sentence in findings(found.data):
         console.print(sentence, markup=False)
     console.print(f"report: {found.report}", markup=False, soft_wrap=True, highlight=False)
 

@@ -25,7 +25,7 @@ from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing import krls
 from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
-from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, softmax, spread, uniform
+from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, softmax, spread, uniform
 from chameleon_ray.settings import Settings
 
 Stage = Literal["pretrain", "finetune"]
@@ -253,7 +253,7 @@ def _spread_warnings(leverage: Array, centered: bool) -> list[str]:
 
 
 def _weight_warnings(weights: Array) -> list[str]:
-    domains = f"The effective number of domains is {effective_number(weights):.2f} of {len(weights)}"
+    domains = effective_domains(weights)
     found = spread(weights)
     if found == "collapsed":
         return [

@@ -23,7 +23,7 @@ from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import ModelConfig, PositiveInt, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman
-from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, spread
+from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
 from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures
 from chameleon_ray.settings import Settings, nearest
 
@@ -184,6 +184,6 @@ def _collapse_warnings(weights: Array, target: str) -> list[str]:
         return []
     cause = "all proxies may have been too small or too few to show that domains help each other" if target == MEAN else f"the target is {target!r} alone"
     return [
-        f"The effective number of domains is {effective_number(weights):.2f} of {len(weights)}: the weights collapse; {cause}, or the prior leaves "
+        f"{effective_domains(weights)}: the weights collapse; {cause}, or the prior leaves "
         "little else; use target: mean, give a flatter prior, or draw a larger swarm."
     ]

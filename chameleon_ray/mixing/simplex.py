@@ -53,6 +53,11 @@ def spread(weights: ArrayLike) -> Literal["collapsed", "flat"] | None:
     return "flat" if effective > 0.99 * k else None
 
 
+def effective_domains(weights: ArrayLike) -> str:
+    """The beginning of a warning about weights that collapse or are flat."""
+    return f"The effective number of domains is {effective_number(weights):.2f} of {np.size(weights)}"
+
+
 def named(names: Sequence[str], values: Iterable[float]) -> dict[str, float]:
     """Plain floats under the names of their domains, in the order of the names."""
     return {name: float(value) for name, value in zip(names, values, strict=True)}

@@ -8,7 +8,7 @@ from chameleon_ray.artifacts import Mixture, TrainedModel
 from chameleon_ray.backend import FitContext
 from chameleon_ray.config import ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.simplex import domain_names, effective_number, named, normalised, spread
+from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
 from chameleon_ray.settings import Settings
 
 
@@ -38,8 +38,7 @@ def learned(name: str, method: Settings, context: FitContext, proxy: TrainedMode
     weights = named(names, normalised([rule["mean"][domain] for domain in names]))
     warnings = []
     if spread(list(weights.values())) == "collapsed":
-        effective = effective_number(list(weights.values()))
-        warnings.append(f"The effective number of domains is {effective:.2f} of {len(names)}: the weights collapse; {remedy}.")
+        warnings.append(f"{effective_domains(list(weights.values()))}: the weights collapse; {remedy}.")
     provenance = {"settings": method.model_dump(mode="json"), "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
     details = {"last_weights": {domain: rule["last"][domain] for domain in names}, "updates": rule["updates"]}
     return Mixture(name, weights, cost=proxy.cost, provenance=provenance, details=details, warnings=tuple(warnings))

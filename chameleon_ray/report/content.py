@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 from chameleon_ray.report import comparison_tables, figures, numbers, tables
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.projection import MIN_UMAP_POINTS, embedding_map
-from chameleon_ray.report.significance import METRICS, PairedDifference, paired_bootstrap
+from chameleon_ray.report.significance import METRICS
 from chameleon_ray.report.styles import Picture, domain_styles, method_styles, picture
 from chameleon_ray.report.tables import Table
 from chameleon_ray.report.verdict import findings, verdict, warnings
@@ -55,14 +55,13 @@ class Report:
 
 def build_report(data: ReportData) -> Report:
     """All sections that the data allows, and the numbers under them."""
-    pairs = paired_bootstrap({run: losses["test"] for run, losses in data.losses.items()}, data.experiment.seeds[0])
-    measured = _numbers(data, pairs)
+    measured = _numbers(data)
     names = drawn_names(data)
     sections = [
         _failures(data),
         _mixture(data, measured["mixture"], names),
         _perplexity(data, measured["perplexity"], names),
-        _significance(data, pairs),
+        _significance(data),
         _cost(data),
         _scores(data, measured["affinity"], names),
     ]
@@ -72,10 +71,10 @@ def build_report(data: ReportData) -> Report:
         sections.append(_embedding(data, measured["embedding_map"], shown, projection))
     sections += [_histories(data, names), _sweep(data), _curves(data, measured["curves"], names), _settings(data)]
     kept = tuple(section for section in sections if section.blocks)
-    return Report(data.experiment.name, verdict(data), tuple(findings(data, pairs)), tuple(warnings(data)), kept, measured)
+    return Report(data.experiment.name, verdict(data), tuple(findings(data)), tuple(warnings(data)), kept, measured)
 
 
-def _numbers(data: ReportData, pairs: Sequence[PairedDifference]) -> dict[str, pa.Table]:
+def _numbers(data: ReportData) -> dict[str, pa.Table]:
     measured = {
         "mixture": numbers.mixture_numbers(data),
         "spread": numbers.spread_numbers(data),
@@ -85,8 +84,8 @@ def _numbers(data: ReportData, pairs: Sequence[PairedDifference]) -> dict[str, p
         "curves": numbers.curve_numbers(data.curves),
         "costs": numbers.cost_numbers(data),
     }
-    if pairs:
-        measured["significance"] = numbers.significance_numbers(pairs)
+    if data.differences:
+        measured["significance"] = numbers.significance_numbers(data.differences)
     if data.histories is not None:
         measured |= {"histories": data.histories, "drift": numbers.drift_numbers(data.histories)}
     if data.sweep is not None:
@@ -138,9 +137,9 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
     return Section("perplexity", "Perplexity per domain", tuple(blocks))
 
 
-def _significance(data: ReportData, pairs: Sequence[PairedDifference]) -> Section:
+def _significance(data: ReportData) -> Section:
     blocks: list[Block] = []
-    if pairs:
+    if pairs := data.differences:
         blocks = [comparison_tables.significance_text(pairs, data.experiment.seeds[0])]
         blocks += [comparison_tables.significance_table(pairs, metric, data.labels) for metric in METRICS]
     return Section("significance", "Differences between methods", tuple(blocks))

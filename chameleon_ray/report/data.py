@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 
 from chameleon_ray.artifacts import Embeddings, Mixture, TokenCorpus
 from chameleon_ray.config import Experiment
 from chameleon_ray.evaluation.losses import SplitLosses
+from chameleon_ray.report.significance import PairedDifference, paired_bootstrap
 
 BASELINE = "uniform"
 
@@ -51,6 +53,11 @@ class ReportData:
     def names(self) -> tuple[str, ...]:
         """The k domain names."""
         return self.corpus.names
+
+    @cached_property
+    def differences(self) -> list[PairedDifference]:
+        """Every pair of methods on the test split, with its interval."""
+        return paired_bootstrap({run: losses["test"] for run, losses in self.losses.items()}, self.experiment.seeds[0])
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -35,17 +35,16 @@ def verdict(data: ReportData) -> str:
     return sentences
 
 
-def findings(data: ReportData, pairs: Sequence[PairedDifference]) -> list[str]:
+def findings(data: ReportData) -> list[str]:
     """With several methods beside uniform: one sentence each against uniform, lowest average first; then the methods that chameleon loses to.
 
-    Args:
-        pairs: of `paired_bootstrap`; "significant" means that its 95 % interval excludes zero.
+    "Significant" means that the 95 % interval of `data.differences` excludes zero.
     """
     averages = _averages(data)
     challengers = sorted((label for label in averages if label != BASELINE), key=lambda label: summarise(averages[label]).mean)
     if len(challengers) < 2:
         return []
-    tested = by_pair(pairs, "mean_perplexity")
+    tested = by_pair(data.differences, "mean_perplexity")
     found = []
     if BASELINE in averages:
         for label in challengers:
@@ -53,7 +52,7 @@ def findings(data: ReportData, pairs: Sequence[PairedDifference]) -> list[str]:
     chameleon = chameleon_label(data)
     if chameleon in averages:
         found += _losses_to_others(chameleon, [label for label in challengers if label != chameleon], averages, tested)
-    return [*found, _meaning(pairs)]
+    return [*found, _meaning(data.differences)]
 
 
 def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[int, Score]], tested: Mapping[tuple[str, str], PairedDifference]) -> str:
