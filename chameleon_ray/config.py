@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from chameleon_ray.errors import UserError
 from chameleon_ray.settings import Settings, apply_override, first_line, nearest, read_yaml, validate
 
-DomainName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(lambda name: _not_reserved(name))]
+DomainName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(lambda name: check_domain_name(name))]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -362,7 +362,8 @@ def parse_experiment(document: Mapping[str, Any], source: str = "experiment") ->
     return validate(Experiment, document, source)
 
 
-def _not_reserved(name: str) -> str:
+def check_domain_name(name: str) -> str:
+    """The name itself; raises `ValueError` for one that tables or folders cannot carry."""
     if name == "all":
         raise ValueError("'all' names the average over domains in every table; choose another name")
     if name in (".", "..") or len(quote(name, safe="")) > 200:

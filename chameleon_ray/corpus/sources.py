@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from chameleon_ray import storage
-from chameleon_ray.config import CorpusConfig, DomainConfig, DomainsFrom, HuggingFaceSource
+from chameleon_ray.config import CorpusConfig, DomainConfig, DomainsFrom, HuggingFaceSource, check_domain_name
 from chameleon_ray.corpus.documents import Document, Skip, make_document
 from chameleon_ray.corpus.python_environment import document_bytes, environment_files
 from chameleon_ray.errors import UserError
@@ -332,7 +332,7 @@ def _read_huggingface(part: Part, text_column: str) -> Iterator[Document | Skip]
     (source,) = part.sources
     where = f"{source.address}, split {part.options['split']}, shard {part.options['shard']} of {part.options['num_shards']}"
     domain_column, only = part.options.get("domain_column"), part.options.get("only")
-    row = 0
+    row, found = 0, set[str]()
     for table in _huggingface_tables(source.address, part.options, where):
         names: Iterable[bytes | None] = [(part.domain or "").encode()] * table.num_rows
         if domain_column is not None:
@@ -340,10 +340,20 @@ def _read_huggingface(part: Part, text_column: str) -> Iterator[Document | Skip]
         for value, name in zip(_strings(table, text_column, where), names, strict=True):
             row += 1
             domain = (name or b"").decode(errors="replace")
-            if not domain or "\ufffd" in domain:
-                raise UserError(f"{where}, row {row}: {domain_column!r} holds no domain name; every record needs one")
+            if domain not in found:
+                _check_discovered(domain, f"{where}, row {row}: {domain_column!r}")
+                found.add(domain)
             if not only or domain in only:
                 yield make_document(domain, part.heldout, value)
+
+
+def _check_discovered(domain: str, where: str) -> None:
+    if not domain or "\ufffd" in domain:
+        raise UserError(f"{where} holds no domain name; every record needs one")
+    try:
+        check_domain_name(domain)
+    except ValueError as error:
+        raise UserError(f"{where} holds {domain!r}: {error}") from None
 
 
 def _huggingface_tables(address: str, options: Mapping[str, Any], where: str) -> Iterator[pa.Table]:

@@ -385,6 +385,7 @@ def test_a_data_set_that_cannot_be_opened(hub_folder: Path, settings: dict[str, 
     ("lines", "message"),
     [
         (b'{"text": "a", "domain": "x"}\n{"text": "b", "domain": null}\n', r"hub, split train, shard 0 of 1, row 2: 'domain' holds no domain name"),
+        (b'{"text": "a", "domain": "x"}\n{"text": "b", "domain": "all"}\n', r"row 2: 'domain' holds 'all': 'all' names the average over domains"),
         (b'{"text": "a", "source": "x"}\n', r"shard 0 of 1: no 'domain', found text, source; set corpus\.domains_from\.domain_column"),
         (b'{"body": "a", "domain": "x"}\n', r"shard 0 of 1: no 'text', found body, domain; set corpus\.text_column"),
         (b'{"text": "a", "domain": "x"}\n{"text": nope}\n', r"hub, split train, shard 0 of 1: not readable \(datasets: "),
