@@ -105,6 +105,19 @@ REGRESSORS: dict[str, Regressor] = {
 }
 
 
+def fit_mean(regressor: str, ratios: Array, columns: Array) -> Predict:
+    """Predict the mean of several losses as the mean of one fit each.
+
+    A domain's loss is simple in the mixture (it falls with the domain's own share), while the mean over domains rises towards every corner: a plane or
+    a single exponential cannot follow it, a sum of them can.
+
+    Args:
+        columns: [n, c] losses.
+    """
+    fits = [REGRESSORS[regressor].fit(ratios, losses) for losses in columns.T]
+    return lambda mixtures: np.mean([predict(mixtures) for predict in fits], axis=0)
+
+
 def candidates(regressor: str, num_runs: int, k: int, where: str) -> tuple[str, ...]:
     """The regressors to try: the one that is named, or for `best` all that the swarm is large enough for.
 
@@ -119,21 +132,22 @@ def candidates(regressor: str, num_runs: int, k: int, where: str) -> tuple[str, 
     return fitting
 
 
-def cross_validated_spearman(regressor: str, ratios: Array, losses: Array, seed: int, folds: int = FOLDS) -> float:
-    """Rank correlation of the losses with predictions for runs the fit has not seen, all folds pooled.
+def cross_validated_spearman(regressor: str, ratios: Array, columns: Array, seed: int, folds: int = FOLDS) -> float:
+    """Rank correlation of the mean of the losses with predictions for runs the fit has not seen, all folds pooled.
 
     Args:
+        columns: [n, c] losses, each fitted by itself.
         seed: decides which runs fall into one fold; the same runs in the same order give the same answer.
     Returns:
         A number in [-1, 1]; 0 where all predictions are equal.
     """
-    order = np.random.default_rng(seed).permutation(len(losses))
-    predicted = np.empty(len(losses))
+    order = np.random.default_rng(seed).permutation(len(columns))
+    predicted = np.empty(len(columns))
     for fold in range(folds):
         held_out = order[fold::folds]
         others = np.setdiff1d(order, held_out)
-        predicted[held_out] = REGRESSORS[regressor].fit(ratios[others], losses[others])(ratios[held_out])
-    return spearman(predicted, losses)
+        predicted[held_out] = fit_mean(regressor, ratios[others], columns[others])(ratios[held_out])
+    return spearman(predicted, columns.mean(axis=1))
 
 
 def spearman(first: Array, second: Array) -> float:

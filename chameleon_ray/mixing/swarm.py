@@ -66,23 +66,28 @@ class Swarm:
             raise UserError(f"target {name!r}: {', '.join(map(repr, found))} all match; give one of them in full")
         raise UserError(f"target {name!r}: nothing by that name was measured; there are {MEAN}, {', '.join(known)}{nearest(_plain(name), (MEAN, *known))}")
 
-    def losses(self, name: str) -> Array:
-        """[n] one target's losses, or for `mean` the mean over all targets.
+    def columns(self, name: str) -> Array:
+        """[n, c] the losses that a target is the mean of, in the order of their names: its own, or for `mean` those of all targets.
 
         Raises:
-            UserError: no such target, a value that is not finite (named by its run), or the same value in every run.
+            UserError: no such target, a value that is not finite (named by its run), or the same mean in every run.
         """
         target = self.target(name)
-        columns = range(len(self.targets)) if target == MEAN else [self.targets.index(target)]
-        for j in columns:
+        chosen = sorted(range(len(self.targets)), key=self.targets.__getitem__) if target == MEAN else [self.targets.index(target)]
+        for j in chosen:
             odd = np.flatnonzero(~np.isfinite(self.metrics[:, j]))
             if odd.size:
                 run, value = self.runs[int(odd[0])], float(self.metrics[odd[0], j])
                 raise UserError(f"metrics: run {run!r} has {value} for {self.targets[j]!r}; leave the run out of both files, or train it again")
-        losses = np.array([math.fsum(row[list(columns)].tolist()) / len(columns) for row in self.metrics])  # exact: no order of columns matters
-        if np.ptp(losses) == 0:
-            raise UserError(f"metrics: {target!r} is {losses[0]:g} in every run, so that nothing can be learned from it; choose another target")
-        return losses
+        found = self.metrics[:, chosen]
+        means = found.mean(axis=1)
+        if np.ptp(means) == 0:
+            raise UserError(f"metrics: {target!r} is {means[0]:g} in every run, so that nothing can be learned from it; choose another target")
+        return found
+
+    def losses(self, name: str) -> Array:
+        """[n] one target's losses, or for `mean` the mean over all targets; raises as `columns`."""
+        return self.columns(name).mean(axis=1)
 
     def to_lists(self) -> dict[str, Any]:
         """The swarm as JSON can hold it; `from_lists` reads it back."""

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman, fit_law, fit_lightgbm, fit_linear, spearman
+from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman, fit_law, fit_lightgbm, fit_linear, fit_mean, spearman
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm
 
 DATA = os.environ.get("CHAMELEON_DATA", "")
@@ -54,21 +54,33 @@ def test_law_extrapolates_where_trees_cannot() -> None:
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_fits_are_deterministic_and_order_what_they_have_not_seen(name: str) -> None:
     ratios, losses = mixtures(150, 4), law(mixtures(150, 4))
-    found = [cross_validated_spearman(name, ratios, losses, seed=0) for _ in range(2)]
+    found = [cross_validated_spearman(name, ratios, losses[:, None], seed=0) for _ in range(2)]
     assert found[0] == found[1] > 0.93
+
+
+def test_a_mean_over_domains_is_the_mean_of_one_law_each() -> None:
+    """Every domain's loss falls with its own share, so that the mean is least inside: no single law has its minimum there."""
+    ratios = mixtures(80, 4)
+    columns = 2 + np.exp(-4 * ratios)
+    assert cross_validated_spearman("law", ratios, columns, seed=0) > 0.999
+    assert cross_validated_spearman("law", ratios, columns.mean(axis=1, keepdims=True), seed=0) < 0.9
+    inside, corner = np.full((1, 4), 0.25), np.eye(4)[:1]
+    predict = fit_mean("law", ratios, columns)
+    assert predict(inside) == pytest.approx(2 + np.exp(-1), rel=1e-6)
+    assert predict(corner) == pytest.approx(2 + (3 + np.exp(-4)) / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_noise_cannot_be_ordered(name: str) -> None:
     losses = np.random.default_rng(5).standard_normal(100)
-    assert abs(cross_validated_spearman(name, mixtures(100, 4), losses, seed=0)) < 0.35
+    assert abs(cross_validated_spearman(name, mixtures(100, 4), losses[:, None], seed=0)) < 0.35
 
 
 @pytest.mark.parametrize("name", REGRESSORS)
 def test_the_smallest_swarm_is_large_enough(name: str) -> None:
     for k in (2, 7):
         n = REGRESSORS[name].min_runs(k)
-        assert -1 <= cross_validated_spearman(name, mixtures(n, k), law(mixtures(n, k)), seed=0) <= 1
+        assert -1 <= cross_validated_spearman(name, mixtures(n, k), law(mixtures(n, k))[:, None], seed=0) <= 1
 
 
 @pytest.mark.parametrize("name, k, runs", [("lightgbm", 7, 50), ("linear", 2, 10), ("linear", 17, 23), ("law", 17, 24)])
