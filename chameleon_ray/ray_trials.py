@@ -40,6 +40,7 @@ def run_trials(
     """
     require(resources)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's newer output prints to standard output however quiet it is asked to be
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all trials had run, and what is missing would be trained after it
     by_name = {trial.name: trial for trial in trials}
     with reporter.stage(f"training and measuring {len(trials)} base models") as stage, shown(stage) as board:
         body = partial(_run, trials=by_name, root=root, corpus=corpus, splits=tuple(splits), resources=resources, board=board)
