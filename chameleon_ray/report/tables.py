@@ -135,7 +135,7 @@ def cost_table(data: ReportData) -> Table:
     )
     if reference is not None:
         note += f" Ratios are to {reference}."
-    return Table(tuple(columns), tuple(rows), " ".join([note, *(_snapshot_note(data, label) for label in snapshots)]))
+    return Table(tuple(columns), tuple(rows), " ".join([note, *_snapshot_notes(data, snapshots)]))
 
 
 def stage_table(data: ReportData) -> Table:
@@ -169,12 +169,17 @@ def text_row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
     return (Cell(title), *(Cell(text) for text in texts))
 
 
-def _snapshot_note(data: ReportData, label: str) -> str:
-    longer = data.mixtures[label].provenance["proxy_is_snapshot_of"]
-    return (
-        f"¹ {label}: the proxy is the step-{count(longer['at_step'])} checkpoint of a longer run ({count(longer['steps'])} steps) on the same schedule; "
+def _snapshot_notes(data: ReportData, labels: Iterable[str]) -> list[str]:
+    """One sentence for all methods that share a snapshot."""
+    sharing: dict[tuple[int, int], list[str]] = {}
+    for label in labels:
+        longer = data.mixtures[label].provenance["proxy_is_snapshot_of"]
+        sharing.setdefault((longer["at_step"], longer["steps"]), []).append(label)
+    return [
+        f"¹ {', '.join(names)}: the proxy is the step-{count(at_step)} checkpoint of a longer run ({count(steps)} steps) on the same schedule; "
         "its cost is charged up to that step."
-    )
+        for (at_step, steps), names in sharing.items()
+    ]
 
 
 def _weight(value: float, stderr: float | None) -> str:
