@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.errors import UserError
@@ -329,8 +331,9 @@ class Experiment(Settings):
 
 
 def describe(point: Mapping[str, Any]) -> str:
-    """A point of a sweep, for people: `key=value, …`."""
-    return ", ".join(f"{key}={value}" for key, value in point.items())
+    """A point of a sweep as it is written in the file: `key=value, …`."""
+    written = {key: yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip() for key, value in point.items()}
+    return ", ".join(f"{key}={value}" for key, value in written.items())
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
