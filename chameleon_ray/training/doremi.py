@@ -18,6 +18,9 @@ from chameleon_ray.mixing.doremi import DoReMiRule
 from chameleon_ray.training.hardware import Hardware
 from chameleon_ray.training.steps import PlainStep, micro_batches, row_losses
 
+# Logits of a reference pass on a CPU: what is kept of them is one number per token, so that small parts, which stay near the caches, lose nothing.
+REFERENCE_BYTES = 1 << 24
+
 
 class DoReMiStep(PlainStep):
     """loss = sum_i alpha_i l_i over the global batch, alpha from the same batch.
@@ -33,6 +36,8 @@ class DoReMiStep(PlainStep):
         self._rule = job.rule
         self._reference = _frozen(job.reference.address, hardware)
         self._token_count = corpus.row_tokens - 1
+        fitting = max(1, REFERENCE_BYTES // (4 * corpus.row_tokens * corpus.vocab_size))
+        self._reference_rows = min(fitting, micro_batch_rows) if hardware.device.type == "cpu" else micro_batch_rows
 
     def __call__(self, engine: Any, rows: Rows, domains: NDArray[np.int64], learning_rate: float) -> torch.Tensor:
         batches = micro_batches(rows, self._micro, self._hardware)
@@ -52,7 +57,8 @@ class DoReMiStep(PlainStep):
 
     def _excess(self, losses: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """[n] per row, the sum of what each token's loss exceeds the reference's by; clipped token by token."""
-        reference = row_losses(self._reference(input_ids=tokens, use_cache=False).logits, tokens)
+        parts = tokens.split(self._reference_rows)
+        reference = torch.cat([row_losses(self._reference(input_ids=part, use_cache=False).logits, part) for part in parts])
         return (losses - reference).clamp_(min=0).double().sum(dim=1)
 
     def _reweigh(self, excess: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
