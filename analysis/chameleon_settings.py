@@ -37,11 +37,11 @@ def main() -> None:
     correlation = cross_validated_spearman("law", swarm.ratios, swarm.columns(MEAN), seed=0)
     found = {Path(path).parent.name: Mixture.load(path).weights for path in options.mixtures}
     found |= candidates(Embeddings.load(options.embeddings))
-    rows = {label: np.array([[weights[name] for name in swarm.domains]]) for label, weights in found.items()}  # [1, k] each
+    predicted = predict(np.array([[weights[name] for name in swarm.domains] for weights in found.values()]))  # [number of mixtures]
     print(json.dumps({"cross_validated_spearman": round(correlation, 3)}))
-    for label in sorted(rows, key=lambda label: float(predict(rows[label])[0])):
-        weights = dict(zip(swarm.domains, np.round(rows[label][0], 3).tolist(), strict=True))
-        print(json.dumps({"mixture": label, "predicted_valid_nats": round(float(predict(rows[label])[0]), 4), "weights": weights}))
+    for nats, (label, weights) in sorted(zip(predicted.tolist(), found.items(), strict=True), key=lambda pair: pair[0]):
+        rounded = {name: round(weights[name], 3) for name in swarm.domains}
+        print(json.dumps({"mixture": label, "predicted_valid_nats": round(nats, 4), "weights": rounded}))
 
 
 def candidates(embeddings: Embeddings) -> dict[str, dict[str, float]]:

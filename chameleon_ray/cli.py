@@ -188,20 +188,14 @@ def quiet_libraries() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 
-INTERRUPTED = 130
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a mistake the user can mend is one line on standard error and exit status 2."""
     quiet_libraries()
     try:
         status = app(args=arguments or sys.argv[1:] or ["--help"], prog_name="chameleon", standalone_mode=False)
-        if status == INTERRUPTED:  # what typer makes of Ctrl-C
-            raise KeyboardInterrupt
+        if status == 130:  # what typer makes of Ctrl-C
+            typer.echo("interrupted; the same command goes on from here", err=True)
         sys.exit(status or 0)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
-        sys.exit(INTERRUPTED)
     except Exception as error:
         # What typer raises for a missing argument or an unknown option can format itself; its class is private.
         usage = getattr(error, "format_message", None)

@@ -360,3 +360,14 @@ def test_fixed_weights_of_other_domains_are_refused(tmp_path: Path, weights: dic
     with pytest.raises(UserError) as refusal:
         experiment.mixer("fixed").fit(make_context({"web": 12, "code": 5}))
     assert expected in str(refusal.value)
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: Any) -> Experiment:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chameleon_ray.cli.load_experiment", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(["mix", "experiment.yaml"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
