@@ -1,12 +1,11 @@
 """What the stages hand to each other: typed, named, and complete exactly when `record.json` exists.
 
-An artifact lies at `{storage}/{kind}/{name}-{digest}/`. The digest covers what changes the result (configuration, inputs, seed), never where
-it ran. The record is written last, so that an interrupted stage is never taken for a finished one.
+An artifact lies at `{storage}/{kind}/{name}-{digest}/`. The digest covers what changes the result and never where it ran (`identity.py`). The record is
+written last, so that an interrupted stage is never taken for a finished one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -32,7 +31,6 @@ from safetensors.numpy import save as save_tensors
 from chameleon_ray import storage
 from chameleon_ray.errors import UserError
 
-FORMAT = 1
 SPLITS = ("train", "valid", "test")
 NUM_GROUPS = 32
 
@@ -299,12 +297,6 @@ def check_weights(weights: Mapping[str, float], where: str) -> None:
     total = math.fsum(weights.values())
     if abs(total - 1) > 1e-9:
         raise UserError(f"{where}: sum to {total!r}, not 1; divide each by the sum")
-
-
-def digest_of(kind: str, content: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that change with anything in `content` and with the artifact format."""
-    text = json.dumps({"kind": kind, "format": FORMAT, **content}, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def write_record(address: str, kind: str, digest: str, content: Mapping[str, Any]) -> None:

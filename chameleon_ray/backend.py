@@ -33,6 +33,7 @@ class Rule(Protocol):
     """A method that learns weights while a proxy trains, as data: which signal it needs is known by its type, what it makes of it is pure."""
 
     name: ClassVar[str]
+    version: ClassVar[int]
 
     def start(self, num_domains: int) -> RuleState:
         """The state before the first step."""

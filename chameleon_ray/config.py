@@ -25,6 +25,7 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 class HuggingFaceSource(Settings):
@@ -161,10 +162,6 @@ class StopConfig(Settings):
     samples_per_domain: PositiveInt = 64
 
 
-# Of a training section: how it is computed, not what.
-NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_steps"})
-
-
 class TrainingConfig(Settings):
     """How one model is trained. Defaults: section B.2 of the paper, where it says; DECISIONS.md, where it does not."""
 
@@ -178,6 +175,7 @@ class TrainingConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     gradient_clipping: PositiveFloat = 1.0
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    precision: Precision = "auto"
     checkpoint_every_steps: PositiveInt | None = None
     schedule_steps: PositiveInt | None = None
     stop: StopConfig | None = None

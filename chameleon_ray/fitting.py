@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Mixture, TokenCorpus, digest_of, is_complete, write_record
+from chameleon_ray.artifacts import Mixture, TokenCorpus, is_complete, write_record
 from chameleon_ray.backend import Backend, FitContext, TrainJob
-from chameleon_ray.config import NOT_IN_DIGEST, Experiment, describe
+from chameleon_ray.config import Experiment, describe
 from chameleon_ray.errors import UserError, as_user_error
+from chameleon_ray.identity import mixture_digest
 from chameleon_ray.mixing.swarm import Swarm, write_swarm
 
 SWEEP = pa.schema(
@@ -119,9 +120,5 @@ def _base(experiment: Experiment) -> tuple[object, ...]:
 
 def _digest(experiment: Experiment, label: str, corpus: TokenCorpus) -> str:
     method = experiment.mixer(label)
-    settings = method.model_dump(mode="json")
-    content = {"method": method.name, "settings": settings, "corpus": corpus.digest, "seed": experiment.seeds[0]}
-    if method.name not in ("uniform", "proportional", "fixed"):
-        content["proxy"] = experiment.proxy.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
-        content["embedding"] = experiment.embedding.model_dump(mode="json")
-    return digest_of("mixture", {**content, "label": label})
+    sections = {} if method.name in ("uniform", "proportional", "fixed") else {"proxy": experiment.proxy, "embedding": experiment.embedding}
+    return mixture_digest(label, method, sections, corpus, experiment.seeds[0])

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, TrainedModel, digest_of, is_complete, read_record, write_record
+from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, TrainedModel, is_complete, read_record, write_record
 from chameleon_ray.backend import Backend, TrainJob, Trial
 from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment, describe
 from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.fitting import Entry, context, fit, fit_all, sweep_entries, sweep_table
+from chameleon_ray.identity import report_digest
 from chameleon_ray.mixing.budget import cap_repetition
 from chameleon_ray.mixing.chameleon import Chameleon, proxy_embeddings
 from chameleon_ray.report.data import ReportData
@@ -226,12 +227,8 @@ def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Mappi
 def _report(data: ReportData, models: Mapping[tuple[str, int], TrainedModel], backend: FullBackend) -> str:
     from chameleon_ray.report import write_report
 
-    content = {
-        "models": sorted(f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()),
-        "experiment": data.experiment.model_dump(mode="json", exclude={"resources", "storage"}),
-        "failures": dict(data.failures),
-    }
-    digest = digest_of("report", content)
+    compared = [f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()]
+    digest = report_digest(compared, data.experiment.model_dump(mode="json", exclude={"resources", "storage"}), data.failures)
     address = storage.join(backend.root, "reports", f"{data.experiment.name}-{digest}")
     if not is_complete(address):
         page = write_report(data, address)

@@ -16,7 +16,6 @@ from chameleon_ray.artifacts import (
     Embeddings,
     TokenCorpus,
     TrainedModel,
-    digest_of,
     is_complete,
     read_record,
     read_table,
@@ -24,11 +23,12 @@ from chameleon_ray.artifacts import (
     write_table,
 )
 from chameleon_ray.backend import ProxyLosses, TrainJob, Trial
-from chameleon_ray.config import NOT_IN_DIGEST, CorpusConfig, EmbeddingConfig, Resources
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import document_table, losses_of
+from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, foreign_digest, losses_digest, model_digest, proxy_digest
 from chameleon_ray.progress import Reporter
 
 
@@ -47,7 +47,9 @@ class RayBackend:
     def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
         """The corpus of an experiment; raises what reading it raises."""
         parts = plan_parts(config)
-        digest = digest_of("corpus", _corpus_content(config, parts, seed))
+        pretrained = config.tokenizer.pretrained
+        sources = [(part.domain, part.heldout, part.fingerprint) for part in parts]
+        digest = corpus_digest(config, sources, _tokenizer_sha256(pretrained) if pretrained else None, seed)
         address = storage.join(self.root, "corpora", digest)
         if not is_complete(address):
             from chameleon_ray.corpus.ray_tokenize import tokenize
@@ -59,7 +61,7 @@ class RayBackend:
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train what is not trained yet: equal jobs once, and of jobs that differ only in their steps on one schedule the longest, which passes
         through the others."""
-        digests = [_model_digest(job, corpus) for job in jobs]
+        digests = [model_digest(job, corpus) for job in jobs]
         addresses = [self._model_address(job, digest) for job, digest in zip(jobs, digests, strict=True)]
         missing = {address: (job, digest) for job, digest, address in zip(jobs, digests, addresses, strict=True) if not is_complete(address)}
         while missing:
@@ -77,7 +79,7 @@ class RayBackend:
         """Train and measure the proxies that are missing, equal ones once."""
         from chameleon_ray.training.ray_swarm import Proxy, load_losses, train_swarm
 
-        digests = [digest_of("proxy", {**_job_content(job, corpus), "split": split}) for job in jobs]
+        digests = [proxy_digest(job, corpus, split) for job in jobs]
         addresses = [storage.join(self.root, "proxies", digest) for digest in digests]
         missing = {a: Proxy(job, digest, a) for job, digest, a in zip(jobs, digests, addresses, strict=True) if not is_complete(a)}
         if missing:
@@ -89,8 +91,7 @@ class RayBackend:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
         check_tokenizer(model, corpus)
         layer, per_token = _layer_of(model, corpus, spec)
-        content = {"model": model.digest, "corpus": corpus.digest, "layer": layer, "samples_per_domain": spec.samples_per_domain}
-        digest = digest_of("embeddings", content)
+        digest = embeddings_digest(model.digest, corpus, layer, spec.samples_per_domain)
         address = storage.join(self.root, "embeddings", digest)
         if not is_complete(address):
             from chameleon_ray.embedding.ray_embed import embed
@@ -103,7 +104,7 @@ class RayBackend:
         """Held-out losses of every model on every domain of some splits."""
         for model in models:
             check_tokenizer(model, corpus)
-        digests = {model.address: _losses_digest(model.digest, corpus, splits) for model in models}
+        digests = {model.address: losses_digest(model.digest, corpus, splits) for model in models}
         addresses = {address: storage.join(self.root, "losses", digest) for address, digest in digests.items()}
         missing = [address for address, place in addresses.items() if not is_complete(place)]
         if missing:
@@ -122,7 +123,7 @@ class RayBackend:
         first: dict[str, Trial] = {}
         for trial in trials:
             if not self._is_measured(trial, corpus, splits):
-                first.setdefault(_model_digest(trial.job, corpus), trial)
+                first.setdefault(model_digest(trial.job, corpus), trial)
         if not first:
             return {}
         from chameleon_ray.ray_trials import run_trials
@@ -130,7 +131,7 @@ class RayBackend:
         self._ray.start_ray()
         failed = run_trials(name, self.root, corpus, list(first.values()), splits, self.resources, self.reporter)
         told = {digest: failed[trial.name] for digest, trial in first.items() if trial.name in failed}
-        return {trial.name: told[digest] for trial in trials if (digest := _model_digest(trial.job, corpus)) in told}
+        return {trial.name: told[digest] for trial in trials if (digest := model_digest(trial.job, corpus)) in told}
 
     def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
         """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer.
@@ -151,10 +152,7 @@ class RayBackend:
 
         families: dict[str, list[Snapshot]] = {}
         for address, (job, digest) in missing.items():
-            content = _job_content(job, corpus)
-            if job.training.stop is None:
-                del content["training"]["steps"]
-            families.setdefault(digest_of("family", {**content, "role": job.role}), []).append(Snapshot(job, digest, address))
+            families.setdefault(family_digest(job, corpus), []).append(Snapshot(job, digest, address))
         runs = []
         for family in families.values():
             *shorter, longest = sorted(family, key=lambda snapshot: snapshot.job.training.steps)
@@ -167,8 +165,8 @@ class RayBackend:
         return storage.join(self.root, "models", f"{job.role}-{digest}")
 
     def _is_measured(self, trial: Trial, corpus: TokenCorpus, splits: Sequence[str]) -> bool:
-        digest = _model_digest(trial.job, corpus)
-        losses = storage.join(self.root, "losses", _losses_digest(digest, corpus, splits))
+        digest = model_digest(trial.job, corpus)
+        losses = storage.join(self.root, "losses", losses_digest(digest, corpus, splits))
         return is_complete(self._model_address(trial.job, digest)) and is_complete(losses)
 
     @cached_property
@@ -191,37 +189,6 @@ def check_tokenizer(model: TrainedModel, corpus: TokenCorpus) -> None:
         )
 
 
-def _corpus_content(config: CorpusConfig, parts: Sequence[Any], seed: int) -> dict[str, Any]:
-    from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
-
-    pretrained = config.tokenizer.pretrained
-    tokenizer = config.tokenizer.train.model_dump() if config.tokenizer.train else {"sha256": tokenizer_sha256(load_tokenizer(pretrained or "")[0])}
-    fields = config.model_dump(mode="json", include={"text_column", "row_tokens", "heldout_fraction"})
-    names = list(config.domains) or list(config.domains_from.only if config.domains_from else ())
-    sources = [[part.domain, part.heldout, part.fingerprint] for part in parts]
-    return {**fields, "tokenizer": tokenizer, "domains": names, "sources": sources, "seed": seed}
-
-
-def _job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
-    training = job.training.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
-    training["model"] = list(job.training.model.shape)
-    training["schedule_steps"] = job.training.horizon
-    content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
-    if job.rule is not None:
-        content["rule"] = {"name": job.rule.name, **vars(job.rule), "domains": list(job.weights)}
-    if job.reference is not None:
-        content["reference"] = job.reference.digest
-    return content
-
-
-def _model_digest(job: TrainJob, corpus: TokenCorpus) -> str:
-    return digest_of("model", _job_content(job, corpus))
-
-
-def _losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str]) -> str:
-    return digest_of("losses", {"model": model, "corpus": corpus.digest, "splits": list(splits)})
-
-
 def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, Cost]:
     """The layer to embed at and what one token takes."""
     from transformers import AutoConfig
@@ -238,14 +205,17 @@ def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -
 def _foreign_model(address: str, corpus: TokenCorpus) -> TrainedModel:
     from transformers import AutoConfig
 
-    from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
-
     if not storage.exists(storage.join(address, "config.json")):
         raise UserError(f"{address}: no config.json, so no model in Hugging Face layout lies here; give the folder that `chameleon train` printed")
     vocab_size = int(AutoConfig.from_pretrained(storage.local_directory(address)).vocab_size)
-    sha256 = tokenizer_sha256(load_tokenizer(address)[0])
-    digest = digest_of("foreign", {"config": storage.fingerprint(storage.join(address, "config.json")), "weights": _weights_fingerprint(address)})
-    return TrainedModel(address, digest, {}, vocab_size, sha256, Cost())
+    digest = foreign_digest(storage.fingerprint(storage.join(address, "config.json")), _weights_fingerprint(address))
+    return TrainedModel(address, digest, {}, vocab_size, _tokenizer_sha256(address), Cost())
+
+
+def _tokenizer_sha256(address: str) -> str:
+    from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
+
+    return tokenizer_sha256(*load_tokenizer(address))
 
 
 def _weights_fingerprint(address: str) -> list[str]:

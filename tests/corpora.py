@@ -27,7 +27,7 @@ def make_corpus(folder: Path, rows: Mapping[str, int] | None = None, row_tokens:
     address = str(folder)
     save_tokenizer(tokenizer, end, storage.join(address, "tokenizer"))
     domains = {name: _domain(address, name, count, texts[name], tokenizer, end, row_tokens) for name, count in rows.items()}
-    corpus = TokenCorpus(address, "test", tuple(rows), domains, row_tokens, tokenizer.get_vocab_size(), end, tokenizer_sha256(tokenizer))
+    corpus = TokenCorpus(address, "test", tuple(rows), domains, row_tokens, tokenizer.get_vocab_size(), end, tokenizer_sha256(tokenizer, end))
     write_record(address, "corpus", "test", {**corpus.content(), "seconds": 0.0})
     return corpus
 

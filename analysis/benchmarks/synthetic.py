@@ -12,12 +12,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus, digest_of, write_record
+from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus, write_record
 from chameleon_ray.config import ModelConfig
 from chameleon_ray.corpus.packing import pack
 from chameleon_ray.corpus.rows import write_shard
 from chameleon_ray.corpus.tokenise import entropy_nats
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.identity import digest_of
 from chameleon_ray.training.model import build_model
 
 VOCAB_SIZE = 2048
@@ -64,7 +65,7 @@ def make_corpus(folder: str, num_domains: int, rows_per_domain: int, row_tokens:
         (train, entropy), (valid, _), (test, _) = splits["train"], splits["valid"], splits["test"]
         counts[name] = DomainCounts(train, valid, test, 0, 0, {}, entropy)
     digest = digest_of("corpus", {"synthetic": [num_domains, rows_per_domain, row_tokens, VOCAB_SIZE]})
-    corpus = TokenCorpus(folder, digest, tuple(texts), counts, row_tokens, tokenizer.get_vocab_size(), end, tokenizer_sha256(tokenizer))
+    corpus = TokenCorpus(folder, digest, tuple(texts), counts, row_tokens, tokenizer.get_vocab_size(), end, tokenizer_sha256(tokenizer, end))
     write_record(folder, "corpus", digest, corpus.content())
     return TokenCorpus.load(folder)
 

@@ -139,7 +139,7 @@ def publish_tokenizer(address: str, tokenizer: Tokenizer, end_of_document: int) 
     """Save the tokenizer of the corpus at `address`; the fields of `TokenizeSpec` that it decides."""
     save_tokenizer(tokenizer, end_of_document, storage.join(address, "tokenizer"))
     size = tokenizer.get_vocab_size(with_added_tokens=True)
-    return {"vocab_size": size, "end_of_document": end_of_document, "tokenizer_sha256": tokenizer_sha256(tokenizer)}
+    return {"vocab_size": size, "end_of_document": end_of_document, "tokenizer_sha256": tokenizer_sha256(tokenizer, end_of_document)}
 
 
 def training_sample(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,11 +74,15 @@ def save_tokenizer(tokenizer: Tokenizer, end_of_document: int, address: str) -> 
         storage.publish(folder, address)
 
 
-def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """Identity of a tokenizer: of its vocabulary and merges, in order."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    model = tokenizer.model.__getstate__() if hasattr(tokenizer.model, "__getstate__") else b""
-    return hashlib.sha256(repr(vocabulary).encode() + (model if isinstance(model, bytes) else b"")).hexdigest()
+def tokenizer_sha256(tokenizer: Tokenizer, end_of_document: int) -> str:
+    """Identity of a tokenizer: everything that decides which tokens a document becomes.
+
+    Covered are vocabulary and merges, normaliser, pre-tokenizer, added tokens and the token that ends a document; left out is what only pads,
+    truncates, decorates or decodes. Saving and loading changes nothing of it.
+    """
+    written = json.loads(tokenizer.to_str())
+    content = {part: written[part] for part in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    return hashlib.sha256(json.dumps({**content, "end_of_document": end_of_document}, sort_keys=True).encode()).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:

@@ -14,9 +14,10 @@ from chameleon_ray.mixing.static import Fixed, Proportional, Uniform
 
 
 class Mixer(Protocol):
-    """A method: frozen settings that are only stored, and `fit`, which does the work."""
+    """A method: frozen settings that are only stored, and `fit`, which does the work. `version` is raised when the same inputs give another mixture."""
 
     name: ClassVar[str]
+    version: ClassVar[int]
 
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """Runs that `fit` will ask for and that need nothing of each other, so that those of several methods can go on side by side."""

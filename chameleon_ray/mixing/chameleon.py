@@ -110,6 +110,7 @@ class Chameleon(Settings):
     """
 
     name: ClassVar[str] = "chameleon"
+    version: ClassVar[int] = 1
     variant: Literal["paper", "released"] = "paper"
     stage: Stage = "pretrain"
     ridge: Ridge | None = None

@@ -35,6 +35,7 @@ class DoGERule:
     """The update of alpha; `memory` of its state is log alpha. `targets` are indices of domains, all when None."""
 
     name: ClassVar[str] = "doge"
+    version: ClassVar[int] = 1
     mu: float = 0.01
     max_norm: float = 5.0
     max_score: float = 5.0
@@ -76,6 +77,7 @@ class DoGE(Settings):
     """
 
     name: ClassVar[str] = "doge"
+    version: ClassVar[int] = 1
     mu: PositiveFloat = 0.01
     max_norm: PositiveFloat = 5.0
     max_score: PositiveFloat = 5.0

@@ -33,6 +33,7 @@ class DoReMiRule:
     """The update of alpha; `memory` of its state holds the last excess loss of every domain."""
 
     name: ClassVar[str] = "doremi"
+    version: ClassVar[int] = 1
     step_size: float = 1.0
     smoothing: float = 1e-3
 
@@ -61,6 +62,7 @@ class DoReMi(Settings):
     """
 
     name: ClassVar[str] = "doremi"
+    version: ClassVar[int] = 1
     step_size: PositiveFloat = 1.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     reference: Literal["uniform", "proportional"] = "uniform"

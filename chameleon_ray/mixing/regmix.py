@@ -41,6 +41,7 @@ class RegMix(Settings):
     """
 
     name: ClassVar[str] = "regmix"
+    version: ClassVar[int] = 1
     num_proxies: PositiveInt = 512
     proxy: ProxyChanges | None = None
     target: str = MEAN
@@ -107,7 +108,8 @@ class RegMix(Settings):
         )
         given = {key: value for key in changes.model_fields_set if (value := getattr(changes, key)) is not None}
         # What else the experiment's proxy has is not for models that are compared with each other after equal runs in one process each.
-        plain = experiment.model_copy(update={"stop": None, "schedule_steps": None, "zero_stage": 0})
+        # Models this small gain nothing from bf16, so that every proxy is computed in fp32.
+        plain = experiment.model_copy(update={"stop": None, "schedule_steps": None, "zero_stage": 0, "precision": "fp32"})
         return own.model_copy(update=given).applied_to(plain)
 
     def rank_correlations(self, swarm: Swarm, seed: int) -> dict[str, float]:

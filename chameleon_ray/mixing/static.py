@@ -28,6 +28,7 @@ class Uniform(_Static):
     """The same fraction of tokens from every domain."""
 
     name: ClassVar[str] = "uniform"
+    version: ClassVar[int] = 1
 
     def fit(self, context: FitContext) -> Mixture:
         """1/k each. Raises `UserError` for an empty domain."""
@@ -38,6 +39,7 @@ class Proportional(_Static):
     """Weights ~ train tokens ** (1 / temperature): 1 draws every token equally often, larger values lean towards uniform."""
 
     name: ClassVar[str] = "proportional"
+    version: ClassVar[int] = 1
     temperature: PositiveFloat = 1.0
 
     def fit(self, context: FitContext) -> Mixture:
@@ -52,6 +54,7 @@ class Fixed(_Static):
     """Weights given by name, or a table published in a paper (`preset`, renormalised)."""
 
     name: ClassVar[str] = "fixed"
+    version: ClassVar[int] = 1
     weights: dict[str, float] | None = None
     preset: str | None = None
 

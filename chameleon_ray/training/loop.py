@@ -191,7 +191,8 @@ def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Ha
         "seconds": progress.seconds,
         "tokens_per_second": tokens / progress.seconds,
         "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
-        "precision": hardware.reason,
+        "precision": hardware.precision,
+        "hardware": hardware.reason,
         "epochs_begun": {name: epoch + 1 for name, epoch in progress.max_epochs.items()},
         "rows_drawn": dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True)),
     }

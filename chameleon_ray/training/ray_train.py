@@ -141,7 +141,7 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
 
     torch.set_num_threads(resources.cpus_per_worker)
     job, corpus = run.job, run.corpus
-    world_size, hardware = dist.get_world_size(), detect(bool(resources.gpus_per_worker))
+    world_size, hardware = dist.get_world_size(), detect(bool(resources.gpus_per_worker), job.training.precision)
     micro = loop.choose_micro_batch(job.training.micro_batch_rows, job.training.batch_rows // world_size, corpus.row_tokens, corpus.vocab_size, hardware)
     agreed = torch.tensor(micro, device=hardware.device)
     dist.all_reduce(agreed, dist.ReduceOp.MIN)  # by free memory, which may differ between the workers' GPUs
@@ -159,7 +159,7 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
             ray.train.report({"step": progress.step}, checkpoint=ray.train.Checkpoint.from_directory(folder) if written else None)
 
     def on_step(step: int, loss: float) -> None:
-        pulse(step, f"loss {loss:.3f}, {hardware.reason.split(' on ')[0]}")
+        pulse(step, f"loss {loss:.3f}, {hardware.precision}")
 
     def keep(snapshot: Snapshot, progress: loop.Progress) -> None:
         state = consolidated_state(engine)

@@ -1,0 +1,139 @@
+"""What determines each artifact: every digest in one place.
+
+A digest covers the configuration, the inputs (by their digests), the seed, and the version of the algorithm that makes the artifact from them. It
+leaves out where and how it was computed: workers, micro-batches, ZeRO stage, paths. A finished artifact is taken again exactly when its digest says so.
+
+**Versions.** `VERSIONS` has one number per kind of artifact; a method and a rule carry their own (`version`). Whoever changes what comes out of an
+algorithm for the same inputs raises its number; `tests/golden` fails when a result changes and the number does not.
+
+**Number format.** `precision: auto` (bf16 where there are units for it, else fp32) is one configuration: what was trained on one machine is taken on
+another, and the record says in which format it was computed. Whoever needs one format sets it, and it is then part of the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import CorpusConfig, TrainingConfig
+
+# Of a training section: how it is computed, not what.
+NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_steps"})
+
+# Kind of artifact -> version of what makes it.
+VERSIONS: dict[str, int] = {
+    "corpus": 2,  # reading, splitting, packing, order of rows
+    "tokenizer": 2,  # what tells one tokenizer from another
+    "model": 2,  # order of the data, initialisation, optimizer, steps
+    "family": 2,  # models that are the beginning of one run
+    "proxy": 2,  # one run of a swarm, and its measurement
+    "embeddings": 2,  # layer, samples, pooling, groups
+    "losses": 2,  # held-out losses by document
+    "foreign": 2,  # a model that others trained
+    "mixture": 2,  # what is around a method; the method has a version of its own
+    "report": 2,  # what is shown of the results
+}
+
+
+def digest_of(kind: str, content: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that change with anything in `content` and with the version of the kind.
+
+    Args:
+        kind: a key of `VERSIONS`.
+        content: what JSON can hold, without numbers that are not finite.
+    """
+    text = json.dumps({"kind": kind, "version": VERSIONS[kind], **content}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def corpus_digest(config: CorpusConfig, sources: Sequence[tuple[str | None, bool, str]], tokenizer_sha256: str | None, seed: int) -> str:
+    """Of a corpus.
+
+    Args:
+        sources: (domain, held out, fingerprint) of everything that is read; the domain is None where each record names its own.
+        tokenizer_sha256: of a pretrained tokenizer; None where one is trained.
+    """
+    training = config.tokenizer.train
+    found = config.domains_from
+    content = {
+        **config.model_dump(mode="json", include={"text_column", "row_tokens", "heldout_fraction"}),
+        "tokenizer": training.model_dump() if training else {"sha256": tokenizer_sha256},
+        "domains": list(config.domains) or list(found.only if found else ()),
+        "domain_column": found.domain_column if found else None,
+        "sources": [list(source) for source in sources],
+        "seed": seed,
+    }
+    return digest_of("corpus", content)
+
+
+def model_digest(job: TrainJob, corpus: TokenCorpus) -> str:
+    """Of a trained model: what two runs may share whatever their roles are called."""
+    return digest_of("model", job_content(job, corpus))
+
+
+def family_digest(job: TrainJob, corpus: TokenCorpus) -> str:
+    """Of the runs that one run passes through: those that differ in their steps alone, on one schedule. A run that may stop early is its own family."""
+    content = job_content(job, corpus)
+    if job.training.stop is None:
+        del content["training"]["steps"]
+    return digest_of("family", {**content, "role": job.role})
+
+
+def proxy_digest(job: TrainJob, corpus: TokenCorpus, split: str) -> str:
+    """Of one run of a swarm, measured on a split."""
+    return digest_of("proxy", {**job_content(job, corpus), "split": split})
+
+
+def job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
+    """What a run's result depends on."""
+    training = training_content(job.training)
+    training["model"] = list(job.training.model.shape)
+    training["schedule_steps"] = job.training.horizon
+    content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
+    if job.rule is not None:
+        content["rule"] = {"name": job.rule.name, "version": job.rule.version, **vars(job.rule), "domains": list(job.weights)}
+    if job.reference is not None:
+        content["reference"] = job.reference.digest
+    return content
+
+
+def training_content(training: TrainingConfig) -> dict[str, Any]:
+    """A training section without what only says how it is computed."""
+    return training.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
+
+
+def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int) -> str:
+    """Of the embeddings of a corpus's domains by a model (its digest)."""
+    return digest_of("embeddings", {"model": model, "corpus": corpus.digest, "layer": layer, "samples_per_domain": samples_per_domain})
+
+
+def losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str]) -> str:
+    """Of a model's (its digest) losses on some splits."""
+    return digest_of("losses", {"model": model, "corpus": corpus.digest, "splits": list(splits)})
+
+
+def foreign_digest(config: str, weights: Sequence[str]) -> str:
+    """Of a model that others trained, by the fingerprints of its files."""
+    return digest_of("foreign", {"config": config, "weights": list(weights)})
+
+
+def mixture_digest(label: str, method: Any, sections: Mapping[str, BaseModel], corpus: TokenCorpus, seed: int) -> str:
+    """Of what a method (settings with a name and a version) says of a corpus.
+
+    Args:
+        sections: those of the experiment that the method reads, by name.
+    """
+    read = {name: training_content(section) if isinstance(section, TrainingConfig) else section.model_dump(mode="json") for name, section in sections.items()}
+    content = {"method": method.name, "method_version": method.version, "settings": method.model_dump(mode="json"), **read}
+    return digest_of("mixture", {**content, "label": label, "corpus": corpus.digest, "seed": seed})
+
+
+def report_digest(models: Sequence[str], experiment: Mapping[str, Any], failures: Mapping[str, str]) -> str:
+    """Of a report: its base models ("label/seed/digest"), the experiment without its resources, and what failed."""
+    return digest_of("report", {"models": sorted(models), "experiment": dict(experiment), "failures": dict(failures)})

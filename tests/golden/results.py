@@ -1,0 +1,99 @@
+"""Small results of every algorithm with a version, from fixed inputs: `python -m tests.golden.results` writes them anew to results.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import TrainingConfig
+from chameleon_ray.identity import VERSIONS
+from chameleon_ray.mixing import METHODS
+from tests.fakes import make_context
+
+FILE = Path(__file__).with_name("results.json")
+ROWS = {"web": 400, "books": 90, "code": 120, "math": 33, "news": 7}
+FIXED = {"web": 0.4, "books": 0.3, "code": 0.1, "math": 0.1, "news": 0.1}
+
+Result = tuple[str, list[float]]  # version of what made it, numbers
+
+
+def results(folder: Path) -> dict[str, Callable[[], Result]]:
+    """Name -> how to compute it; `folder` is for files in between."""
+    found: dict[str, Callable[[], Result]] = {f"mixture {name}": lambda name=name: _mixture(name) for name in METHODS}
+    return {**found, "tokenizer": lambda: _tokenizer(folder), "model": lambda: _model(folder), "embeddings": lambda: _embeddings(folder)}
+
+
+def _mixture(name: str) -> Result:
+    settings: dict[str, Any] = {"regmix": {"num_proxies": 64, "samples": 1000, "top": 16}, "fixed": {"weights": FIXED}}.get(name, {})
+    method = METHODS[name](**settings)
+    context = make_context(ROWS)
+    mixture = method.fit(context)
+    rule = next((job.rule for job in context.backend.jobs if job.rule), None)
+    version = f"mixture {VERSIONS['mixture']}, method {method.version}{f', rule {rule.version}' if rule else ''}"
+    return version, [*mixture.weights.values(), *(mixture.scores or {}).values(), *(mixture.weights_stderr or {}).values()]
+
+
+def _corpus(folder: Path) -> TokenCorpus:
+    from tests.corpora import make_corpus
+
+    return make_corpus(folder / "corpus")
+
+
+def _tokenizer(folder: Path) -> Result:
+    """The first digits of a tokenizer's identity."""
+    return f"tokenizer {VERSIONS['tokenizer']}", [float(int(_corpus(folder).tokenizer_sha256[:12], 16))]
+
+
+def _model(folder: Path) -> Result:
+    """The order of the data, and what three steps of training make of it."""
+    from chameleon_ray.training.hardware import detect
+    from chameleon_ray.training.plan import MixturePlan
+    from chameleon_ray.training.swarm import train_proxy
+
+    corpus = _corpus(folder)
+    weights = {"alpha": 0.5, "beta": 0.3, "gamma": 0.2}
+    plan = MixturePlan(weights, corpus.rows(), 3)
+    rows, _ = plan.take(plan.start(), 200)
+    training = TrainingConfig(model={"layers": 2, "heads": 2, "width": 16}, steps=3, batch_rows=8, learning_rate=1e-2, min_learning_rate=1e-3)
+    losses = train_proxy(TrainJob("swarm", training, weights, 3), corpus, "valid", detect(False, "fp32")).losses
+    order = [float((part * np.arange(1, 201)).sum()) for part in (rows.domain, rows.row, rows.epoch)]
+    return f"model {VERSIONS['model']}, proxy {VERSIONS['proxy']}", [*order, *losses.values()]
+
+
+def _embeddings(folder: Path) -> Result:
+    """Pooling at the middle layer, and the groups of the samples."""
+    from chameleon_ray.config import ModelConfig
+    from chameleon_ray.corpus.rows import RowReader
+    from chameleon_ray.embedding.groups import group_sums
+    from chameleon_ray.embedding.truncated import MeanHiddenState, middle_layer
+    from chameleon_ray.training.hardware import detect
+    from chameleon_ray.training.model import build_model
+
+    corpus = _corpus(folder)
+    layers = 3
+    model = build_model(ModelConfig(layers=layers, heads=2, width=16), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, seed=5)
+    model.save_pretrained(folder / "model")  # type: ignore[operator]
+    rows = RowReader(corpus).read("alpha", np.arange(20))
+    pooled = MeanHiddenState(str(folder / "model"), middle_layer(layers), detect(False, "fp32"))(rows.tokens, rows.length).numpy()
+    sums, counts = group_sums(pooled, rows.document)
+    return f"embeddings {VERSIONS['embeddings']}", [float(middle_layer(layers)), *counts.astype(float).tolist(), *np.abs(sums).sum(axis=1).tolist()]
+
+
+def main() -> None:
+    """Write every result with its version."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        content = {name: dict(zip(("version", "values"), compute(), strict=True)) for name, compute in results(Path(folder)).items()}
+    lines = (f" {json.dumps(name)}: {json.dumps(entry)}" for name, entry in content.items())
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
