@@ -10,8 +10,8 @@
 """
 
 from chameleon_ray.artifacts import Embeddings, Mixture, TokenCorpus, TrainedModel
-from chameleon_ray.config import Experiment, load_experiment, parse_experiment
 from chameleon_ray.errors import UserError
+from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
 from chameleon_ray.mixing import METHODS
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.pipeline import Comparison, compare, evaluate, extend, mix, train

@@ -18,8 +18,9 @@ from typer.models import TyperInfo
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Mixture, TrainedModel
 from chameleon_ray.cli_regmix import app as regmix_app
-from chameleon_ray.config import Experiment, load_changes, load_experiment
+from chameleon_ray.config import load_changes
 from chameleon_ray.errors import UserError, as_user_error
+from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.progress import Reporter
 
 app = typer.Typer(

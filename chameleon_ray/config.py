@@ -1,30 +1,20 @@
-"""The experiment file as typed, frozen models: what changes the result, apart from where it runs.
+"""The sections of an experiment file as typed, frozen models: what changes the result, apart from where it runs. The whole file: `experiment.py`.
 
-Unknown keys and wrong values raise `UserError` with the dotted path of the field, the value found and the remedy. Overrides are dotted
-keys (`base.steps=100`), applied before validation, so that they obey the same rules as the file.
+Unknown keys and wrong values raise `UserError` with the dotted path of the field, the value found and the remedy.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from chameleon_ray.errors import UserError
-from chameleon_ray.settings import Settings, apply_override, first_line, nearest, read_yaml, validate
+from chameleon_ray.presets import PRESETS
+from chameleon_ray.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, nearest, read_yaml, validate
 
 DomainName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(lambda name: check_domain_name(name))]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -126,8 +116,6 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _preset_or_shape(self) -> ModelConfig:
-        from chameleon_ray.training.presets import PRESETS
-
         shape = (self.layers, self.heads, self.width)
         if self.preset is not None:
             if any(value is not None for value in shape):
@@ -143,8 +131,6 @@ class ModelConfig(Settings):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(layers, heads, width)."""
-        from chameleon_ray.training.presets import PRESETS
-
         if self.preset is not None:
             return PRESETS[self.preset]
         assert self.layers and self.heads and self.width
@@ -170,9 +156,9 @@ class TrainingConfig(Settings):
     batch_rows: PositiveInt = 128
     micro_batch_rows: PositiveInt | None = None
     learning_rate: PositiveFloat = 5.0e-4
-    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0e-4
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    min_learning_rate: NonNegativeFloat = 1.0e-4
+    warmup_steps: NonNegativeInt | None = None
+    weight_decay: NonNegativeFloat = 0.01
     gradient_clipping: PositiveFloat = 1.0
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     precision: Precision = "auto"
@@ -205,8 +191,8 @@ class ProxyChanges(Settings):
     steps: PositiveInt | None = None
     batch_rows: PositiveInt | None = None
     learning_rate: PositiveFloat | None = None
-    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    min_learning_rate: NonNegativeFloat | None = None
+    warmup_steps: NonNegativeInt | None = None
     schedule_steps: PositiveInt | None = None
 
     def applied_to(self, training: TrainingConfig) -> TrainingConfig:
@@ -233,120 +219,10 @@ class Resources(Settings):
 
     num_workers: PositiveInt = 1
     cpus_per_worker: PositiveInt = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    gpus_per_worker: NonNegativeFloat = 0
     proxies_per_gpu: PositiveInt = 4
-    wait_seconds: Annotated[float, Field(ge=0)] = 0
-    max_failures: Annotated[int, Field(ge=0)] = 3
-
-
-class Sweep(Settings):
-    """Grids over dotted keys: every method is fitted at every point, so far as the point changes it; base models only with `train_base`."""
-
-    grid: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
-    train_base: bool = False
-
-    def points(self) -> list[dict[str, Any]]:
-        """Every combination, the last key fastest."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
-
-
-class Experiment(Settings):
-    """One experiment file."""
-
-    name: Label
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
-    storage: str = "runs"
-    corpus: CorpusConfig
-    proxy: TrainingConfig
-    embedding: EmbeddingConfig = EmbeddingConfig()
-    base: TrainingConfig
-    methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda: dict[str, dict[str, Any]](uniform={}, chameleon={}))
-    sweep: Sweep | None = None
-    resources: Resources = Resources()
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds must differ from each other, found {list(seeds)}")
-        return seeds
-
-    @field_validator("base")
-    @classmethod
-    def _whole_run(cls, base: TrainingConfig) -> TrainingConfig:
-        if base.stop is not None:
-            raise ValueError("stop is for the proxy; every base model trains its whole run, or they could not be compared: remove base.stop")
-        return base
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _empty_settings(cls, methods: Any) -> Any:
-        return {name: settings or {} for name, settings in methods.items()} if isinstance(methods, Mapping) else methods
-
-    @model_validator(mode="after")
-    def _points_exist(self) -> Experiment:
-        for point in self.sweep.points() if self.sweep else ():
-            self.at(point)
-        return self
-
-    @model_validator(mode="after")
-    def _known_methods(self) -> Experiment:
-        if not self.methods:
-            raise ValueError("methods: list at least one method")
-        for label in self.methods:
-            self.mixer(label)
-        return self
-
-    def at(self, point: Mapping[str, Any]) -> Experiment:
-        """The experiment with a sweep's values in place.
-
-        Raises:
-            UserError: a key that does not exist, or a value that it does not take.
-        """
-        document = self.model_dump(mode="json", exclude={"sweep"})
-        for key, value in point.items():
-            apply_override(document, f"{key}={json.dumps(value)}")
-        return parse_experiment(document, f"sweep.grid at {describe(point)}")
-
-    def mixer(self, label: str) -> Any:
-        """The method object behind `methods.<label>`; its `method:` key names the method when the label does not.
-
-        Raises:
-            UserError: unknown method, or settings it does not have.
-        """
-        from chameleon_ray.mixing import METHODS
-
-        if label not in self.methods and label not in METHODS:
-            raise UserError(f"methods.{label}: unknown method; known: {', '.join(METHODS)}{nearest(label, METHODS)}")
-        settings = dict(self.methods.get(label, {}))
-        method = settings.pop("method", label)
-        if method not in METHODS:
-            raise UserError(f"methods.{label}: unknown method {method!r}; known: {', '.join(METHODS)}{nearest(str(method), METHODS)}")
-        try:
-            return METHODS[method](**settings)
-        except ValidationError as error:
-            raise UserError(first_line(error, f"methods.{label}")) from None
-
-
-def describe(point: Mapping[str, Any]) -> str:
-    """A point of a sweep as it is written in the file: `key=value, …`."""
-    written = {key: yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip() for key, value in point.items()}
-    return ", ".join(f"{key}={value}" for key, value in written.items())
-
-
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file and apply dotted overrides.
-
-    Args:
-        path: a YAML file.
-        overrides: `key.sub=value` strings; the value is read as YAML.
-    Raises:
-        UserError: unreadable file, unknown key, wrong value, or an environment variable that is not set.
-    """
-    document = read_yaml(path)
-    for override in overrides:
-        apply_override(document, override)
-    return parse_experiment(document, source=str(path))
+    wait_seconds: NonNegativeFloat = 0
+    max_failures: NonNegativeInt = 3
 
 
 def load_changes(path: str | Path) -> CorpusChanges:
@@ -356,11 +232,6 @@ def load_changes(path: str | Path) -> CorpusChanges:
         UserError: as for an experiment file.
     """
     return validate(CorpusChanges, read_yaml(path), str(path))
-
-
-def parse_experiment(document: Mapping[str, Any], source: str = "experiment") -> Experiment:
-    """Validate a mapping as an `Experiment`; `source` names it in error messages."""
-    return validate(Experiment, document, source)
 
 
 def check_domain_name(name: str) -> str:

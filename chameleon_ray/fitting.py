@@ -12,8 +12,8 @@ import pyarrow as pa
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Mixture, TokenCorpus, is_complete, write_record
 from chameleon_ray.backend import Backend, FitContext, TrainJob
-from chameleon_ray.config import Experiment, describe
 from chameleon_ray.errors import UserError, as_user_error
+from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
 from chameleon_ray.mixing.swarm import Swarm, write_swarm
 

@@ -14,10 +14,11 @@ import pyarrow as pa
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, Mixture, TokenCorpus, TrainedModel, is_complete, read_record, write_record
 from chameleon_ray.backend import Backend, TrainJob, Trial
-from chameleon_ray.config import CorpusChanges, CorpusConfig, Experiment, describe
+from chameleon_ray.config import CorpusChanges, CorpusConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.fitting import Entry, context, fit, fit_all, sweep_entries, sweep_table
 from chameleon_ray.identity import report_digest
 from chameleon_ray.mixing.budget import cap_repetition

@@ -1,6 +1,6 @@
-"""How settings are read: YAML with unique keys, dotted overrides, environment variables, and mistakes in one line.
+"""How settings are read: types of numbers, YAML with unique keys, dotted overrides, environment variables, and mistakes in one line.
 
-What the settings are is in `config.py` and beside each method.
+What the settings are is in `config.py`, `experiment.py` and beside each method.
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chameleon_ray.errors import UserError
 
 T = TypeVar("T", bound=BaseModel)
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):

@@ -12,7 +12,7 @@ import yaml
 import chameleon_ray
 from chameleon_ray import load_experiment
 from chameleon_ray.cli import app
-from chameleon_ray.config import Experiment, parse_experiment
+from chameleon_ray.experiment import Experiment, parse_experiment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((REPOSITORY / "jobs").glob("*.yaml"))

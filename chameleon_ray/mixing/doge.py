@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from chameleon_ray.artifacts import Mixture
 from chameleon_ray.backend import FitContext, RuleState, TrainJob
-from chameleon_ray.config import PositiveFloat, ProxyChanges
+from chameleon_ray.config import ProxyChanges
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.simplex import domain_names, softmax, uniform
 from chameleon_ray.mixing.trained import check_batch, learned, proxy_training
-from chameleon_ray.settings import Settings
+from chameleon_ray.settings import PositiveFloat, Settings
 
 EPSILON = 1e-6
 

@@ -22,10 +22,10 @@ from pydantic import Field
 
 from chameleon_ray.artifacts import Mixture
 from chameleon_ray.backend import FitContext, RuleState, TrainJob
-from chameleon_ray.config import PositiveFloat, ProxyChanges
+from chameleon_ray.config import ProxyChanges
 from chameleon_ray.mixing.simplex import domain_names, named, normalised, softmax, uniform
 from chameleon_ray.mixing.trained import check_batch, learned, proxy_training
-from chameleon_ray.settings import Settings
+from chameleon_ray.settings import PositiveFloat, Settings
 
 
 @dataclass(frozen=True)

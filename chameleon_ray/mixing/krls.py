@@ -25,9 +25,8 @@ from scipy import linalg
 from scipy.linalg.blas import dsyrk, dtrsm
 from scipy.linalg.lapack import dpocon
 
-from chameleon_ray.config import PositiveFloat
 from chameleon_ray.errors import UserError
-from chameleon_ray.settings import Settings
+from chameleon_ray.settings import PositiveFloat, Settings
 
 Array = NDArray[np.float64]
 CHUNK_ROWS = 4096

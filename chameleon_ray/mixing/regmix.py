@@ -20,12 +20,12 @@ from pydantic import Field, model_validator
 
 from chameleon_ray.artifacts import Cost, Mixture, check_weights
 from chameleon_ray.backend import FitContext, TrainJob
-from chameleon_ray.config import ModelConfig, PositiveInt, ProxyChanges, TrainingConfig
+from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regression import candidates, cross_validated_spearman, fit_mean
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
 from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures
-from chameleon_ray.settings import Settings, nearest
+from chameleon_ray.settings import PositiveInt, Settings, nearest
 
 STEPS = 1000
 LEARNING_RATE = 4e-4

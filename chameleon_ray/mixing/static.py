@@ -11,11 +11,10 @@ from pydantic import model_validator
 
 from chameleon_ray.artifacts import Mixture, check_weights
 from chameleon_ray.backend import FitContext, TrainJob
-from chameleon_ray.config import PositiveFloat
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.simplex import domain_names, named, softmax, uniform
-from chameleon_ray.settings import Settings
+from chameleon_ray.settings import PositiveFloat, Settings
 
 
 class _Static(Settings):

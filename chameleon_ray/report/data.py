@@ -9,8 +9,8 @@ from functools import cached_property
 import pyarrow as pa
 
 from chameleon_ray.artifacts import Embeddings, Mixture, TokenCorpus
-from chameleon_ray.config import Experiment
 from chameleon_ray.evaluation.losses import SplitLosses
+from chameleon_ray.experiment import Experiment
 from chameleon_ray.report.significance import PairedDifference, paired_bootstrap
 
 BASELINE = "uniform"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chameleon_ray.config import Experiment, load_experiment
+from chameleon_ray.experiment import Experiment, load_experiment
 
 TEXTS = {
     "recipes": "stir the onion in warm butter until soft then add salt pepper flour milk cheese and bake for half an hour",

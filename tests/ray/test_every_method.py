@@ -11,7 +11,7 @@ import yaml
 
 from chameleon_ray.artifacts import Mixture, read_record
 from chameleon_ray.backend import Trial
-from chameleon_ray.config import load_experiment
+from chameleon_ray.experiment import load_experiment
 from chameleon_ray.mixing.swarm import read_swarm
 from chameleon_ray.pipeline import SPLITS, base_job
 from chameleon_ray.progress import Reporter

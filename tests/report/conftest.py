@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from chameleon_ray.artifacts import Cost, DomainCounts, Embeddings, Mixture, SplitCounts, TokenCorpus
-from chameleon_ray.config import parse_experiment
 from chameleon_ray.evaluation.losses import DocumentLosses, SplitLosses
 from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.experiment import parse_experiment
 from chameleon_ray.report import ReportData
 
 Perplexities = Mapping[str, Sequence[Sequence[float]]]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from chameleon_ray.artifacts import Cost
-from chameleon_ray.config import Experiment
+from chameleon_ray.experiment import Experiment
 from chameleon_ray.report import tables
 from chameleon_ray.report.comparison_tables import drift_table, failure_table, sweep_table
 from chameleon_ray.report.numbers import chameleon_label, cost_numbers, drift_numbers, spread_numbers

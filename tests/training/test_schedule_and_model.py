@@ -12,7 +12,7 @@ from chameleon_ray.config import ModelConfig, TrainingConfig
 from chameleon_ray.training.hardware import Hardware
 from chameleon_ray.training.loop import choose_micro_batch
 from chameleon_ray.training.model import build_model, forward_flops_per_token, num_parameters, training_flops
-from chameleon_ray.training.presets import PRESETS
+from chameleon_ray.presets import PRESETS
 from chameleon_ray.training.schedule import learning_rate
 from chameleon_ray.training.steps import row_losses
 

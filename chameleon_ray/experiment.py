@@ -1,0 +1,135 @@
+"""The experiment file: what is compared, on which text, with which models, and where.
+
+Unknown keys and wrong values raise `UserError` with the dotted path of the field, the value found and the remedy. Overrides are dotted
+keys (`base.steps=100`), applied before validation, so that they obey the same rules as the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources, TrainingConfig
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing import METHODS, Mixer
+from chameleon_ray.settings import Label, NonNegativeInt, Settings, apply_override, first_line, nearest, read_yaml, validate
+
+
+class Sweep(Settings):
+    """Grids over dotted keys: every method is fitted at every point, so far as the point changes it; base models only with `train_base`."""
+
+    grid: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
+    train_base: bool = False
+
+    def points(self) -> list[dict[str, Any]]:
+        """Every combination, the last key fastest."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+
+class Experiment(Settings):
+    """One experiment file."""
+
+    name: Label
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    storage: str = "runs"
+    corpus: CorpusConfig
+    proxy: TrainingConfig
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    base: TrainingConfig
+    methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda: dict[str, dict[str, Any]](uniform={}, chameleon={}))
+    sweep: Sweep | None = None
+    resources: Resources = Resources()
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds must differ from each other, found {list(seeds)}")
+        return seeds
+
+    @field_validator("base")
+    @classmethod
+    def _whole_run(cls, base: TrainingConfig) -> TrainingConfig:
+        if base.stop is not None:
+            raise ValueError("stop is for the proxy; every base model trains its whole run, or they could not be compared: remove base.stop")
+        return base
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _empty_settings(cls, methods: Any) -> Any:
+        return {name: settings or {} for name, settings in methods.items()} if isinstance(methods, Mapping) else methods
+
+    @model_validator(mode="after")
+    def _points_exist(self) -> Experiment:
+        for point in self.sweep.points() if self.sweep else ():
+            self.at(point)
+        return self
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> Experiment:
+        if not self.methods:
+            raise ValueError("methods: list at least one method")
+        for label in self.methods:
+            self.mixer(label)
+        return self
+
+    def at(self, point: Mapping[str, Any]) -> Experiment:
+        """The experiment with a sweep's values in place.
+
+        Raises:
+            UserError: a key that does not exist, or a value that it does not take.
+        """
+        document = self.model_dump(mode="json", exclude={"sweep"})
+        for key, value in point.items():
+            apply_override(document, f"{key}={json.dumps(value)}")
+        return parse_experiment(document, f"sweep.grid at {describe(point)}")
+
+    def mixer(self, label: str) -> Mixer:
+        """The method object behind `methods.<label>`; its `method:` key names the method when the label does not.
+
+        Raises:
+            UserError: unknown method, or settings it does not have.
+        """
+        if label not in self.methods and label not in METHODS:
+            raise UserError(f"methods.{label}: unknown method; known: {', '.join(METHODS)}{nearest(label, METHODS)}")
+        settings = dict(self.methods.get(label, {}))
+        method = settings.pop("method", label)
+        if method not in METHODS:
+            raise UserError(f"methods.{label}: unknown method {method!r}; known: {', '.join(METHODS)}{nearest(str(method), METHODS)}")
+        try:
+            return METHODS[method](**settings)
+        except ValidationError as error:
+            raise UserError(first_line(error, f"methods.{label}")) from None
+
+
+def describe(point: Mapping[str, Any]) -> str:
+    """A point of a sweep as it is written in the file: `key=value, …`."""
+    written = {key: yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip() for key, value in point.items()}
+    return ", ".join(f"{key}={value}" for key, value in written.items())
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file and apply dotted overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: `key.sub=value` strings; the value is read as YAML.
+    Raises:
+        UserError: unreadable file, unknown key, wrong value, or an environment variable that is not set.
+    """
+    document = read_yaml(path)
+    for override in overrides:
+        apply_override(document, override)
+    return parse_experiment(document, source=str(path))
+
+
+def parse_experiment(document: Mapping[str, Any], source: str = "experiment") -> Experiment:
+    """Validate a mapping as an `Experiment`; `source` names it in error messages."""
+    return validate(Experiment, document, source)
