@@ -193,8 +193,8 @@ def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -
     """The layer to embed at and what one token takes."""
     from transformers import AutoConfig
 
-    from chameleon_ray.embedding.truncated import middle_layer
-    from chameleon_ray.training.model import forward_flops_per_token
+    from chameleon_ray.models.flops import forward_flops_per_token
+    from chameleon_ray.models.pooling import middle_layer
 
     config = AutoConfig.from_pretrained(storage.local_directory(model.address))
     layer = middle_layer(config.num_hidden_layers) if spec.layer == "middle" else spec.layer

@@ -162,7 +162,7 @@ def devices() -> Examination:
         return Examination()  # `packages` says so
     except (ImportError, OSError) as error:
         return Examination(problems=[f"torch cannot be imported ({_last_line(str(error))}): reinstall it, with the build that fits this machine"])
-    from chameleon_ray.training.hardware import detect
+    from chameleon_ray.models.hardware import detect
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

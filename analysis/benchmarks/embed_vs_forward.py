@@ -10,8 +10,8 @@ import torch
 
 from analysis.benchmarks.embedding_pool import Setting, compare
 from analysis.benchmarks.measure import Outcome, main
-from chameleon_ray.embedding.truncated import load_truncated
-from chameleon_ray.training.hardware import detect
+from chameleon_ray.models.hardware import detect
+from chameleon_ray.models.load import load_truncated
 
 BOUND = 0.90
 BATCHES = 24

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from analysis.benchmarks.embedding_pool import Setting, compare
 from analysis.benchmarks.measure import Outcome, main
-from chameleon_ray.training.hardware import detect
+from chameleon_ray.models.hardware import detect
 
 BOUND = 1.8
 BATCHES = 12

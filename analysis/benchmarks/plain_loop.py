@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import TrainingConfig
+from chameleon_ray.models.build import build_model
 from chameleon_ray.training.engine import build_optimizer
-from chameleon_ray.training.model import build_model
 
 IGNORED = -100
 

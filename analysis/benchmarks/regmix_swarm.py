@@ -65,7 +65,7 @@ def run(quick: bool) -> Outcome:
 def _train_alone(jobs: list[TrainJob], corpus: TokenCorpus, threads: int) -> None:
     import torch
 
-    from chameleon_ray.training.hardware import Hardware
+    from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training.swarm import train_proxy
 
     torch.set_num_threads(threads)

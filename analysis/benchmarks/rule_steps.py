@@ -60,9 +60,9 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
     """Seconds of one step on the run's first batch."""
     import torch
 
+    from chameleon_ray.models.build import build_model
+    from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training.engine import build_engine
-    from chameleon_ray.training.hardware import Hardware
-    from chameleon_ray.training.model import build_model
     from chameleon_ray.training.steps import make_step
 
     os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})

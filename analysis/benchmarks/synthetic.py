@@ -19,7 +19,7 @@ from chameleon_ray.corpus.rows import write_shard
 from chameleon_ray.corpus.tokenise import entropy_nats
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
 from chameleon_ray.identity import digest_of
-from chameleon_ray.training.model import build_model
+from chameleon_ray.models.build import build_model
 
 VOCAB_SIZE = 2048
 HELDOUT_ROWS = 2

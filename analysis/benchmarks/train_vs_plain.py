@@ -37,10 +37,10 @@ def in_turns(config: dict[str, Any]) -> dict[str, Any]:
 
     from analysis.benchmarks.plain_loop import PlainLoop
     from chameleon_ray.corpus.rows import RowReader
+    from chameleon_ray.models.build import build_model
+    from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training import loop
     from chameleon_ray.training.engine import build_engine
-    from chameleon_ray.training.hardware import Hardware
-    from chameleon_ray.training.model import build_model
     from chameleon_ray.training.plan import MixturePlan
 
     job, corpus, threads, block_steps = config["job"], config["corpus"], config["threads"], config["block_steps"]

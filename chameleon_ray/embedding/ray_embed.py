@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 
-from chameleon_ray import storage
 from chameleon_ray.artifacts import NUM_GROUPS, Cost, Embeddings, TokenCorpus
 from chameleon_ray.config import EmbeddingConfig, Resources
-from chameleon_ray.corpus.ray_stream import ChunkReader, chunks_of, stream
+from chameleon_ray.corpus.chunks import chunks_of
+from chameleon_ray.corpus.ray_stream import stream
+from chameleon_ray.embedding.worker import EmbedWorker
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter
 
 CHUNK_ROWS = 64
-FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
-
-
-class EmbedWorker:
-    """Holds the truncated model; turns the rows of a chunk into group sums."""
-
-    def __init__(self, corpus: TokenCorpus, folder: str, layer: int, use_gpu: bool, threads: int) -> None:
-        import torch
-
-        from chameleon_ray.embedding.truncated import MeanHiddenState
-        from chameleon_ray.training.hardware import detect
-
-        torch.set_num_threads(threads)
-        hardware = detect(use_gpu)
-        self._chunks = ChunkReader(corpus)
-        self._forward_tokens = FORWARD_TOKENS[hardware.device.type]
-        self._embed = MeanHiddenState(storage.local_directory(folder), layer, hardware)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from chameleon_ray.embedding.groups import group_sums
-
-        rows = self._chunks.read(batch)
-        step = max(1, self._forward_tokens // rows.tokens.shape[1])
-        vectors = [self._embed(rows.tokens[i : i + step], rows.length[i : i + step]).numpy() for i in range(0, len(rows), step)]
-        sums, counts = group_sums(np.concatenate(vectors), rows.document)
-        return {"number": batch["number"], "domain": batch["domain"], "sums": sums[None], "counts": counts[None]}
 
 
 def embed(

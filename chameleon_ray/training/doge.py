@@ -21,8 +21,9 @@ from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.doge import DoGERule
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.steps import micro_batches, row_losses
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.losses import row_losses
+from chameleon_ray.training.steps import micro_batches
 
 
 class DoGEStep:

@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.doremi import DoReMiRule
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.steps import PlainStep, micro_batches, row_losses
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.load import load_causal_lm
+from chameleon_ray.models.losses import row_losses
+from chameleon_ray.training.steps import PlainStep, micro_batches
 
 # Logits of a reference pass on a CPU: what is kept of them is one number per token, so that small parts, which stay near the caches, lose nothing.
 REFERENCE_BYTES = 1 << 24
@@ -34,7 +35,7 @@ class DoReMiStep(PlainStep):
         assert isinstance(job.rule, DoReMiRule) and job.reference is not None
         self.state: RuleState = state
         self._rule = job.rule
-        self._reference = _frozen(job.reference.address, hardware)
+        self._reference = load_causal_lm(job.reference.address, hardware)
         self._token_count = corpus.row_tokens - 1
         fitting = max(1, REFERENCE_BYTES // (4 * corpus.row_tokens * corpus.vocab_size))
         self._reference_rows = min(fitting, micro_batch_rows) if hardware.device.type == "cpu" else micro_batch_rows
@@ -73,10 +74,3 @@ class DoReMiStep(PlainStep):
         self.state = self._rule.update(self.state, totals, counts)
         per_token = np.asarray(self.state.weights) / np.maximum(counts, 1)
         return torch.from_numpy(per_token.astype(np.float32)).to(excess.device)
-
-
-def _frozen(address: str, hardware: Hardware) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(storage.local_directory(address), dtype=hardware.dtype)
-    return model.to(hardware.device).eval().requires_grad_(False)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from chameleon_ray.config import TrainingConfig
+from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.training.checkpoint import load_tree, save_tree
-from chameleon_ray.training.hardware import Hardware
 
 BETAS = (0.9, 0.95)
 

@@ -19,8 +19,8 @@ from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.model import num_parameters, training_flops
+from chameleon_ray.models.flops import num_parameters, training_flops
+from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.training.plan import MixturePlan, PlanState
 from chameleon_ray.training.schedule import learning_rate
 from chameleon_ray.training.steps import extra_flops, make_step

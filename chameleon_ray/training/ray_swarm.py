@@ -73,7 +73,7 @@ def _train(proxy: Proxy, corpus: TokenCorpus, split: str, use_gpu: bool) -> str:
 def _finish(proxy: Proxy, corpus: TokenCorpus, split: str, use_gpu: bool) -> dict[str, Any]:
     import torch
 
-    from chameleon_ray.training.hardware import detect
+    from chameleon_ray.models.hardware import detect
     from chameleon_ray.training.swarm import train_proxy
 
     torch.set_num_threads(1)

@@ -133,10 +133,10 @@ def _train(run: Run, resources: Resources, board: Any) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
+    from chameleon_ray.models.build import build_model
+    from chameleon_ray.models.hardware import detect
     from chameleon_ray.training import loop
     from chameleon_ray.training.engine import build_engine, consolidated_state, layout
-    from chameleon_ray.training.hardware import detect
-    from chameleon_ray.training.model import build_model
     from chameleon_ray.training.steps import engine_micro_batch
 
     torch.set_num_threads(resources.cpus_per_worker)

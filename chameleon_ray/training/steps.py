@@ -10,16 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import Rows
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.model import forward_flops_per_token, num_parameters
-
-IGNORED = -100
+from chameleon_ray.models.flops import forward_flops_per_token, num_parameters
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.losses import row_losses
 
 
 class Step(Protocol):
@@ -97,13 +95,3 @@ def micro_batches(rows: Rows, micro_batch_rows: int, hardware: Hardware) -> list
     """Tokens [at most micro_batch_rows, T] on the device."""
     tokens = torch.from_numpy(rows.tokens.astype(np.int64)).to(hardware.device, non_blocking=True)
     return list(tokens.split(micro_batch_rows))
-
-
-def row_losses(logits: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor | None = None) -> torch.Tensor:
-    """Next-token loss of every position: logits [n, T, V], tokens [n, T] -> [n, T] nats; 0 where there is no next token or only padding."""
-    targets = torch.full_like(tokens, IGNORED)
-    targets[:, :-1] = tokens[:, 1:]
-    if length is not None:
-        targets[torch.arange(tokens.shape[1], device=tokens.device)[None, :] >= length[:, None] - 1] = IGNORED
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return flat.view(tokens.shape)

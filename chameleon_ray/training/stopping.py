@@ -18,16 +18,12 @@ from chameleon_ray.artifacts import NUM_GROUPS, Cost, Embeddings, TokenCorpus
 from chameleon_ray.config import StopConfig, TrainingConfig
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.groups import group_sums
-from chameleon_ray.embedding.truncated import middle_layer
 from chameleon_ray.mixing.chameleon import Chameleon
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.model import forward_flops_per_token
+from chameleon_ray.models.flops import forward_flops_per_token
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
 
 FORWARD_ROWS = 16
-
-
-class _ReachedError(Exception):
-    """The state wanted is there: nothing above needs to be computed."""
 
 
 class Stopper:
@@ -50,13 +46,15 @@ class Stopper:
 
     def weigh(self, module: torch.nn.Module, step: int) -> list[dict[str, Any]]:
         """step, domain, weight, mean, stderr: the weights by the model as it is. A collective: every rank embeds some of the domains."""
-        width = int(module.config.n_embd)  # type: ignore[union-attr, arg-type]
+        embed = MeanHiddenState(module, self._layer)
+        width = embed.width
         sums = torch.zeros(len(self._names), NUM_GROUPS, width, dtype=torch.float64)
         counts = torch.zeros(len(self._names), NUM_GROUPS, dtype=torch.float64)
         module.eval()
         for i in self._mine:
             rows = self._rows[i]
-            vectors = np.concatenate([self._embed(module, rows.tokens[j : j + FORWARD_ROWS]) for j in range(0, len(rows), FORWARD_ROWS)])
+            parts = (slice(j, j + FORWARD_ROWS) for j in range(0, len(rows), FORWARD_ROWS))
+            vectors = np.concatenate([embed(rows.tokens[part], rows.length[part]).numpy() for part in parts])
             found, number = group_sums(vectors, rows.document)
             sums[i], counts[i] = torch.from_numpy(found), torch.from_numpy(number)
         module.train()
@@ -80,25 +78,6 @@ class Stopper:
         distance = sum(abs(now[name][0] - before[name][0]) for name in now)
         tolerance = sum(error for _, error in now.values()) if self._stop.tolerance == "bootstrap" else self._stop.tolerance
         return distance <= tolerance
-
-    def _embed(self, module: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
-        """[n, T] -> [n, p]: the mean hidden state after the middle layer; layers above are not run."""
-        kept: list[torch.Tensor] = []
-
-        def keep(_: Any, __: Any, output: Any) -> None:
-            kept.append(output[0] if isinstance(output, tuple) else output)
-            raise _ReachedError
-
-        block = module.transformer.h[self._layer - 1]  # type: ignore[union-attr, index]
-        handle = block.register_forward_hook(keep)  # type: ignore[union-attr]
-        try:
-            with torch.no_grad():
-                module.transformer(input_ids=torch.from_numpy(tokens.astype(np.int64)).to(self._hardware.device), use_cache=False)  # type: ignore[operator]
-        except _ReachedError:
-            pass
-        finally:
-            handle.remove()
-        return kept[0].float().mean(dim=1).double().cpu().numpy()
 
 
 def interval(training: TrainingConfig) -> int:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import ProxyLosses, TrainJob
-from chameleon_ray.corpus.rows import RowReader
+from chameleon_ray.models.build import build_model
+from chameleon_ray.models.flops import forward_flops_per_token, training_flops
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.losses import domain_losses
 from chameleon_ray.training import loop
 from chameleon_ray.training.engine import build_optimizer
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.model import build_model, forward_flops_per_token, training_flops
-from chameleon_ray.training.steps import row_losses
-
-FORWARD_BYTES = 1 << 27
 
 
 class PlainEngine:
@@ -66,21 +63,3 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, hardware: Hardwa
     layers, _, width = training.model.shape
     bare = 3 * forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size, head=False) * tokens
     return ProxyLosses(losses, Cost(tokens, training_flops(training.model, tokens, corpus.row_tokens, corpus.vocab_size), progress.seconds, bare))
-
-
-def domain_losses(model: torch.nn.Module, corpus: TokenCorpus, split: str, hardware: Hardware) -> dict[str, float]:
-    """Nats per token on every domain of a split."""
-    reader = RowReader(corpus, split)
-    step = max(1, FORWARD_BYTES // (4 * corpus.row_tokens * corpus.vocab_size))
-    model.eval()
-    found = {}
-    for name, count in corpus.rows(split).items():
-        rows = reader.read(name, np.arange(count))
-        nats = 0.0
-        for i in range(0, count, step):
-            tokens = torch.from_numpy(rows.tokens[i : i + step].astype(np.int64)).to(hardware.device)
-            length = torch.from_numpy(rows.length[i : i + step].astype(np.int64)).to(hardware.device)
-            with torch.inference_mode():
-                nats += float(row_losses(model(input_ids=tokens, use_cache=False).logits, tokens, length).double().sum())
-        found[name] = nats / float((rows.length - 1).sum())
-    return found

@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from chameleon_ray.config import ModelConfig
 from chameleon_ray.embedding.groups import group_of, group_sums
-from chameleon_ray.embedding.truncated import MeanHiddenState, load_truncated, middle_layer
 from chameleon_ray.errors import UserError
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.model import build_model
+from chameleon_ray.models.build import build_model
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.load import load_truncated
+from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
 
 CPU = Hardware(torch.device("cpu"), torch.float32, "test")
 LAYERS, VOCAB, TOKENS = 4, 97, 24
@@ -41,7 +42,7 @@ def hidden_states(folder: str, tokens: np.ndarray) -> tuple[torch.Tensor, ...]:
 def test_equals_the_mean_of_hidden_states(folder: str, layer: int) -> None:
     tokens = np.random.default_rng(0).integers(0, VOCAB, (5, TOKENS))
     expected = hidden_states(folder, tokens)[layer].mean(dim=1)
-    found = MeanHiddenState(folder, layer, CPU)(tokens, np.full(5, TOKENS))
+    found = MeanHiddenState(load_truncated(folder, layer, CPU), layer)(tokens, np.full(5, TOKENS))
     assert found.dtype == torch.float64
     assert torch.allclose(found, expected.double(), atol=2e-6)
 
@@ -58,7 +59,7 @@ def test_truncated_model_ends_in_the_state_itself(folder: str) -> None:
 def test_padding_never_enters_the_mean(folder: str) -> None:
     rng = np.random.default_rng(2)
     tokens, length = rng.integers(0, VOCAB, (4, TOKENS)), np.array([24, 7, 1, 13])
-    embed = MeanHiddenState(folder, 2, CPU)
+    embed = MeanHiddenState(load_truncated(folder, 2, CPU), 2)
     expected = torch.cat([embed(tokens[i : i + 1, :n], np.array([n])) for i, n in enumerate(length)])
     assert torch.allclose(embed(tokens, length), expected, atol=2e-6)
     other = np.where(np.arange(TOKENS)[None] < length[:, None], tokens, rng.integers(0, VOCAB, tokens.shape))

@@ -52,7 +52,7 @@ def _tokenizer(folder: Path) -> Result:
 
 def _model(folder: Path) -> Result:
     """The order of the data, and what three steps of training make of it."""
-    from chameleon_ray.training.hardware import detect
+    from chameleon_ray.models.hardware import detect
     from chameleon_ray.training.plan import MixturePlan
     from chameleon_ray.training.swarm import train_proxy
 
@@ -71,16 +71,18 @@ def _embeddings(folder: Path) -> Result:
     from chameleon_ray.config import ModelConfig
     from chameleon_ray.corpus.rows import RowReader
     from chameleon_ray.embedding.groups import group_sums
-    from chameleon_ray.embedding.truncated import MeanHiddenState, middle_layer
-    from chameleon_ray.training.hardware import detect
-    from chameleon_ray.training.model import build_model
+    from chameleon_ray.models.build import build_model
+    from chameleon_ray.models.hardware import detect
+    from chameleon_ray.models.load import load_truncated
+    from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
 
     corpus = _corpus(folder)
     layers = 3
     model = build_model(ModelConfig(layers=layers, heads=2, width=16), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, seed=5)
     model.save_pretrained(folder / "model")  # type: ignore[operator]
     rows = RowReader(corpus).read("alpha", np.arange(20))
-    pooled = MeanHiddenState(str(folder / "model"), middle_layer(layers), detect(False, "fp32"))(rows.tokens, rows.length).numpy()
+    truncated = load_truncated(str(folder / "model"), middle_layer(layers), detect(False, "fp32"))
+    pooled = MeanHiddenState(truncated, middle_layer(layers))(rows.tokens, rows.length).numpy()
     sums, counts = group_sums(pooled, rows.document)
     return f"embeddings {VERSIONS['embeddings']}", [float(middle_layer(layers)), *counts.astype(float).tolist(), *np.abs(sums).sum(axis=1).tolist()]
 

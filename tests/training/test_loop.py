@@ -137,18 +137,18 @@ def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenC
     import torch
 
     from chameleon_ray.corpus.rows import RowReader
-    from chameleon_ray.embedding.truncated import MeanHiddenState, middle_layer
-    from chameleon_ray.training.hardware import Hardware
-    from chameleon_ray.training.model import build_model
-    from chameleon_ray.training.stopping import Stopper
+    from chameleon_ray.models.build import build_model
+    from chameleon_ray.models.hardware import Hardware
+    from chameleon_ray.models.load import load_truncated
+    from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
 
     training = TrainingConfig(model={"layers": 3, "heads": 2, "width": 32}, steps=4, stop={"samples_per_domain": 8})
     model: Any = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0)
     model.save_pretrained(tmp_path)
     hardware = Hardware(torch.device("cpu"), torch.float32, "test")
     rows = RowReader(corpus).read("alpha", np.arange(8))
-    expected = MeanHiddenState(str(tmp_path), middle_layer(3), hardware)(rows.tokens, rows.length).numpy()
-    found = Stopper(training, corpus, hardware, 0, 1)._embed(model, rows.tokens)
+    expected = MeanHiddenState(load_truncated(str(tmp_path), middle_layer(3), hardware), middle_layer(3))(rows.tokens, rows.length).numpy()
+    found = MeanHiddenState(model, middle_layer(3))(rows.tokens, rows.length).numpy()
     assert np.abs(found - expected).max() < 1e-6
 
 

@@ -17,8 +17,8 @@ from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
+from chameleon_ray.models.build import build_model
 from chameleon_ray.training.loop import check_job
-from chameleon_ray.training.model import build_model
 from chameleon_ray.training.plan import MixturePlan
 from tests.corpora import make_corpus
 from tests.training.worlds import run_world
@@ -131,8 +131,8 @@ def test_doremi_agrees_with_the_loss_written_down(corpus: TokenCorpus, reference
 def test_excess_is_clipped_token_by_token(corpus: TokenCorpus, reference: str) -> None:
     """Two models whose losses differ both ways: the mean of clipped tokens exceeds the clipped mean, which is all but 0."""
     from chameleon_ray.artifacts import Cost, TrainedModel
+    from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training.doremi import DoReMiStep
-    from chameleon_ray.training.hardware import Hardware
 
     tokens, _ = first_batch(corpus)
     losses = [token_losses(fresh(corpus, seed), tokens) for seed in (0, 7)]

@@ -9,12 +9,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from chameleon_ray.config import ModelConfig, TrainingConfig
-from chameleon_ray.training.hardware import Hardware
-from chameleon_ray.training.loop import choose_micro_batch
-from chameleon_ray.training.model import build_model, forward_flops_per_token, num_parameters, training_flops
+from chameleon_ray.models.build import build_model
+from chameleon_ray.models.flops import forward_flops_per_token, num_parameters, training_flops
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.losses import row_losses
 from chameleon_ray.presets import PRESETS
+from chameleon_ray.training.loop import choose_micro_batch
 from chameleon_ray.training.schedule import learning_rate
-from chameleon_ray.training.steps import row_losses
 
 TINY = ModelConfig(layers=2, heads=2, width=32)
 CPU = Hardware(torch.device("cpu"), torch.float32, "test")

@@ -41,11 +41,11 @@ def main(request: str) -> None:
     from chameleon_ray.artifacts import TokenCorpus
     from chameleon_ray.backend import TrainJob
     from chameleon_ray.config import TrainingConfig
+    from chameleon_ray.models.build import build_model
+    from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training import loop
     from chameleon_ray.training.checkpoint import load_tree
     from chameleon_ray.training.engine import build_engine, consolidated_state, layout
-    from chameleon_ray.training.hardware import Hardware
-    from chameleon_ray.training.model import build_model
     from chameleon_ray.training.steps import engine_micro_batch
 
     asked = json.loads(Path(request).read_text())

@@ -1,0 +1,49 @@
+"""Stored rows cut into chunks: the unit in which models meet rows outside training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.corpus.rows import RowReader, Rows
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive stored rows of one domain and split for one model; `number` is the place of the result."""
+
+    number: int
+    model: str
+    split: str
+    domain: str
+    start: int
+    stop: int
+
+
+def chunks_of(corpus: TokenCorpus, models: Sequence[str], splits: Sequence[str], chunk_rows: int, rows_at_most: int | None = None) -> list[Chunk]:
+    """Cut the first rows (they are stored shuffled) of every domain into chunks, model by model."""
+    spans = []
+    for model, split in itertools.product(models, splits):
+        for name, rows in corpus.rows(split).items():
+            used = min(rows, rows_at_most or rows)
+            spans += [(model, split, name, start, min(start + chunk_rows, used)) for start in range(0, used, chunk_rows)]
+    return [Chunk(number, *span) for number, span in enumerate(spans)]
+
+
+class ChunkReader:
+    """An actor's access to the rows of the chunks it is sent. Actors read for themselves: memory-mapped rows cost less than passing them around."""
+
+    def __init__(self, corpus: TokenCorpus) -> None:
+        self._corpus = corpus
+        self._readers: dict[str, RowReader] = {}
+
+    def read(self, batch: dict[str, Any]) -> Rows:
+        """The rows of the one chunk in a batch."""
+        split = str(batch["split"][0])
+        reader = self._readers.get(split) or self._readers.setdefault(split, RowReader(self._corpus, split))
+        return reader.read(str(batch["domain"][0]), np.arange(batch["start"][0], batch["stop"][0]))
