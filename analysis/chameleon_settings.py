@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from chameleon_ray.artifacts import Embeddings, Mixture
+from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.mixing.chameleon import Chameleon, Temperature
 from chameleon_ray.mixing.krls import AbsoluteOrRelative, Ridge
 from chameleon_ray.mixing.regression import cross_validated_spearman, fit_mean
 from chameleon_ray.mixing.swarm import MEAN, read_swarm
+from chameleon_ray.mixture import Mixture
 
 RIDGES = (Ridge(absolute=10.0), *(Ridge(relative=r) for r in (1e-4, 1e-3, 1e-2, 0.1, 1.0)))
 TEMPERATURES = (Temperature(absolute=5.0), *(Temperature(relative=t) for t in (0.7, 1.4, 2.8, 5.6)))

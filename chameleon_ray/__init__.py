@@ -9,11 +9,12 @@
 `mix`, `train`, `evaluate` and `extend` are the other commands; `Chameleon().weigh(embeddings)` needs no backend at all.
 """
 
-from chameleon_ray.artifacts import Embeddings, Mixture, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import Embeddings, TokenCorpus, TrainedModel
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
 from chameleon_ray.mixing import METHODS
 from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import Comparison, compare, evaluate, extend, mix, train
 from chameleon_ray.ray_backend import RayBackend
 

@@ -6,30 +6,22 @@ written last, so that an interrupted stage is never taken for a finished one.
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from chameleon_ray import storage
 from chameleon_ray.errors import UserError
+from chameleon_ray.records import read_record, read_table
 
 SPLITS = ("train", "valid", "test")
 NUM_GROUPS = 32
@@ -86,8 +78,17 @@ class DomainCounts:
 
 
 @dataclass(frozen=True)
+class DomainSize:
+    """How much train text a domain has."""
+
+    tokens: int
+    documents: int
+    mean_tokens_per_document: float
+
+
+@dataclass(frozen=True)
 class TokenCorpus:
-    """Tokenised, packed and shuffled text: for every split and domain, Arrow files of fixed-length rows.
+    """Tokenized, packed and shuffled text: for every split and domain, Arrow files of fixed-length rows.
 
     Columns of a shard: `domain` (string), `tokens` (row_tokens unsigned integers), `length` (tokens that are not padding), `document` (an integer
     that is unique to the document of the row's first token within domain and split; held-out documents are numbered in the order they are packed).
@@ -116,6 +117,11 @@ class TokenCorpus:
     def tokens(self, split: str = "train") -> dict[str, int]:
         """Tokens of every domain in a split."""
         return {name: self.domains[name].split(split).tokens for name in self.names}
+
+    def sizes(self) -> dict[str, DomainSize]:
+        """How much train text every domain has."""
+        counts = {name: self.domains[name].train for name in self.names}
+        return {name: DomainSize(found.tokens, found.documents, found.tokens / max(1, found.documents)) for name, found in counts.items()}
 
     @classmethod
     def load(cls, address: str) -> TokenCorpus:
@@ -155,6 +161,11 @@ class TrainedModel:
             address, record["digest"], content["weights"], content["vocab_size"], content["tokenizer_sha256"], Cost(**content["cost"]), content["details"]
         )
 
+    @property
+    def run(self) -> str:
+        """Digest of the run it came out of: its own, or that of the longer run that it is the beginning of."""
+        return str(self.details["snapshot_of"]["model"]) if "snapshot_of" in self.details else self.digest
+
     def metrics(self) -> pa.Table:
         """Loss curve: step, domain, loss (nats per token), tokens, learning_rate."""
         return read_table(storage.join(self.address, "metrics.parquet"))
@@ -173,14 +184,14 @@ class Embeddings:
         group_sums: [k, 32, p] float64, sums over samples of the mean hidden state of a sample's tokens.
         group_counts: [k, 32] samples in each group.
         layer: index into `hidden_states` (0 is the token embedding).
-        cost: tokens and operations of the forward passes.
+        ledger: digest -> tokens and operations of the forward passes.
     """
 
     names: tuple[str, ...]
     group_sums: NDArray[np.float64]
     group_counts: NDArray[np.int64]
     layer: int
-    cost: Cost
+    ledger: Mapping[str, Cost] = field(default_factory=dict)
 
     @property
     def means(self) -> NDArray[np.float64]:
@@ -201,155 +212,64 @@ class Embeddings:
         assert len({part.layer for part in parts}) == 1
         names = tuple(name for part in parts for name in part.names)
         sums, counts = np.concatenate([p.group_sums for p in parts]), np.concatenate([p.group_counts for p in parts])
-        return cls(names, sums, counts, parts[0].layer, sum((part.cost for part in parts), Cost()))
+        return cls(names, sums, counts, parts[0].layer, {digest: cost for part in parts for digest, cost in part.ledger.items()})
 
-    def save(self, address: str, digest: str) -> None:
-        """Write the arrays, then the record."""
+    def save(self, address: str) -> dict[str, Any]:
+        """Write the arrays; what the record is to hold."""
         arrays = {"group_sums": np.ascontiguousarray(self.group_sums), "group_counts": np.ascontiguousarray(self.group_counts)}
         storage.write_bytes(storage.join(address, "embeddings.safetensors"), save_tensors(arrays))
-        write_record(address, "embeddings", digest, {"names": list(self.names), "layer": self.layer, "cost": asdict(self.cost)})
+        ledger = {digest: asdict(cost) for digest, cost in self.ledger.items()}
+        return {"names": list(self.names), "layer": self.layer, "ledger": ledger}
 
     @classmethod
     def load(cls, address: str) -> Embeddings:
         """Read finished embeddings."""
         content = read_record(address)["content"]
+        ledger = {digest: Cost(**cost) for digest, cost in content["ledger"].items()}
         arrays = load_tensors(storage.read_bytes(storage.join(address, "embeddings.safetensors")))
-        return cls(tuple(content["names"]), arrays["group_sums"], arrays["group_counts"], content["layer"], Cost(**content["cost"]))
+        return cls(tuple(content["names"]), arrays["group_sums"], arrays["group_counts"], content["layer"], ledger)
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """The answer: for every domain the fraction of training tokens to draw from it.
+class DocumentLosses:
+    """Loss of one model on one domain: for each document the sum of nats and the tokens predicted."""
 
-    Attributes:
-        method: the label under `methods` in the experiment file.
-        weights: name -> fraction of tokens; non-negative, sums to 1 within 1e-9.
-        scores, weights_stderr, scores_stderr: per domain where the method has them.
-        cost: everything that was needed to get the weights.
-        provenance: settings, inputs and versions. details: method-specific numbers (spectrum, effective dimension, …).
-        warnings: sentences a person should read before trusting the weights.
-    """
+    document: NDArray[np.int64]
+    nats: NDArray[np.float64]
+    tokens: NDArray[np.int64]
 
-    method: str
-    weights: Mapping[str, float]
-    scores: Mapping[str, float] | None = None
-    weights_stderr: Mapping[str, float] | None = None
-    scores_stderr: Mapping[str, float] | None = None
-    cost: Cost = Cost()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    @property
+    def mean_nats(self) -> float:
+        """Nats per token over all tokens of the domain."""
+        return float(self.nats.sum() / self.tokens.sum())
 
-    def __post_init__(self) -> None:
-        check_weights(self.weights, "weights")
+    @property
+    def stderr_nats(self) -> float:
+        """Standard error of `mean_nats`, clustered by document (ratio estimator); NaN for a single document."""
+        n = len(self.document)
+        if n < 2:
+            return math.nan
+        residual = self.nats - self.mean_nats * self.tokens
+        return float(np.sqrt(n / (n - 1) * (residual**2).sum()) / self.tokens.sum())
 
-    def to_json(self) -> str:
-        """mixture.json: `weights` is an object name -> float; `unit` says of what."""
-        return json.dumps({"unit": "fraction of training tokens", **asdict(self)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean."""
+        return math.exp(self.mean_nats)
 
-    def save(self, address: str) -> None:
-        """Write mixture.json."""
-        storage.write_bytes(address, self.to_json().encode())
+    @property
+    def stderr_perplexity(self) -> float:
+        """Delta method: perplexity times the standard error in nats."""
+        return self.perplexity * self.stderr_nats
 
     @classmethod
-    def load(cls, address: str) -> Mixture:
-        """Read mixture.json.
-
-        Raises:
-            UserError: no such file, not such a file, or weights that are not a mixture.
-        """
-        if not storage.is_file(address):
-            raise UserError(f"{address}: no such mixture file; `chameleon mix … --out {address}` writes one")
-        try:
-            document = json.loads(storage.read_bytes(address), object_pairs_hook=_unique)
-        except ValueError as error:
-            raise UserError(f"{address}: not valid JSON ({error}); `chameleon mix … --out FILE` writes a mixture file") from None
-        if not isinstance(document, dict) or not isinstance(document.get("weights"), dict):
-            raise UserError(f"{address}: no object 'weights' of name -> fraction; `chameleon mix … --out FILE` writes a mixture file")
-        document.pop("unit", None)
-        document.setdefault("method", "fixed")
-        unknown = sorted(set(document) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise UserError(f"{address}: unknown key {unknown[0]!r}; known: {', '.join(cls.__dataclass_fields__)}")
-        check_weights(document["weights"], f"{address}: weights")
-        try:
-            return TypeAdapter(cls).validate_python(document)
-        except ValidationError as error:
-            mistake = error.errors(include_url=False)[0]
-            place = ".".join(map(str, mistake["loc"]))
-            raise UserError(f"{address}: {place}: {mistake['msg']} (found {mistake['input']!r}); `chameleon mix … --out FILE` writes a mixture file") from None
+    def from_tokens(cls, document: NDArray[np.int64], nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> DocumentLosses:
+        """Add up entries of the same document."""
+        unique, inverse = np.unique(document, return_inverse=True)
+        return cls(unique, np.bincount(inverse, nats, len(unique)).astype(np.float64), np.bincount(inverse, tokens, len(unique)).astype(np.int64))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"name {next(name for name in names if names.count(name) > 1)!r} is given twice")
-    return dict(pairs)
-
-
-def check_weights(weights: Mapping[str, float], where: str) -> None:
-    """Raise `UserError` unless the weights are finite, non-negative and sum to 1 within 1e-9; `where` names them."""
-    if not weights:
-        raise UserError(f"{where}: empty; give one weight per domain")
-    for name, value in weights.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-            raise UserError(f"{where}.{name}: {value!r} is not a weight; give a finite number that is at least 0")
-    total = math.fsum(weights.values())
-    if abs(total - 1) > 1e-9:
-        raise UserError(f"{where}: sum to {total!r}, not 1; divide each by the sum")
-
-
-def write_record(address: str, kind: str, digest: str, content: Mapping[str, Any]) -> None:
-    """Write `record.json`, the last file of an artifact."""
-    record = {"kind": kind, "digest": digest, "written": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "content": content}
-    storage.write_bytes(storage.join(address, "record.json"), json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode())
-
-
-def read_record(address: str) -> dict[str, Any]:
-    """The record of a finished artifact.
-
-    Raises:
-        UserError: there is no finished artifact at the address.
-    """
-    path = storage.join(address, "record.json")
-    if not storage.exists(path):
-        raise UserError(f"{address}: no record.json, so nothing finished lies here; give the folder of a finished artifact")
-    record: dict[str, Any] = json.loads(storage.read_bytes(path))
-    return record
-
-
-def is_complete(address: str) -> bool:
-    """Whether the artifact at the address is finished."""
-    return storage.exists(storage.join(address, "record.json"))
-
-
-def write_table(address: str, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    storage.write_bytes(address, buffer.getvalue())
-
-
-def read_table(address: str) -> pa.Table:
-    """Read a Parquet file."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(address)))
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what computes, and the git commit of a checkout, for records."""
-    found = {"python": platform.python_version()}
-    for package in ("chameleon_ray", "ray", "torch", "transformers", "deepspeed", "tokenizers", "numpy", "pyarrow", "datasets"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    checkout = Path(__file__).resolve().parents[1]
-    if (checkout / ".git").exists():
-        done = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            found["commit"] = done.stdout.strip()
-    return found
+SplitLosses = dict[str, dict[str, DocumentLosses]]  # split -> domain -> losses
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,42 +1,105 @@
-"""The one doorway from a method to compute: `RayBackend` in production, a closed-form fake in tests."""
+"""The one doorway from methods and commands to compute: `RayBackend` in production, a closed-form fake in tests.
+
+What passes through it is data: a run (`TrainJob`), a rule that learns while one trains (`Rule`), and what comes back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
-from chameleon_ray.config import EmbeddingConfig, TrainingConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, TrainingConfig
+
+Array = NDArray[np.float64]
+Changes = Literal["loss", "nothing"]
+Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RuleState:
-    """What a `Rule` carries from step to step: weights now [k], their sum over the updates so far [k], number of updates, and numbers of its own [k]."""
+    """What a `Rule` carries from update to update; all of it is part of the checkpoint.
 
-    weights: tuple[float, ...]
-    total: tuple[float, ...]
+    Attributes:
+        names: the k domains.
+        weights: [k] now.
+        total: [k] sum of the weights over the updates so far, the start not counted.
+        updates: how many.
+        memory: arrays of the rule's own, by name.
+        next_look: the first step after which the rule wants its signal again; for a rule that changes the loss every step is one.
+    """
+
+    names: tuple[str, ...]
+    weights: Array
+    total: Array
     updates: int
-    memory: tuple[float, ...]
+    memory: Mapping[str, Array]
+    next_look: int
 
-    def mean(self) -> tuple[float, ...]:
-        """Weights averaged over the updates: the answer of DoReMi and DoGE."""
-        return tuple(value / self.updates for value in self.total)
+    @classmethod
+    def start(cls, names: Sequence[str], weights: Array, memory: Mapping[str, Array], next_look: int = 1) -> RuleState:
+        """Before the first update."""
+        return cls(tuple(names), np.asarray(weights, np.float64), np.zeros(len(names)), 0, memory, next_look)
+
+    def updated(self, weights: Array, memory: Mapping[str, Array], next_look: int) -> RuleState:
+        """After one more update."""
+        return replace(self, weights=weights, total=weights + self.total, updates=self.updates + 1, memory=memory, next_look=next_look)
+
+    def mean(self) -> Array:
+        """[k] weights averaged over the updates."""
+        return self.total / self.updates
+
+    def to_dict(self) -> dict[str, Any]:
+        """Arrays and plain values."""
+        return {**vars(self), "names": list(self.names), "memory": dict(self.memory)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> RuleState:
-        """Back from `asdict`, also after JSON, which knows no tuples."""
-        return cls(tuple(fields["weights"]), tuple(fields["total"]), fields["updates"], tuple(fields["memory"]))
+        """Back from `to_dict`, also where a checkpoint made tensors of the arrays."""
+        memory = {name: np.asarray(value) for name, value in fields["memory"].items()}
+        arrays = {part: np.asarray(fields[part]) for part in ("weights", "total")}
+        return cls(tuple(fields["names"]), **arrays, updates=fields["updates"], memory=memory, next_look=fields["next_look"])
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a signal showed a rule after so many steps: arrays by name, as the signal's docstring lists them."""
+
+    step: int
+    learning_rate: float
+    values: Mapping[str, Array]
 
 
 class Rule(Protocol):
-    """A method that learns weights while a proxy trains, as data: which signal it needs is known by its type, what it makes of it is pure."""
+    """A method that learns weights while a model trains, as data; its functions are pure and know neither torch nor Ray.
+
+    `signal` is a key of `training.signals.SIGNALS`. `changes` says what the weights do to the run: `loss` (what each domain counts for in the loss, at
+    every step) or `nothing` (the run is only watched, and may be ended).
+    """
 
     name: ClassVar[str]
     version: ClassVar[int]
+    signal: ClassVar[str]
+    changes: ClassVar[Changes]
 
-    def start(self, num_domains: int) -> RuleState:
-        """The state before the first step."""
+    def start(self, names: Sequence[str], prior: Array, horizon_steps: int) -> RuleState:
+        """The state before the first step; `prior` are the weights [k] that rows are drawn with."""
+        ...
+
+    def update(self, state: RuleState, seen: Seen) -> RuleState:
+        """The state after a look."""
+        ...
+
+    def answer(self, state: RuleState) -> Array:
+        """[k] the weights that the rule stands for by now."""
+        ...
+
+    def done(self, state: RuleState) -> bool:
+        """Whether the run may end."""
         ...
 
 
@@ -44,7 +107,11 @@ class Rule(Protocol):
 class TrainJob:
     """One training run: what to train, on which corpus, drawn with which weights (fractions of tokens by domain name).
 
-    `rule` changes what every domain counts for in the loss, not how often it is drawn; `reference` is the frozen model that DoReMi's rule needs.
+    Attributes:
+        role: what folders and progress call the run.
+        rule: learns weights while it trains.
+        reference: the frozen model that a rule's signal may need.
+        keys: setting of the training -> its key in the experiment file, where that is not `base.…` of a base model or `proxy.…` of any other.
     """
 
     role: str
@@ -53,31 +120,39 @@ class TrainJob:
     seed: int
     rule: Rule | None = None
     reference: TrainedModel | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, setting: str) -> str:
+        """The key of a setting of the training in the experiment file, for error messages."""
+        return self.keys.get(setting, f"{'base' if self.role == 'base' else 'proxy'}.{setting}")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a comparison: the base model of a method with a seed."""
+class Outcome:
+    """What became of a run that was trained and measured: the model and its losses, or in one line what went wrong."""
 
-    label: str
-    seed: int
-    job: TrainJob
-
-    @property
-    def name(self) -> str:
-        return f"{self.label}, seed {self.seed}"
+    model: TrainedModel | None = None
+    losses: SplitLosses | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
 class ProxyLosses:
-    """What is kept of a proxy of a swarm: loss on every domain of a held-out split, in nats per token, and what it took."""
+    """What is kept of a proxy of a swarm: its digest, the loss on every domain of a held-out split in nats per token, and what it took."""
 
+    digest: str
     losses: Mapping[str, float]
     cost: Cost
 
 
 class Backend(Protocol):
-    """What a method may ask for. Every call returns a finished artifact at once when there is one."""
+    """What methods and commands may ask for. Every call returns a finished artifact at once when there is one."""
+
+    root: str
+
+    def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
+        """The corpus of an experiment."""
+        ...
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train models, as many at a time as the resources allow; results in the order of the jobs."""
@@ -91,11 +166,24 @@ class Backend(Protocol):
         """One embedding per domain of the corpus from the model's hidden states."""
         ...
 
+    def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
+        """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer."""
+        ...
+
+    def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
+        """Held-out losses of every model on every domain of some splits."""
+        ...
+
+    def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
+        """Train and measure every job as a trial of the experiment called `name`; one that fails does not stop the others."""
+        ...
+
 
 @dataclass(frozen=True)
 class FitContext:
-    """What the spine knows and a method may need: how the proxy is trained, what is embedded, and the first seed."""
+    """What the spine knows and a method may need: what the experiment calls it, how the proxy is trained, what is embedded, and the first seed."""
 
+    label: str
     corpus: TokenCorpus
     backend: Backend
     proxy: TrainingConfig

@@ -16,12 +16,15 @@ from rich.console import Console
 from typer.models import TyperInfo
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Mixture, TrainedModel
+from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.cli_regmix import app as regmix_app
 from chameleon_ray.config import load_changes
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, load_experiment
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.progress import Reporter
+from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.ray_doctor import examine
 
 app = typer.Typer(
     name="chameleon",
@@ -132,7 +135,6 @@ def extend(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Versions, devices, number format, cluster, free disk and memory; what is wrong and how to mend it."""
-    from chameleon_ray.ray_doctor import examine
     from chameleon_ray.terminal import show_examination
 
     found = examine(Path.cwd())
@@ -144,8 +146,6 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def _backend(experiment: Experiment, as_json: bool) -> Any:
-    from chameleon_ray.ray_backend import RayBackend
-
     reporter = Reporter.silent() if as_json else Reporter(Console(stderr=True))
     return RayBackend(experiment.storage, experiment.resources, reporter)
 

@@ -11,8 +11,10 @@ import typer
 from rich.console import Console
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Mixture
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.regmix import RegMix
+from chameleon_ray.mixing.swarm import read_swarm
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import validate
 
 app = typer.Typer(name="regmix", help="Weights by regression on a swarm of small runs.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -35,8 +37,6 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")] = False,
 ) -> None:
     """The best mixture by a regression on two CSV files joined on the run id."""
-    from chameleon_ray.mixing.regmix import RegMix
-    from chameleon_ray.mixing.swarm import read_swarm
     from chameleon_ray.terminal import show_mixture
 
     given = {"target": target, "regressor": regressor, "prior": _read_prior(prior) if prior else None}

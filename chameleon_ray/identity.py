@@ -78,9 +78,9 @@ def model_digest(job: TrainJob, corpus: TokenCorpus) -> str:
 
 
 def family_digest(job: TrainJob, corpus: TokenCorpus) -> str:
-    """Of the runs that one run passes through: those that differ in their steps alone, on one schedule. A run that may stop early is its own family."""
+    """Of the runs that one run passes through: those that differ in their steps alone, on one schedule. A run that may end early is its own family."""
     content = job_content(job, corpus)
-    if job.training.stop is None:
+    if job.rule is None or job.rule.changes != "nothing":
         del content["training"]["steps"]
     return digest_of("family", {**content, "role": job.role})
 

@@ -6,30 +6,24 @@ something is missing, so that repeating a finished experiment takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import (
-    Cost,
-    Embeddings,
-    TokenCorpus,
-    TrainedModel,
-    is_complete,
-    read_record,
-    read_table,
-    write_record,
-    write_table,
-)
-from chameleon_ray.backend import ProxyLosses, TrainJob, Trial
+from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.backend import Key, Outcome, ProxyLosses, TrainJob
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
-from chameleon_ray.evaluation.losses import SplitLosses
+from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
 from chameleon_ray.evaluation.scores import document_table, losses_of
 from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, foreign_digest, losses_digest, model_digest, proxy_digest
+from chameleon_ray.models.flops import forward_flops_per_token
 from chameleon_ray.progress import Reporter
+from chameleon_ray.records import is_complete, once, read_record, read_table, write_record, write_table
+from chameleon_ray.training.run import Run
 
 
 class RayBackend:
@@ -51,41 +45,43 @@ class RayBackend:
         sources = [(part.domain, part.heldout, part.fingerprint) for part in parts]
         digest = corpus_digest(config, sources, _tokenizer_sha256(pretrained) if pretrained else None, seed)
         address = storage.join(self.root, "corpora", digest)
-        if not is_complete(address):
+
+        def make() -> dict[str, Any]:
             from chameleon_ray.corpus.ray_tokenize import tokenize
 
             self._ray.start_ray()
-            tokenize(config, parts, seed, address, digest, self.reporter)
+            return tokenize(config, parts, seed, address, self.reporter)
+
+        once(address, "corpus", digest, make)
+        storage.remove(storage.join(address, "scratch"))
         return TokenCorpus.load(address)
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train what is not trained yet: equal jobs once, and of jobs that differ only in their steps on one schedule the longest, which passes
         through the others."""
-        digests = [model_digest(job, corpus) for job in jobs]
-        addresses = [self._model_address(job, digest) for job, digest in zip(jobs, digests, strict=True)]
-        missing = {address: (job, digest) for job, digest, address in zip(jobs, digests, addresses, strict=True) if not is_complete(address)}
-        while missing:
+        wanted = [self._run(job, corpus) for job in jobs]
+        # A long run that goes on from a checkpoint may have passed the end of a shorter one that was asked for later: then there is another turn.
+        while missing := {run.address: run for run in wanted if not is_complete(run.address)}:
             from chameleon_ray.training.ray_train import train_runs
 
             self._ray.start_ray()
-            runs = self._runs(corpus, missing)
+            runs = _longest(list(missing.values()))
             roles = " and ".join(sorted({run.job.role for run in runs}))
-            train_runs(runs, self.resources, self.reporter, f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}")
-            # A long run that goes on from a checkpoint may have passed the end of a shorter one that was asked for later.
-            missing = {address: job for address, job in missing.items() if not is_complete(address)}
-        return [TrainedModel.load(address) for address in addresses]
+            title = f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}"
+            train_runs(runs, storage.join(self.root, "unfinished"), self.resources, self.reporter, title)
+        return [TrainedModel.load(run.address) for run in wanted]
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
         """Train and measure the proxies that are missing, equal ones once."""
-        from chameleon_ray.training.ray_swarm import Proxy, load_losses, train_swarm
+        from chameleon_ray.training.ray_swarm import load_losses, train_swarm
 
         digests = [proxy_digest(job, corpus, split) for job in jobs]
-        addresses = [storage.join(self.root, "proxies", digest) for digest in digests]
-        missing = {a: Proxy(job, digest, a) for job, digest, a in zip(jobs, digests, addresses, strict=True) if not is_complete(a)}
+        runs = [Run(job, corpus, digest, storage.join(self.root, "proxies", digest)) for job, digest in zip(jobs, digests, strict=True)]
+        missing = {run.address: run for run in runs if not is_complete(run.address)}
         if missing:
             self._ray.start_ray()
             train_swarm(list(missing.values()), corpus, split, self.resources, self.reporter)
-        return [load_losses(address) for address in addresses]
+        return [load_losses(run.address) for run in runs]
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
@@ -93,11 +89,14 @@ class RayBackend:
         layer, per_token = _layer_of(model, corpus, spec)
         digest = embeddings_digest(model.digest, corpus, layer, spec.samples_per_domain)
         address = storage.join(self.root, "embeddings", digest)
-        if not is_complete(address):
+
+        def make() -> dict[str, Any]:
             from chameleon_ray.embedding.ray_embed import embed
 
             self._ray.start_ray()
-            embed(model.address, layer, corpus, spec, self.resources, self.reporter, per_token, self._pool_actors).save(address, digest)
+            return embed(model.address, layer, corpus, spec, self.resources, self.reporter, per_token, digest, self._pool_actors).save(address)
+
+        once(address, "embeddings", digest, make)
         return Embeddings.load(address)
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
@@ -118,20 +117,25 @@ class RayBackend:
                 write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})
         return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
 
-    def run_trials(self, name: str, corpus: TokenCorpus, trials: Sequence[Trial], splits: Sequence[str]) -> dict[str, str]:
-        """Train and measure base models as a Ray Tune experiment, those that are missing; equal jobs once; what went wrong by the name of the trial."""
-        first: dict[str, Trial] = {}
-        for trial in trials:
-            if not self._is_measured(trial, corpus, splits):
-                first.setdefault(model_digest(trial.job, corpus), trial)
-        if not first:
-            return {}
-        from chameleon_ray.ray_trials import run_trials
+    def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
+        """Train and measure base models as a Ray Tune experiment, those that are missing; equal jobs once."""
+        runs = {key: self._run(job, corpus) for key, job in jobs.items()}
+        missing: dict[str, tuple[str, TrainJob]] = {}
+        for key, run in runs.items():
+            if not self._is_measured(run, splits):
+                missing.setdefault(run.digest, (_trial_name(key), run.job))
+        failed: dict[str, str] = {}
+        if missing:
+            from chameleon_ray.ray_trials import run_trials
 
-        self._ray.start_ray()
-        failed = run_trials(name, self.root, corpus, list(first.values()), splits, self.resources, self.reporter)
-        told = {digest: failed[trial.name] for digest, trial in first.items() if trial.name in failed}
-        return {trial.name: told[digest] for trial in trials if (digest := model_digest(trial.job, corpus)) in told}
+            self._ray.start_ray()
+            failed = run_trials(
+                name, self.root, dict(missing.values()), _Measure(self.root, self.resources, corpus, tuple(splits)), self.resources, self.reporter
+            )
+        told = {digest: failed[trial] for digest, (trial, _) in missing.items() if trial in failed}
+        done = {key: TrainedModel.load(run.address) for key, run in runs.items() if run.digest not in told}
+        losses = dict(zip(done, self.evaluate(list(done.values()), corpus, splits), strict=True))
+        return {key: Outcome(failure=told[run.digest]) if run.digest in told else Outcome(done[key], losses[key]) for key, run in runs.items()}
 
     def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
         """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer.
@@ -147,27 +151,13 @@ class RayBackend:
             return TrainedModel.load(place)
         return _foreign_model(place, corpus)
 
-    def _runs(self, corpus: TokenCorpus, missing: Mapping[str, tuple[TrainJob, str]]) -> list[Any]:
-        from chameleon_ray.training.ray_train import Run, Snapshot
+    def _run(self, job: TrainJob, corpus: TokenCorpus) -> Run:
+        digest = model_digest(job, corpus)
+        return Run(job, corpus, digest, storage.join(self.root, "models", f"{job.role}-{digest}"))
 
-        families: dict[str, list[Snapshot]] = {}
-        for address, (job, digest) in missing.items():
-            families.setdefault(family_digest(job, corpus), []).append(Snapshot(job, digest, address))
-        runs = []
-        for family in families.values():
-            *shorter, longest = sorted(family, key=lambda snapshot: snapshot.job.training.steps)
-            label = f"{longest.job.role} {longest.digest[:4]} (seed {longest.job.seed})"
-            checkpoints = storage.join(self.root, "unfinished")
-            runs.append(Run(longest.job, corpus, longest.digest, longest.address, checkpoints, label, tuple(shorter)))
-        return runs
-
-    def _model_address(self, job: TrainJob, digest: str) -> str:
-        return storage.join(self.root, "models", f"{job.role}-{digest}")
-
-    def _is_measured(self, trial: Trial, corpus: TokenCorpus, splits: Sequence[str]) -> bool:
-        digest = model_digest(trial.job, corpus)
-        losses = storage.join(self.root, "losses", losses_digest(digest, corpus, splits))
-        return is_complete(self._model_address(trial.job, digest)) and is_complete(losses)
+    def _is_measured(self, run: Run, splits: Sequence[str]) -> bool:
+        losses = storage.join(self.root, "losses", losses_digest(run.digest, run.corpus, splits))
+        return is_complete(run.address) and is_complete(losses)
 
     @cached_property
     def _ray(self) -> Any:
@@ -176,16 +166,50 @@ class RayBackend:
         return ray_session
 
 
+@dataclass(frozen=True)
+class _Measure:
+    """Trains and measures a job in a trial's process. Its numbers are those of the first split (valid): choices are made on it."""
+
+    root: str
+    resources: Resources
+    corpus: TokenCorpus
+    splits: tuple[str, ...]
+
+    def __call__(self, job: TrainJob, reporter: Reporter) -> dict[str, float]:
+        backend = RayBackend(self.root, self.resources, reporter, pool_actors=self.resources.num_workers)
+        (model,) = backend.train_many(self.corpus, [job])
+        (losses,) = backend.evaluate([model], self.corpus, self.splits)
+        found = losses[self.splits[0]]
+        each = {f"perplexity/{domain}": loss.perplexity for domain, loss in found.items()}
+        return {"mean_perplexity": mean_perplexity(found), "mean_loss_nats": mean_nats(found), **each}
+
+
+def _trial_name(key: Hashable) -> str:
+    return f"{key[0]}, seed {key[1]}" if isinstance(key, tuple) else str(key)
+
+
+def _longest(runs: Sequence[Run]) -> list[Run]:
+    """Of runs that are the beginning of one another the longest, which passes through the others."""
+    families: dict[str, list[Run]] = {}
+    for run in runs:
+        families.setdefault(family_digest(run.job, run.corpus), []).append(run)
+    found = []
+    for family in families.values():
+        *shorter, longest = sorted(family, key=lambda run: run.job.training.steps)
+        found.append(replace(longest, passes=tuple(shorter)))
+    return found
+
+
 def check_tokenizer(model: TrainedModel, corpus: TokenCorpus) -> None:
     """Raise `UserError` when the model's vocabulary cannot read the corpus's tokens."""
     if model.vocab_size < corpus.vocab_size:
         raise UserError(
             f"{model.address}: its vocabulary has {model.vocab_size:,} tokens and the corpus needs {corpus.vocab_size:,}; "
-            f"tokenise the corpus with the model's tokenizer (corpus.tokenizer.pretrained={model.address})"
+            f"tokenize the corpus with the model's tokenizer (corpus.tokenizer.pretrained={model.address})"
         )
     if model.tokenizer_sha256 != corpus.tokenizer_sha256:
         raise UserError(
-            f"{model.address}: trained with another tokenizer than the corpus; tokenise the corpus with it (corpus.tokenizer.pretrained={model.address})"
+            f"{model.address}: trained with another tokenizer than the corpus; tokenize the corpus with it (corpus.tokenizer.pretrained={model.address})"
         )
 
 
@@ -193,7 +217,6 @@ def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -
     """The layer to embed at and what one token takes."""
     from transformers import AutoConfig
 
-    from chameleon_ray.models.flops import forward_flops_per_token
     from chameleon_ray.models.pooling import middle_layer
 
     config = AutoConfig.from_pretrained(storage.local_directory(model.address))

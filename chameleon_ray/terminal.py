@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from chameleon_ray.artifacts import Mixture
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.formatting import duration, measured, number, power
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from chameleon_ray.artifacts import NUM_GROUPS, Cost, DomainCounts, Embeddings, SplitCounts, TokenCorpus, TrainedModel
-from chameleon_ray.backend import FitContext, ProxyLosses, TrainJob
+from chameleon_ray.backend import FitContext, ProxyLosses, Seen, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, TrainingConfig
-from chameleon_ray.mixing.doge import DoGERule
-from chameleon_ray.mixing.doremi import DoReMiRule
+from chameleon_ray.training.learner import Learner, learned
 
 ROW_TOKENS = 16
 
@@ -27,7 +27,7 @@ def make_corpus(rows: Mapping[str, int]) -> TokenCorpus:
 def make_context(rows: Mapping[str, int], seed: int = 0) -> FitContext:
     """What the spine would hand to a method for that corpus."""
     proxy = TrainingConfig(model=ModelConfig(layers=2, heads=2, width=8), steps=10, batch_rows=max(4, len(rows)))
-    return FitContext(make_corpus(rows), FakeBackend(), proxy, EmbeddingConfig(samples_per_domain=256), seed)
+    return FitContext("label", make_corpus(rows), FakeBackend(), proxy, EmbeddingConfig(samples_per_domain=256), seed)
 
 
 def noisy_embeddings(means: Mapping[str, np.ndarray], samples: int, noise: float = 0.0, seed: int = 0) -> Embeddings:
@@ -41,7 +41,7 @@ def noisy_embeddings(means: Mapping[str, np.ndarray], samples: int, noise: float
         counts[:, None] * mean + noise * np.sqrt(counts)[:, None] * rng(name, seed).standard_normal((NUM_GROUPS, len(mean))) for name, mean in means.items()
     ]
     cost = Cost(samples * len(means) * ROW_TOKENS, 1e6 * samples, 0.5)
-    return Embeddings(tuple(means), np.array(sums), np.tile(counts, (len(means), 1)), layer=1, cost=cost)
+    return Embeddings(tuple(means), np.array(sums), np.tile(counts, (len(means), 1)), layer=1, ledger={"embeddings": cost})
 
 
 def rng(name: str, seed: int = 0) -> np.random.Generator:
@@ -50,20 +50,44 @@ def rng(name: str, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def learned_weights(job: TrainJob) -> dict[str, Any]:
-    """What a rule ends with after the job's steps, when every domain sends the same signal at each of them, decided by its name."""
-    names = tuple(job.weights)
-    signal = np.array([rng(name).random() for name in names])
+def seen_by(signal: str, names: Sequence[str], step: int) -> Seen:
+    """What a signal shows at every step: the same for a domain whenever it is asked, decided by its name."""
+    level = np.array([rng(name).random() for name in names])
+    means = np.stack([2.0 + rng(name).standard_normal(8) for name in names])
+    counts = np.full((len(names), NUM_GROUPS), 2.0)
+    values = {
+        "excess_losses": {"excess": 100 * level, "tokens": np.full(len(names), 100.0)},
+        "gradients": {"products": level, "norms": np.ones(len(names))},
+        "embeddings": {"group_sums": counts[:, :, None] * means[:, None, :], "group_counts": counts, "layer": np.array(1)},
+    }
+    return Seen(step, 1e-3, values[signal])
+
+
+@dataclass(frozen=True)
+class LearnedModel(TrainedModel):
+    """A model that a rule watched; its history is at hand."""
+
+    history: pa.Table | None = None
+
+    def weight_history(self) -> pa.Table:
+        assert self.history is not None
+        return self.history
+
+
+def learned_model(job: TrainJob, model: TrainedModel) -> TrainedModel:
+    """What a rule ends with after the job's steps, or when it lets the run end."""
     assert job.rule is not None
-    state = job.rule.start(len(names))
-    for _ in range(job.training.steps):
-        if isinstance(job.rule, DoReMiRule):
-            state = job.rule.update(state, 100 * signal, np.full(len(names), 100.0))
-        else:
-            assert isinstance(job.rule, DoGERule)
-            state = job.rule.update(state, signal, np.ones(len(names)), 1e-3)
-    mean, last = (dict(zip(names, values, strict=True)) for values in (state.mean(), state.weights))
-    return {"name": job.rule.name, "updates": state.updates, "mean": mean, "last": last}
+    learner = Learner(job, None)
+    history: list[dict[str, Any]] = []
+    step = 0
+    while step < job.training.steps and not learner.done:
+        step += 1
+        learner.begin(step, 1e-3)
+        if learner.due:
+            learner.see(**seen_by(job.rule.signal, learner.state.names, step).values)
+            history += learner.history()
+    details = {"rule": learned(job.rule, learner.state, step)}
+    return LearnedModel(**{**vars(model), "details": details}, history=pa.Table.from_pylist(history))
 
 
 def best_mixture(names: Sequence[str]) -> dict[str, float]:
@@ -90,13 +114,14 @@ class FakeBackend:
         for job in jobs:
             tokens = job.training.steps * job.training.batch_rows * corpus.row_tokens
             cost = Cost(tokens, 6.0 * 1000 * tokens, 1e-6 * tokens)
-            details = {"rule": learned_weights(job)} if job.rule else {}
-            models.append(TrainedModel("nowhere", f"{job.role}-{job.seed}", dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, cost, details))
+            model = TrainedModel("nowhere", f"{job.role}-{job.seed}", dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, cost)
+            models.append(learned_model(job, model) if job.rule else model)
         return models
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
         assert split == "valid"
-        return [ProxyLosses(swarm_losses(job.weights), model.cost) for job, model in zip(jobs, self.train_many(corpus, jobs), strict=True)]
+        models = self.train_many(corpus, jobs)
+        return [ProxyLosses(f"{i}", swarm_losses(job.weights), model.cost) for i, (job, model) in enumerate(zip(jobs, models, strict=True))]
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         means = {name: 2.0 + rng(name).standard_normal(8) for name in corpus.names}

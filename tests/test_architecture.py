@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,73 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "chameleon_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVERYTHING = [path for folder in ("chameleon_ray", "analysis", "jobs", "tests") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
+
+
+# From the ground up: a file imports only from its own floor or from those before it. Folders follow the data.
+FLOORS = (
+    *("errors", "storage", "settings", "presets", "config", "records", "artifacts", "mixture", "progress", "backend", "identity"),
+    *("ray_session", "ray_progress"),
+    *("mixing", "experiment", "corpus", "models", "embedding", "training", "evaluation", "report"),
+    *("fitting", "results", "transfer", "pipeline", "ray_trials", "ray_backend"),
+    *("__init__", "ray_doctor", "terminal", "cli_regmix", "cli", "__main__"),
+)
+# What takes long to import, or need not be there: it may be imported inside a function, and so may our own modules that need it.
+HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets", "tokenizers", "lightgbm", "scipy", "umap", "matplotlib"}
+MODULES = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+
+
+@cache
+def imports_of(module: str) -> dict[str, bool]:
+    """What a module of ours imports, whole names -> whether only inside functions."""
+    found: dict[str, bool] = {}
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            names: list[str] = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                names = [full if (full := f"{child.module}.{alias.name}") in MODULES else str(child.module) for alias in child.names]
+            for name in names:
+                found[name] = found.get(name, True) and inside
+            visit(child, inside or isinstance(child, (ast.FunctionDef, ast.Lambda)))
+
+    visit(ast.parse(MODULES[module].read_text()), False)
+    return found
+
+
+def floor_of(module: str) -> int:
+    parts = module.split(".")
+    return FLOORS.index(parts[1] if len(parts) > 1 else "__init__")
+
+
+@cache
+def is_heavy(module: str) -> bool:
+    """Whether importing it imports something heavy."""
+    if module not in MODULES:
+        return module.split(".")[0] in HEAVY
+    return any(is_heavy(name) for name, inside in imports_of(module).items() if not inside)
+
+
+def test_every_file_stands_on_a_floor() -> None:
+    assert {module.split(".")[1] for module in MODULES if "." in module} <= set(FLOORS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_never_go_up(module: str) -> None:
+    upward = [name for name in imports_of(module) if name in MODULES and floor_of(name) > floor_of(module)]
+    assert upward == []
+
+
+def test_imports_never_go_in_a_circle() -> None:
+    order = TopologicalSorter({module: {name for name in imports_of(module) if name in MODULES} - {module} for module in MODULES})
+    assert len(list(order.static_order())) == len(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_what_is_heavy_is_imported_inside_a_function(module: str) -> None:
+    light = [name for name, inside in imports_of(module).items() if inside and not is_heavy(name)]
+    assert light == []
 
 
 def imported(path: Path) -> set[str]:

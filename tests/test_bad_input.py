@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from chameleon_ray.artifacts import Mixture, TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.cli import main
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import base_job
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.training.loop import check_job

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Cost, Embeddings, Mixture, is_complete, read_record
+from chameleon_ray.artifacts import Cost, Embeddings
 from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.rows import Rows, open_shard, write_shard
-from chameleon_ray.corpus.sources import plan_parts, read_part
+from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixture import Mixture
+from chameleon_ray.records import is_complete, read_record
 
 
 @pytest.fixture(scope="module")

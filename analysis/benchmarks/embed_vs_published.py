@@ -1,6 +1,6 @@
 """Embedding tokens per second of the actor pool, over those of the path in the authors' script.
 
-That path: decode rows to text, tokenise again with padding to the longest and an attention mask, run the model in full depth keeping every
+That path: decode rows to text, tokenize again with padding to the longest and an attention mask, run the model in full depth keeping every
 layer's hidden states, take the masked mean at the middle layer. Same model, rows, rows per forward pass, number format and number of threads.
 """
 

@@ -66,11 +66,11 @@ def _train_alone(jobs: list[TrainJob], corpus: TokenCorpus, threads: int) -> Non
     import torch
 
     from chameleon_ray.models.hardware import Hardware
-    from chameleon_ray.training.swarm import train_proxy
+    from chameleon_ray.training.worker import train_proxy
 
     torch.set_num_threads(threads)
     for job in jobs:
-        train_proxy(job, corpus, "valid", Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU"))
+        train_proxy(job, corpus, "valid", "digest", Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU"))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
     from chameleon_ray.models.build import build_model
     from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training.engine import build_engine
-    from chameleon_ray.training.steps import make_step
+    from chameleon_ray.training.learner import Learner
+    from chameleon_ray.training.signals import make_step
+    from chameleon_ray.training.steps import Worker
 
     os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})
     hardware = Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU")
@@ -71,7 +73,8 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
     model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
     engine = build_engine(model, training, hardware, training.batch_rows, 1)
     engine.train()
-    step = make_step(job, corpus, hardware, training.batch_rows, 0, 1, None)
+    learner = Learner(job, None) if job.rule else None
+    step = make_step(Worker(job, corpus, hardware, training.batch_rows), learner)
     plan = MixturePlan(job.weights, corpus.rows(), job.seed)
     planned, _ = plan.take(plan.start(), training.batch_rows)
     mine = step.mine(planned.domain)
@@ -80,7 +83,9 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
 
     def seconds() -> float:
         started = time.perf_counter()
-        step(engine, rows, domains, 1e-4)
+        if learner:
+            learner.begin(1, 1e-4)
+        step(engine, rows, domains)
         return time.perf_counter() - started
 
     return seconds

@@ -12,14 +12,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus, write_record
+from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus
 from chameleon_ray.config import ModelConfig
 from chameleon_ray.corpus.packing import pack
 from chameleon_ray.corpus.rows import write_shard
-from chameleon_ray.corpus.tokenise import entropy_nats
+from chameleon_ray.corpus.scatter import entropy_nats
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
 from chameleon_ray.identity import digest_of
 from chameleon_ray.models.build import build_model
+from chameleon_ray.records import write_record
 
 VOCAB_SIZE = 2048
 HELDOUT_ROWS = 2

@@ -1,4 +1,4 @@
-"""Memory of tokenising ten times as much text, over that of tokenising the smaller amount.
+"""Memory of tokenizing ten times as much text, over that of tokenizing the smaller amount.
 
 Memory is the peak over time of everything the Ray session holds, driver and object store included, nothing counted twice
 (`measure.tree_bytes`), less what the same session held when its workers had run a data set that does nothing. Every amount has a session of
@@ -35,7 +35,7 @@ def write_text(folder: Path, num_bytes: int, file_bytes: int) -> None:
 
 
 def measured(folder: str) -> dict[str, float]:
-    """Tokenise the files of a folder in a Ray session of this process; bytes at rest and at the peak, and seconds."""
+    """Tokenize the files of a folder in a Ray session of this process; bytes at rest and at the peak, and seconds."""
     from analysis.benchmarks.ray_local import warm_workers
     from chameleon_ray.config import CorpusConfig, DomainConfig, Resources, TokenizerConfig, TokenizerTraining
     from chameleon_ray.progress import Reporter

@@ -42,6 +42,7 @@ def in_turns(config: dict[str, Any]) -> dict[str, Any]:
     from chameleon_ray.training import loop
     from chameleon_ray.training.engine import build_engine
     from chameleon_ray.training.plan import MixturePlan
+    from chameleon_ray.training.steps import Worker
 
     job, corpus, threads, block_steps = config["job"], config["corpus"], config["threads"], config["block_steps"]
     torch.set_num_threads(threads)
@@ -71,7 +72,7 @@ def in_turns(config: dict[str, Any]) -> dict[str, Any]:
         plain_seconds.append(time.perf_counter() - began)
         began, cpu_before = time.perf_counter(), cpu_seconds(others)
 
-    loop.train(engine, job, corpus, hardware, micro, loop.Progress(), lambda progress: None, on_step)
+    loop.train(engine, Worker(job, corpus, hardware, micro), loop.Progress(), lambda progress: None, on_step)
     return {"production": production_seconds[1:], "plain": plain_seconds[1:], "ray_cpus": ray_cpus[1:], "micro_batch_rows": micro}
 
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from chameleon_ray import storage
 from chameleon_ray.corpus.documents import Document, document_hash
-from chameleon_ray.corpus.sources import Part, read_part
+from chameleon_ray.corpus.readers import read_part
+from chameleon_ray.corpus.sources import Part
 from chameleon_ray.errors import UserError
 
 BUCKET_BYTES = 16 << 20

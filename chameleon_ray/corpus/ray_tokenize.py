@@ -1,4 +1,4 @@
-"""From raw text to a `TokenCorpus` on Ray Data: read -> normalise -> drop copies -> tokenise -> pack -> shuffle once -> write.
+"""From raw text to a `TokenCorpus` on Ray Data: read -> normalise -> drop copies -> tokenize -> pack -> shuffle once -> write.
 
 Three passes, each a stream of tasks over files: `partition` sorts documents into buckets by hash, `tokenize_bucket` makes rows of them,
 `gather_*` writes shuffled shards. What passes between them lies on disk and not in the object store, so memory stays flat when the corpus
@@ -18,9 +18,9 @@ import pyarrow as pa
 import ray
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus, write_record
+from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus
 from chameleon_ray.config import CorpusConfig
-from chameleon_ray.corpus import tokenise
+from chameleon_ray.corpus import scatter
 from chameleon_ray.corpus.partition import DomainStats, check_skipped, heldout_borders, num_buckets, partition
 from chameleon_ray.corpus.sources import Part
 from chameleon_ray.corpus.tokenizer import load_tokenizer
@@ -71,14 +71,14 @@ def _give_back() -> None:
     pa.system_memory_pool().release_unused()
 
 
-def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: str, digest: str, reporter: Reporter) -> TokenCorpus:
-    """Make the corpus of the parts at `address`.
+def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: str, reporter: Reporter) -> dict[str, Any]:
+    """Make the corpus of the parts at `address`; what its record is to hold. The folder `scratch` there may then be removed.
 
     Raises:
         UserError: unreadable input, unusable documents past 1 %, or a domain with too little text for one row in every split.
     """
     started = time.perf_counter()
-    with reporter.stage("reading and tokenising the corpus") as stage:
+    with reporter.stage("reading and tokenizing the corpus") as stage:
         buckets = num_buckets(parts)
         pieces = storage.join(address, "scratch", "pieces")
         groups = _groups(parts)
@@ -92,12 +92,10 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
         names = _names(config, parts, stats)
         spec = _with_tokenizer(config, _specify(config, address, names, stats, names_of_groups, buckets, seed), stage)
         domains = _write_rows(spec, stats, stage)
-    corpus = TokenCorpus(address, digest, names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256)
-    manifest = [entry for part in parts for entry in part.manifest()]
-    write_record(address, "corpus", digest, {**corpus.content(), "seconds": time.perf_counter() - started, "sources": manifest})
-    storage.remove(spec.scratch)
+    corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256)
     _say(corpus, reporter)
-    return corpus
+    manifest = [entry for part in parts for entry in part.manifest()]
+    return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": manifest}
 
 
 def _groups(parts: Sequence[Part]) -> list[list[Part]]:
@@ -138,43 +136,43 @@ def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, Doma
 
 def _specify(
     config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: tuple[str, ...], buckets: int, seed: int
-) -> tokenise.TokenizeSpec:
+) -> scatter.TokenizeSpec:
     borders = heldout_borders({name: stats[name] for name in names}, config.heldout_fraction)
-    shards = {name: tokenise.num_shards(stats[name].text_bytes) for name in names}
-    return tokenise.TokenizeSpec(address, names, groups, buckets, borders, shards, config.row_tokens, 0, 0, "", seed)
+    shards = {name: scatter.num_shards(stats[name].text_bytes) for name in names}
+    return scatter.TokenizeSpec(address, names, groups, buckets, borders, shards, config.row_tokens, 0, 0, "", seed)
 
 
-def _with_tokenizer(config: CorpusConfig, spec: tokenise.TokenizeSpec, stage: Stage) -> tokenise.TokenizeSpec:
+def _with_tokenizer(config: CorpusConfig, spec: scatter.TokenizeSpec, stage: Stage) -> scatter.TokenizeSpec:
     training, pretrained = config.tokenizer.train, config.tokenizer.pretrained
     if training is not None:
-        task = Task(tokenise.make_tokenizer, (spec, training.vocab_size, training.bytes_per_domain))
+        task = Task(scatter.make_tokenizer, (spec, training.vocab_size, training.bytes_per_domain))
         (found,) = run_tasks([task], stage, "train tokenizer")
     else:
         assert pretrained is not None
-        found = tokenise.publish_tokenizer(spec.address, *load_tokenizer(pretrained))
+        found = scatter.publish_tokenizer(spec.address, *load_tokenizer(pretrained))
     return replace(spec, **found)
 
 
-def _write_rows(spec: tokenise.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> dict[str, DomainCounts]:
+def _write_rows(spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> dict[str, DomainCounts]:
     documents, tokens, duplicates = Counter[str](), Counter[str](), Counter[str]()
-    for result in run_tasks([Task(tokenise.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], stage, "tokenise"):
+    for result in run_tasks([Task(scatter.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], stage, "tokenize"):
         duplicates.update(result["duplicates"])
         for name, counts in result["counts"].items():
             documents[name] += counts["documents"]
             tokens[name] += counts["tokens"]
     places = [(name, shard) for name in spec.names for shard in range(spec.shards[name])]
-    train = run_tasks([Task(tokenise.gather_train, (spec, *place)) for place in places], stage, "shuffle")
+    train = run_tasks([Task(scatter.gather_train, (spec, *place)) for place in places], stage, "shuffle")
     rows: dict[str, list[int]] = {name: [] for name in spec.names}
     histograms: dict[str, Counter[int]] = {name: Counter() for name in spec.names}
     for (name, _), result in zip(places, train, strict=True):
         rows[name].append(result["rows"])
         histograms[name].update(dict(result["unigrams"]))
-    heldout = dict(zip(spec.names, run_tasks([Task(tokenise.gather_heldout, (spec, name)) for name in spec.names], stage, "hold out"), strict=True))
+    heldout = dict(zip(spec.names, run_tasks([Task(scatter.gather_heldout, (spec, name)) for name in spec.names], stage, "hold out"), strict=True))
     return {name: _counts(spec, name, stats[name], documents, tokens, duplicates, rows, histograms, heldout) for name in spec.names}
 
 
 def _counts(
-    spec: tokenise.TokenizeSpec,
+    spec: scatter.TokenizeSpec,
     name: str,
     stats: DomainStats,
     documents: Mapping[str, int],
@@ -193,7 +191,7 @@ def _counts(
                 f"add {'documents' if split == 'train' else 'held-out documents (two at least)'}, or lower corpus.row_tokens"
             )
     train = SplitCounts(documents[name], tokens[name], tuple(rows[name]))
-    return DomainCounts(train, valid, test, stats.text_bytes, duplicates[name], dict(sorted(stats.skipped.items())), tokenise.entropy_nats(histograms[name]))
+    return DomainCounts(train, valid, test, stats.text_bytes, duplicates[name], dict(sorted(stats.skipped.items())), scatter.entropy_nats(histograms[name]))
 
 
 def _say(corpus: TokenCorpus, reporter: Reporter) -> None:

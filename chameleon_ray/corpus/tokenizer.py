@@ -24,7 +24,7 @@ _GAP = re.compile(r"(?<=\S)[ \t\r\n]")
 
 
 def train_tokenizer(vocab_size: int, texts: Mapping[str, Sequence[str]]) -> Tokenizer:
-    """Byte-level BPE (GPT-2's pre-tokenisation) on equal shares: a domain with less text is repeated until it weighs as much as the largest.
+    """Byte-level BPE (GPT-2's pre-tokenization) on equal shares: a domain with less text is repeated until it weighs as much as the largest.
 
     Args:
         vocab_size: tokens in all, the 256 bytes and the end of document included.
@@ -88,7 +88,7 @@ def tokenizer_sha256(tokenizer: Tokenizer, end_of_document: int) -> str:
 def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
     """Tokens of each document, without any special token.
 
-    Long documents are cut into pieces where white space begins, which GPT-2's pre-tokenisation never joins with what stands before it, so
+    Long documents are cut into pieces where white space begins, which GPT-2's pre-tokenization never joins with what stands before it, so
     that the tokens are those of the whole; memory stays flat also for a 50 MB line. Text that spells a special token stays text.
     """
     tokenizer.no_truncation()

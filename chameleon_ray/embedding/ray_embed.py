@@ -25,6 +25,7 @@ def embed(
     resources: Resources,
     reporter: Reporter,
     per_token: Cost,
+    digest: str,
     pool_actors: int | None = None,
 ) -> Embeddings:
     """One embedding per domain, from at most `spec.samples_per_domain` train rows each.
@@ -33,6 +34,7 @@ def embed(
         folder: address of a model in Hugging Face layout, with the corpus's tokenizer.
         layer: index into hidden_states.
         per_token: what one token takes, without the seconds.
+        digest: of the embeddings, for their ledger.
     Raises:
         UserError: a domain without rows; an embedding that is not finite.
     """
@@ -57,4 +59,4 @@ def embed(
         raise UserError(f"the embedding of domain {bad[0]!r} is not finite; the model in {folder} diverged: train it again with a lower proxy.learning_rate")
     tokens = int(counts.sum()) * corpus.row_tokens
     cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)
-    return Embeddings(corpus.names, sums, counts, layer, cost)
+    return Embeddings(corpus.names, sums, counts, layer, {digest: cost})

@@ -5,54 +5,12 @@ A document is the unit of sampling: its tokens share a topic and an author, so t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class DocumentLosses:
-    """Loss of one model on one domain: for each document the sum of nats and the tokens predicted."""
-
-    document: NDArray[np.int64]
-    nats: NDArray[np.float64]
-    tokens: NDArray[np.int64]
-
-    @property
-    def mean_nats(self) -> float:
-        """Nats per token over all tokens of the domain."""
-        return float(self.nats.sum() / self.tokens.sum())
-
-    @property
-    def stderr_nats(self) -> float:
-        """Standard error of `mean_nats`, clustered by document (ratio estimator); NaN for a single document."""
-        n = len(self.document)
-        if n < 2:
-            return math.nan
-        residual = self.nats - self.mean_nats * self.tokens
-        return float(np.sqrt(n / (n - 1) * (residual**2).sum()) / self.tokens.sum())
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean."""
-        return math.exp(self.mean_nats)
-
-    @property
-    def stderr_perplexity(self) -> float:
-        """Delta method: perplexity times the standard error in nats."""
-        return self.perplexity * self.stderr_nats
-
-    @classmethod
-    def from_tokens(cls, document: NDArray[np.int64], nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> DocumentLosses:
-        """Add up entries of the same document."""
-        unique, inverse = np.unique(document, return_inverse=True)
-        return cls(unique, np.bincount(inverse, nats, len(unique)).astype(np.float64), np.bincount(inverse, tokens, len(unique)).astype(np.int64))
-
-
-SplitLosses = dict[str, dict[str, DocumentLosses]]  # split -> domain -> losses
+from chameleon_ray.artifacts import DocumentLosses
 
 
 def document_of_target(tokens: NDArray[np.integer], document: NDArray[np.int64], end_of_document: int) -> NDArray[np.int64]:

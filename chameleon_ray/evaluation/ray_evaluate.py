@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.artifacts import DocumentLosses, SplitLosses, TokenCorpus
 from chameleon_ray.config import Resources
 from chameleon_ray.corpus.chunks import chunks_of
 from chameleon_ray.corpus.ray_stream import stream
-from chameleon_ray.evaluation.losses import DocumentLosses, SplitLosses
 from chameleon_ray.evaluation.worker import EvaluateWorker
 from chameleon_ray.progress import Stage
 

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chameleon_ray.evaluation.losses import DocumentLosses, SplitLosses, mean_nats, mean_perplexity
+from chameleon_ray.artifacts import DocumentLosses, SplitLosses
+from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
 
 SCHEMA = pa.schema(
     [

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.artifacts import DocumentLosses, TokenCorpus
 from chameleon_ray.corpus.chunks import ChunkReader
-from chameleon_ray.evaluation.losses import DocumentLosses, document_of_target
+from chameleon_ray.evaluation.losses import document_of_target
 
 FORWARD_BYTES = 1 << 28
 

@@ -8,9 +8,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from chameleon_ray.artifacts import check_weights
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.simplex import named
+from chameleon_ray.mixture import check_weights
 
 
 def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from chameleon_ray.artifacts import Embeddings, Mixture, TrainedModel
-from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.artifacts import Embeddings, TrainedModel
+from chameleon_ray.backend import Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing import krls
 from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
+from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, softmax, spread, uniform
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import Settings
 
 Stage = Literal["pretrain", "finetune"]
@@ -80,8 +82,11 @@ class _Formula(Settings):
 
 
 def proxy_job(context: FitContext) -> TrainJob:
-    """The proxy on uniform weights."""
-    return TrainJob(role="proxy", training=context.proxy, weights=uniform(domain_names(context.corpus)), seed=context.seed)
+    """The proxy on uniform weights, which may end early where `proxy.stop` says so."""
+    training, stop = context.proxy, context.proxy.stop
+    rule = SettledRule(stop.tolerance, stop.every_steps or max(1, training.steps // 20), stop.samples_per_domain) if stop else None
+    weights = uniform(domain_names(context.corpus))
+    return TrainJob("proxy", training.model_copy(update={"stop": None}), weights, context.seed, rule)
 
 
 def proxy_embeddings(context: FitContext) -> tuple[TrainedModel, Embeddings]:
@@ -112,6 +117,7 @@ class Chameleon(Settings):
     name: ClassVar[str] = "chameleon"
     version: ClassVar[int] = 1
     variant: Literal["paper", "released"] = "paper"
+    needs: ClassVar[frozenset[str]] = frozenset({"proxy", "embedding"})
     stage: Stage = "pretrain"
     ridge: Ridge | None = None
     temperature: Temperature | None = None
@@ -142,9 +148,7 @@ class Chameleon(Settings):
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
-        if "stopped_at" in proxy.details:
-            provenance["proxy_stopped_at_step"] = proxy.details["stopped_at"]
-        return replace(mixture, cost=proxy.cost + embeddings.cost, provenance=provenance)
+        return replace(mixture, ledger={proxy.run: proxy.cost, **embeddings.ledger}, trajectory=trajectory_of(proxy), provenance=provenance)
 
     def weigh(self, embeddings: Embeddings) -> Mixture:
         """Weights of embedded domains, old or new, without training (algorithm 1, steps 6 to 14).
@@ -152,7 +156,7 @@ class Chameleon(Settings):
         Domains are taken in the order of their names, so that another order of the input changes no digit.
 
         Returns:
-            A mixture whose cost is that of the embeddings; `details` holds the spectrum, effective dimension, lam, tau and, up to 200 domains, Omega.
+            A mixture whose ledger is that of the embeddings; `details` holds the spectrum, effective dimension, lam, tau and, up to 200 domains, Omega.
         Raises:
             UserError: a domain without samples, embeddings that are not finite, or a ridge lost in rounding.
         Cost: (1 + bootstrap_draws) times O(k p min(k, p)).
@@ -179,7 +183,7 @@ class Chameleon(Settings):
             scores=labelled(scores),
             weights_stderr=labelled(errors[1]) if errors else None,
             scores_stderr=labelled(errors[0]) if errors else None,
-            cost=embeddings.cost,
+            ledger=embeddings.ledger,
             provenance=self._provenance(formula, embeddings),
             details={
                 "eigenvalues": leverage.eigenvalues[:MAX_EIGENVALUES].tolist(),
@@ -205,6 +209,56 @@ class Chameleon(Settings):
         samples = embeddings.group_counts.sum(axis=1).tolist()
         settings = {**self.model_dump(mode="json"), **formula.model_dump(mode="json")}
         return {"settings": settings, "layer": embeddings.layer, "samples": dict(zip(embeddings.names, samples, strict=True))}
+
+
+@dataclass(frozen=True)
+class SettledRule:
+    """Ends a proxy's training when Chameleon's weights have settled (they do so early: table 12 of the paper); nothing else of the run is changed.
+
+    After every `every_steps` steps a small fixed sample of every domain is embedded with the model as it is, and weighed by the paper's formula whatever
+    the method's variant, so that methods that share a proxy stop alike. Training ends when the weights are within `tolerance`, in L1 distance, of the
+    weights at half the steps, at two such comparisons running. `bootstrap` takes the sum of the weights' standard errors as the tolerance.
+    """
+
+    name: ClassVar[str] = "settled"
+    version: ClassVar[int] = 1
+    signal: ClassVar[str] = "embeddings"
+    changes: ClassVar[Changes] = "nothing"
+    tolerance: float | Literal["bootstrap"] = 0.05
+    every_steps: int = 1
+    samples_per_domain: int = 64
+
+    def start(self, names: Sequence[str], prior: Array, horizon_steps: int) -> RuleState:
+        """No look taken yet."""
+        k = len(names)
+        return RuleState.start(names, prior, {"steps": np.zeros(0), "weights": np.zeros((0, k)), "errors": np.zeros((0, k))}, self.every_steps)
+
+    def update(self, state: RuleState, seen: Seen) -> RuleState:
+        """Weigh the embeddings and remember the weights and their standard errors."""
+        counts = seen.values["group_counts"].astype(np.int64)
+        embeddings = Embeddings(state.names, seen.values["group_sums"], counts, int(seen.values["layer"]))
+        mixture = Chameleon().weigh(embeddings)
+        errors = mixture.weights_stderr or {}
+        now = {"steps": float(seen.step), "weights": [mixture.weights[name] for name in state.names], "errors": [errors.get(name, 0.0) for name in state.names]}
+        memory = {part: np.concatenate([state.memory[part], np.array(value)[None]]) for part, value in now.items()}
+        return state.updated(memory["weights"][-1], memory, seen.step + self.every_steps)
+
+    def answer(self, state: RuleState) -> Array:
+        """The weights at the last look."""
+        return state.weights
+
+    def done(self, state: RuleState) -> bool:
+        """Whether the last two comparisons, of the weights at t and t / 2 steps, were within the tolerance, the last of them just now."""
+        place = {int(step): i for i, step in enumerate(state.memory["steps"])}
+        compared = [step for step in place if step % 2 == 0 and step // 2 in place]
+        if len(compared) < 2 or compared[-1] != max(place):
+            return False
+        return all(self._close(state, place[step], place[step // 2]) for step in compared[-2:])
+
+    def _close(self, state: RuleState, now: int, before: int) -> bool:
+        weights, errors = state.memory["weights"], state.memory["errors"]
+        tolerance = errors[now].sum() if self.tolerance == "bootstrap" else self.tolerance
+        return bool(np.abs(weights[now] - weights[before]).sum() <= tolerance)
 
 
 def _standard_errors(embeddings: Embeddings, order: Sequence[int], formula: _Formula, draws: int) -> tuple[Array, Array]:

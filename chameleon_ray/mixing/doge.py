@@ -13,18 +13,18 @@ authors' code means to leave it out, but its comparison never matches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import Mixture
-from chameleon_ray.backend import FitContext, RuleState, TrainJob
+from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.learned import check_batch, learned, proxy_training
 from chameleon_ray.mixing.simplex import domain_names, softmax, uniform
-from chameleon_ray.mixing.trained import check_batch, learned, proxy_training
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import PositiveFloat, Settings
 
 EPSILON = 1e-6
@@ -32,42 +32,50 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class DoGERule:
-    """The update of alpha; `memory` of its state is log alpha. `targets` are indices of domains, all when None."""
+    """The update of alpha; its state remembers log alpha. `targets` are indices of domains, all when None."""
 
     name: ClassVar[str] = "doge"
     version: ClassVar[int] = 1
+    signal: ClassVar[str] = "gradients"
+    changes: ClassVar[Changes] = "loss"
     mu: float = 0.01
     max_norm: float = 5.0
     max_score: float = 5.0
     own_domain: bool = True
     targets: tuple[int, ...] | None = None
 
-    def start(self, num_domains: int) -> RuleState:
+    def start(self, names: Sequence[str], prior: Array, horizon_steps: int) -> RuleState:
         """Uniform weights."""
-        return RuleState((1 / num_domains,) * num_domains, (0.0,) * num_domains, 0, (-float(np.log(num_domains)),) * num_domains)
+        k = len(names)
+        return RuleState.start(names, np.full(k, 1 / k), {"logits": np.full(k, -np.log(k))})
 
-    def target_mask(self, num_domains: int) -> NDArray[np.float64]:
+    def target_mask(self, num_domains: int) -> Array:
         """[k] 1 for the domains whose gradients make up G."""
         mask = np.zeros(num_domains)
         mask[list(range(num_domains) if self.targets is None else self.targets)] = 1
         return mask
 
-    def update(self, state: RuleState, products: NDArray[np.float64], norms: NDArray[np.float64], learning_rate: float) -> RuleState:
-        """One step.
-
-        Args:
-            products: [k] <g_i, G>, of clipped gradients.
-            norms: [k] |g_i| after clipping; 0 for a domain that the batch does not show, which then keeps its place.
-        """
+    def update(self, state: RuleState, seen: Seen) -> RuleState:
+        """One step. Of what is seen, `products` [k] are <g_i, G> of clipped gradients, and `norms` [k] |g_i| after clipping, 0 for a domain that the batch
+        does not show, which then keeps its place."""
+        products, norms = seen.values["products"], seen.values["norms"]
         own = 0.0 if self.own_domain else self.target_mask(len(norms)) * norms**2
         present = norms > 0
         scale = norms[present].mean() if present.any() else 0.0
-        scores = learning_rate * np.clip((products - own) / (scale + EPSILON), 0, self.max_score)
-        logits = np.asarray(state.memory) + scores / self.mu
+        scores = seen.learning_rate * np.clip((products - own) / (scale + EPSILON), 0, self.max_score)
+        logits = state.memory["logits"] + scores / self.mu
         alpha = softmax(logits)
         logits = logits - logits.max()
         logits -= np.log(np.exp(logits).sum())
-        return RuleState(tuple(alpha.tolist()), tuple((alpha + state.total).tolist()), state.updates + 1, tuple(logits.tolist()))
+        return state.updated(alpha, {"logits": logits}, seen.step + 1)
+
+    def answer(self, state: RuleState) -> Array:
+        """The mean over updates."""
+        return state.mean()
+
+    def done(self, state: RuleState) -> bool:
+        """Never before the run's end."""
+        return False
 
 
 class DoGE(Settings):
@@ -78,6 +86,7 @@ class DoGE(Settings):
 
     name: ClassVar[str] = "doge"
     version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     mu: PositiveFloat = 0.01
     max_norm: PositiveFloat = 5.0
     max_score: PositiveFloat = 5.0

@@ -13,46 +13,53 @@ yet has excess 0, not log V, which would give one absent domain nearly all the w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from chameleon_ray.artifacts import Mixture
-from chameleon_ray.backend import FitContext, RuleState, TrainJob
+from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges
+from chameleon_ray.mixing.learned import check_batch, learned, proxy_training
 from chameleon_ray.mixing.simplex import domain_names, named, normalised, softmax, uniform
-from chameleon_ray.mixing.trained import check_batch, learned, proxy_training
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import PositiveFloat, Settings
 
 
 @dataclass(frozen=True)
 class DoReMiRule:
-    """The update of alpha; `memory` of its state holds the last excess loss of every domain."""
+    """The update of alpha; its state remembers the last mean excess loss of every domain."""
 
     name: ClassVar[str] = "doremi"
     version: ClassVar[int] = 1
+    signal: ClassVar[str] = "excess_losses"
+    changes: ClassVar[Changes] = "loss"
     step_size: float = 1.0
     smoothing: float = 1e-3
 
-    def start(self, num_domains: int) -> RuleState:
+    def start(self, names: Sequence[str], prior: Array, horizon_steps: int) -> RuleState:
         """Uniform weights; no excess seen yet."""
-        return RuleState((1 / num_domains,) * num_domains, (0.0,) * num_domains, 0, (0.0,) * num_domains)
+        k = len(names)
+        return RuleState.start(names, np.full(k, 1 / k), {"excess": np.zeros(k)})
 
-    def update(self, state: RuleState, excess: NDArray[np.float64], tokens: NDArray[np.float64]) -> RuleState:
-        """One step.
-
-        Args:
-            excess: [k] sum over a domain's tokens of the clipped excess loss, over all ranks.
-            tokens: [k] how many tokens; a domain with none keeps its last excess.
-        """
-        last = np.where(tokens > 0, excess / np.maximum(tokens, 1), state.memory)
+    def update(self, state: RuleState, seen: Seen) -> RuleState:
+        """One step. Of what is seen, `excess` [k] sums the clipped excess loss over a domain's `tokens` [k]; a domain without any keeps its last mean."""
+        excess, tokens = seen.values["excess"], seen.values["tokens"]
+        last = np.where(tokens > 0, excess / np.maximum(tokens, 1), state.memory["excess"])
         with np.errstate(divide="ignore"):
             raised = softmax(np.log(state.weights) + self.step_size * last)
         alpha = normalised((1 - self.smoothing) * raised + self.smoothing / len(raised))
-        return RuleState(tuple(alpha.tolist()), tuple((alpha + state.total).tolist()), state.updates + 1, tuple(last.tolist()))
+        return state.updated(alpha, {"excess": last}, seen.step + 1)
+
+    def answer(self, state: RuleState) -> Array:
+        """The mean over updates."""
+        return state.mean()
+
+    def done(self, state: RuleState) -> bool:
+        """Never before the run's end."""
+        return False
 
 
 class DoReMi(Settings):
@@ -63,6 +70,7 @@ class DoReMi(Settings):
 
     name: ClassVar[str] = "doremi"
     version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     step_size: PositiveFloat = 1.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     reference: Literal["uniform", "proportional"] = "uniform"
@@ -91,4 +99,4 @@ class DoReMi(Settings):
         remedy = "one domain's excess loss stays highest; train the reference longer, lower step_size or raise smoothing"
         mixture = learned(self.name, self, context, proxy, remedy)
         provenance = {**mixture.provenance, "reference": reference.digest, "reference_address": reference.address}
-        return replace(mixture, cost=reference.cost + proxy.cost, provenance=provenance)
+        return replace(mixture, ledger={reference.run: reference.cost, **mixture.ledger}, provenance=provenance)

@@ -18,13 +18,13 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from chameleon_ray.artifacts import Cost, Mixture, check_weights
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regression import candidates, cross_validated_spearman, fit_mean
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
-from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures
+from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures, swarm_files
+from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import PositiveInt, Settings, nearest
 
 STEPS = 1000
@@ -42,6 +42,7 @@ class RegMix(Settings):
 
     name: ClassVar[str] = "regmix"
     version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     num_proxies: PositiveInt = 512
     proxy: ProxyChanges | None = None
     target: str = MEAN
@@ -67,7 +68,7 @@ class RegMix(Settings):
         """Draw mixtures, train a proxy on each, measure all on the valid split, and find the optimum.
 
         Returns:
-            A mixture whose cost is that of all proxies; `details` is that of `optimum` and holds the swarm as lists (`Swarm.from_lists`).
+            A mixture whose ledger has all proxies; `details` is that of `optimum`, and the swarm lies beside it as `ratios.csv` and `metrics.csv`.
         Raises:
             UserError: before anything is trained for a domain that is empty, a target or prior that does not fit the corpus, or too few proxies;
                 afterwards for losses that are not finite.
@@ -88,8 +89,7 @@ class RegMix(Settings):
         metrics = np.array([[proxy.losses[name] for name in names] for proxy in found])  # [n, k]
         swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, names, metrics)
         mixture = self.optimum(swarm, self.rank_correlations(swarm, context.seed), context.seed)
-        cost = sum((proxy.cost for proxy in found), Cost())
-        return replace(mixture, cost=cost, provenance=provenance, details={**mixture.details, "swarm": swarm.to_lists()})
+        return replace(mixture, ledger={proxy.digest: proxy.cost for proxy in found}, provenance=provenance, files=swarm_files(swarm))
 
     def training(self, experiment: TrainingConfig) -> TrainingConfig:
         """How a proxy of the swarm is trained, given the experiment's proxy.
@@ -130,8 +130,8 @@ class RegMix(Settings):
         Args:
             correlations: what `rank_correlations` found; the regressor with the largest is used, the first of equal ones.
         Returns:
-            A mixture whose `details` hold target, regressor, rank correlations, number of runs, prior and the loss predicted at the optimum; `cost`
-            is zero, since what the swarm took is not known here. Neither the order of the domains nor that of the targets changes a digit.
+            A mixture whose `details` hold target, regressor, rank correlations, number of runs, prior and the loss predicted at the optimum; `ledger`
+            is empty, since what the swarm took is not known here. Neither the order of the domains nor that of the targets changes a digit.
         Raises:
             UserError: as `rank_correlations`.
         Cost: one fit and `samples` predictions, about ten core seconds for 100,000 draws of 17 domains by 1000 trees; for `mean` times the number of domains.

@@ -9,15 +9,17 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import model_validator
 
-from chameleon_ray.artifacts import Mixture, check_weights
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.simplex import domain_names, named, softmax, uniform
+from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import PositiveFloat, Settings
 
 
 class _Static(Settings):
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """None: nothing is trained."""
         return []

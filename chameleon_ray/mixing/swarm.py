@@ -11,8 +11,7 @@ import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,17 +88,6 @@ class Swarm:
         """[n] one target's losses, or for `mean` the mean over all targets; raises as `columns`."""
         return self.columns(name).mean(axis=1)
 
-    def to_lists(self) -> dict[str, Any]:
-        """The swarm as JSON can hold it; `from_lists` reads it back."""
-        return {key: value.tolist() if isinstance(value, np.ndarray) else list(value) for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_lists(cls, content: Mapping[str, Any]) -> Swarm:
-        """Read back `to_lists`."""
-        runs, domains, targets = (tuple(content[key]) for key in ("runs", "domains", "targets"))
-        ratios, metrics = (np.array(content[key], dtype=np.float64) for key in ("ratios", "metrics"))
-        return cls(runs, domains, ratios, targets, metrics)
-
 
 def draw_mixtures(prior: Mapping[str, float], count: int, seed: int) -> Array:
     """Mixtures that cover the simplex around a prior, from nearly one domain to nearly the prior itself.
@@ -167,14 +155,16 @@ def read_swarm(ratios_address: str, metrics_address: str) -> Swarm:
     return Swarm(runs, domains, rows, targets, np.array([metrics[run] for run in runs]))
 
 
-def write_swarm(swarm: Swarm, ratios_address: str, metrics_address: str) -> None:
-    """Write the two files that `read_swarm` reads back to the last digit."""
-    for address, names, values in ((ratios_address, swarm.domains, swarm.ratios), (metrics_address, swarm.targets, swarm.metrics)):
+def swarm_files(swarm: Swarm) -> dict[str, bytes]:
+    """The two files that `read_swarm` reads back to the last digit: `ratios.csv` and `metrics.csv`."""
+    found = {}
+    for name, columns, values in (("ratios.csv", swarm.domains, swarm.ratios), ("metrics.csv", swarm.targets, swarm.metrics)):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["run", *names])
+        writer.writerow(["run", *columns])
         writer.writerows([run, *map(repr, row)] for run, row in zip(swarm.runs, values.tolist(), strict=True))
-        storage.write_bytes(address, text.getvalue().encode())
+        found[name] = text.getvalue().encode()
+    return found
 
 
 def _generator(purpose: str, name: str, seed: int) -> np.random.Generator:

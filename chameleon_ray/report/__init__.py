@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import write_table
+from chameleon_ray.records import write_table
 from chameleon_ray.report.data import ReportData
 
 __all__ = ["ReportData", "write_report"]

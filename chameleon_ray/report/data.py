@@ -8,15 +8,15 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from chameleon_ray.artifacts import Embeddings, Mixture, TokenCorpus
-from chameleon_ray.evaluation.losses import SplitLosses
+from chameleon_ray.artifacts import Embeddings, SplitLosses, TokenCorpus
 from chameleon_ray.experiment import Experiment
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.significance import PairedDifference, paired_bootstrap
 
 BASELINE = "uniform"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """The results of one experiment.
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
-from chameleon_ray.evaluation.losses import DocumentLosses
+from chameleon_ray.artifacts import DocumentLosses
 
 Array = NDArray[np.float64]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from chameleon_ray.artifacts import SPLITS, versions
+from chameleon_ray.artifacts import SPLITS
+from chameleon_ray.records import versions
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import DASH, count, duration, fixed, measured, number, plural, power, ratio
 from chameleon_ray.report.numbers import (

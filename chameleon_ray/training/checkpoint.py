@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,20 +20,22 @@ _LEFT_OUT = ("fragment_address",)
 
 
 def save_tree(tree: Any, path: str) -> None:
-    """Write a tree of dictionaries, lists, tensors and plain values to one safetensors file."""
+    """Write a tree of dictionaries, lists, tensors, arrays and plain values to one safetensors file."""
     tensors: dict[str, torch.Tensor] = {}
     plain = _encode(tree, "", tensors)
     save_file(tensors, path, metadata={"tree": json.dumps(plain, allow_nan=False)})
 
 
 def load_tree(path: str) -> Any:
-    """Read back what `save_tree` wrote; tensors on the CPU."""
+    """Read back what `save_tree` wrote; tensors on the CPU, and arrays as tensors."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         return _decode(json.loads(file.metadata()["tree"]), tensors)
 
 
 def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,15 @@ import torch.distributed as dist
 
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
-from chameleon_ray.config import TrainingConfig
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.flops import num_parameters, training_flops
 from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.training.learner import Learner, learned
 from chameleon_ray.training.plan import MixturePlan, PlanState
 from chameleon_ray.training.schedule import learning_rate
-from chameleon_ray.training.steps import extra_flops, make_step
-from chameleon_ray.training.stopping import Stopper, stopping_flops
+from chameleon_ray.training.signals import make_step, signal_of
+from chameleon_ray.training.steps import Worker
 
 
 @dataclass
@@ -41,7 +41,8 @@ class Progress:
 
     def to_dict(self, world_size: int, layout: str) -> dict[str, Any]:
         """With what the checkpoint's shards fit: a number of workers and a `layout` (see `engine.layout`)."""
-        return {**asdict(self), "world_size": world_size, "layout": layout}
+        rule = self.rule.to_dict() if self.rule else None
+        return {**asdict(replace(self, rule=None)), "rule": rule, "world_size": world_size, "layout": layout}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], world_size: int, layout: str) -> Progress:
@@ -63,16 +64,13 @@ class Progress:
 
 def train(
     engine: Any,
-    job: TrainJob,
-    corpus: TokenCorpus,
-    hardware: Hardware,
-    micro_batch_rows: int,
+    worker: Worker,
     progress: Progress,
     checkpoint: Callable[[Progress], None],
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     snapshots: Mapping[int, Callable[[Progress], None]] | None = None,
 ) -> Progress:
-    """Run from `progress.step` to the end, or until the weights have settled where the training says so.
+    """Run from `progress.step` to the end, or until the job's rule lets it end.
 
     Args:
         engine: from `engine.build_engine`.
@@ -85,13 +83,14 @@ def train(
     Raises:
         UserError: the loss is not finite.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    training = job.training
+    job, corpus, hardware = worker.job, worker.corpus, worker.hardware
+    training, signal = job.training, signal_of(job)
     plan = MixturePlan(job.weights, corpus.rows(), job.seed)
     reader = RowReader(corpus)
     state = progress.plan or plan.start()
-    strategy = make_step(job, corpus, hardware, micro_batch_rows, rank, world_size, progress.rule)
-    stopper = Stopper(training, corpus, hardware, rank, world_size) if training.stop else None
+    learner = Learner(job, progress.rule) if job.rule else None
+    take_step = make_step(worker, learner)
+    look = signal.look(worker) if signal and signal.look else None
     every = checkpoint_interval(training.steps, training.checkpoint_every_steps)
     log_every = max(1, training.steps // 100)
     sums = torch.zeros(len(plan.names), 2, dtype=torch.float64, device=hardware.device)
@@ -99,27 +98,31 @@ def train(
     started = time.perf_counter() - progress.seconds
     for step in range(progress.step, training.steps):
         planned, state = plan.take(state, training.batch_rows)
-        mine = strategy.mine(planned.domain)
+        mine = take_step.mine(planned.domain)
         rows = reader.read_mixed(plan.names, planned.domain[mine], planned.row[mine])
         rate = learning_rate(training, step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        row_losses = strategy(engine, rows, planned.domain[mine], rate)
+        if learner:
+            learner.begin(step + 1, rate)
+        row_losses = take_step(engine, rows, planned.domain[mine])
         domains = torch.from_numpy(planned.domain[mine]).to(hardware.device)
         sums[:, 0].index_add_(0, domains, row_losses.double())
         sums[:, 1].index_add_(0, domains, torch.full_like(row_losses, corpus.row_tokens - 1, dtype=torch.float64))
         _count_epochs(progress, plan, planned.domain, planned.epoch)
         progress.step, progress.plan, progress.seconds = step + 1, state, time.perf_counter() - started
-        progress.rule = strategy.state
         last = progress.step == training.steps
-        if stopper and stopper.due(progress.step):
-            progress.weights.extend(stopper.weigh(engine.module, progress.step))
-            last = last or stopper.settled(progress.weights, progress.step)
+        if learner and look and learner.due:
+            learner.see(**look(engine.module))
+            progress.weights.extend(learner.history())
+            last = last or learner.done
+        progress.rule = learner.state if learner else None
         save = progress.step % every == 0 and not last
         snapshot = (snapshots or {}).get(progress.step)
         if progress.step % log_every == 0 or save or last or snapshot:
-            progress.curve.extend(_log(sums, plan.names, progress.step, rate, job.role))
-            progress.weights.extend(_weights(strategy.state, plan.names, progress.step))
+            progress.curve.extend(_log(sums, plan.names, progress.step, rate, job))
+            if learner and not look:
+                progress.weights.extend(learner.history())
             sums.zero_()
         on_step(progress.step, float(row_losses.mean()) / (corpus.row_tokens - 1))
         if snapshot:
@@ -154,38 +157,25 @@ def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
     """Refuse what cannot be trained, before anything starts: UserError with the field."""
     training = job.training
     if training.batch_rows % world_size:
-        raise UserError(f"{job.role}.batch_rows: {training.batch_rows} is not a multiple of resources.num_workers {world_size}; change one of them")
+        raise UserError(f"{job.key('batch_rows')}: {training.batch_rows} is not a multiple of resources.num_workers {world_size}; change one of them")
     rows_per_rank = training.batch_rows // world_size
     if training.micro_batch_rows is not None and rows_per_rank % training.micro_batch_rows:
-        raise UserError(f"{job.role}.micro_batch_rows: {training.micro_batch_rows} does not divide the {rows_per_rank} rows of a worker; choose a divisor")
+        raise UserError(f"{job.key('micro_batch_rows')}: {training.micro_batch_rows} does not divide the {rows_per_rank} rows of a worker; choose a divisor")
     if set(job.weights) != set(corpus.names):
         odd = sorted(set(job.weights) ^ set(corpus.names))
         raise UserError(f"weights: domain {odd[0]!r} is in the mixture or in the corpus but not in both; corpus has {', '.join(corpus.names)}")
     MixturePlan(job.weights, corpus.rows(), job.seed)
-    if training.stop is not None and training.zero_stage == 3:
-        raise UserError(f"{job.role}.stop: embedding while training needs whole parameters on every worker; set {job.role}.zero_stage to 2 or less")
-    if job.rule is not None and job.rule.name == "doge":
-        _check_doge(training, len(job.weights), world_size)
+    signal = signal_of(job)
+    if signal is not None:
+        signal.check(job, corpus, world_size)
 
 
-def _check_doge(training: TrainingConfig, num_domains: int, world_size: int) -> None:
-    if training.zero_stage:
-        raise UserError(
-            f"proxy.zero_stage: {training.zero_stage}, but DoGE compares whole gradients of single domains, and ZeRO cuts gradients, optimizer states or "
-            "parameters over the workers; set proxy.zero_stage=0"
-        )
-    if world_size > num_domains:
-        raise UserError(
-            f"resources.num_workers: {world_size} workers but {num_domains} domains, and with DoGE every worker owns whole domains; "
-            f"set resources.num_workers={num_domains} or fewer"
-        )
-
-
-def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Hardware, micro_batch_rows: int, world_size: int) -> dict[str, Any]:
+def details(worker: Worker, progress: Progress) -> dict[str, Any]:
     """What the record of a trained model says beside weights; `cost` as `Cost` has it."""
+    job, corpus, hardware, signal = worker.job, worker.corpus, worker.hardware, signal_of(worker.job)
     tokens = progress.step * job.training.batch_rows * corpus.row_tokens
     plain = training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size)
-    flops = plain + extra_flops(job, corpus, micro_batch_rows, world_size) + stopping_flops(job.training, corpus, progress.step)
+    flops = plain + (signal.flops(worker, progress.step) if signal else 0.0)
     found = {
         "cost": asdict(Cost(tokens, flops, progress.seconds, plain)),
         "seconds": progress.seconds,
@@ -196,12 +186,8 @@ def details(job: TrainJob, corpus: TokenCorpus, progress: Progress, hardware: Ha
         "epochs_begun": {name: epoch + 1 for name, epoch in progress.max_epochs.items()},
         "rows_drawn": dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True)),
     }
-    if job.training.stop is not None:
-        found["stopped_at"] = progress.step
-    if job.rule is not None and progress.rule is not None:
-        state, names = progress.rule, tuple(job.weights)
-        mean, last = (dict(zip(names, values, strict=True)) for values in (state.mean(), state.weights))
-        found["rule"] = {"name": job.rule.name, **vars(job.rule), "updates": state.updates, "mean": mean, "last": last}
+    if job.rule is not None and progress.rule is not None and progress.rule.updates:
+        found["rule"] = learned(job.rule, progress.rule, progress.step)
     return found
 
 
@@ -211,18 +197,12 @@ def _count_epochs(progress: Progress, plan: MixturePlan, domains: np.ndarray, ep
         progress.max_epochs[name] = max(progress.max_epochs.get(name, 0), int(epochs[domains == index].max()))
 
 
-def _weights(state: RuleState | None, names: tuple[str, ...], step: int) -> list[dict[str, Any]]:
-    if state is None:
-        return []
-    return [{"step": step, "domain": name, "weight": now, "mean": mean} for name, now, mean in zip(names, state.weights, state.mean(), strict=True)]
-
-
-def _log(sums: torch.Tensor, names: tuple[str, ...], step: int, rate: float, role: str) -> list[dict[str, Any]]:
+def _log(sums: torch.Tensor, names: tuple[str, ...], step: int, rate: float, job: TrainJob) -> list[dict[str, Any]]:
     total = sums.clone()
     dist.all_reduce(total)
     table = total.cpu().numpy()
     entries = [("all", *table.sum(axis=0)), *((name, *row) for name, row in zip(names, table, strict=True))]
     logged = [{"step": step, "domain": name, "loss": loss / count, "tokens": int(count), "learning_rate": rate} for name, loss, count in entries if count]
     if not np.isfinite(table).all():
-        raise UserError(f"{role}: the training loss is not finite at step {step}; lower {role}.learning_rate or raise {role}.warmup_steps")
+        raise UserError(f"{job.role}: the training loss is not finite at step {step}; lower {job.key('learning_rate')} or raise {job.key('warmup_steps')}")
     return logged

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import ray
 
-from chameleon_ray.artifacts import Cost, TokenCorpus, is_complete, read_record, write_record
-from chameleon_ray.backend import ProxyLosses, TrainJob
+from chameleon_ray.artifacts import Cost, TokenCorpus
+from chameleon_ray.backend import ProxyLosses
 from chameleon_ray.config import Resources
 from chameleon_ray.errors import as_outcome, from_outcome
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_session import require
+from chameleon_ray.records import once, read_record
+from chameleon_ray.training.run import Run
 
 
-@dataclass(frozen=True)
-class Proxy:
-    """A job with the place of its result."""
-
-    job: TrainJob
-    digest: str
-    address: str
-
-
-def train_swarm(proxies: Sequence[Proxy], corpus: TokenCorpus, split: str, resources: Resources, reporter: Reporter) -> None:
+def train_swarm(runs: Sequence[Run], corpus: TokenCorpus, split: str, resources: Resources, reporter: Reporter) -> None:
     """Train and measure every proxy that is not finished, as many at a time as there are CPUs, or `resources.proxies_per_gpu` to a GPU.
 
     Raises:
@@ -33,27 +26,27 @@ def train_swarm(proxies: Sequence[Proxy], corpus: TokenCorpus, split: str, resou
     """
     from chameleon_ray.training.loop import check_job
 
-    for proxy in proxies:
-        check_job(proxy.job, corpus, 1)
+    for run in runs:
+        check_job(run.job, corpus, 1)
     require(resources.model_copy(update={"num_workers": 1}))
     gpus = resources.gpus_per_worker and 1 / resources.proxies_per_gpu
-    shared = ray.put(corpus)
-    with reporter.stage(f"training {len(proxies)} proxies of a swarm") as stage:
+    with reporter.stage(f"training {len(runs)} proxies of a swarm") as stage:
         task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3, max_calls=1 if gpus else 0)(_train)  # a process that ends frees its GPU
-        waiting = [task.remote(proxy, shared, split, bool(gpus)) for proxy in proxies]
+        shared = ray.put(list(runs))  # their corpus is sent once
+        waiting = [task.remote(shared, place, split, bool(gpus)) for place in range(len(runs))]
         done = 0
         while waiting:
             finished, waiting = ray.wait(waiting, num_returns=1)
             for result in finished:
                 _get(result, waiting)
                 done += 1
-            stage.update("proxies", done, len(proxies))
+            stage.update("proxies", done, len(runs))
 
 
 def load_losses(address: str) -> ProxyLosses:
     """Read a finished proxy's losses."""
-    content = read_record(address)["content"]
-    return ProxyLosses(content["losses"], Cost(**content["cost"]))
+    record = read_record(address)
+    return ProxyLosses(record["digest"], record["content"]["losses"], Cost(**record["content"]["cost"]))
 
 
 def _get(result: Any, others: Sequence[Any]) -> None:
@@ -66,19 +59,21 @@ def _get(result: Any, others: Sequence[Any]) -> None:
         raise
 
 
-def _train(proxy: Proxy, corpus: TokenCorpus, split: str, use_gpu: bool) -> str:
-    return as_outcome(_finish, proxy, corpus, split, use_gpu)
+def _train(runs: Sequence[Run], place: int, split: str, use_gpu: bool) -> str:
+    return as_outcome(_measure, runs[place], split, use_gpu)
 
 
-def _finish(proxy: Proxy, corpus: TokenCorpus, split: str, use_gpu: bool) -> dict[str, Any]:
+def _measure(run: Run, split: str, use_gpu: bool) -> dict[str, Any]:
     import torch
 
     from chameleon_ray.models.hardware import detect
-    from chameleon_ray.training.swarm import train_proxy
+    from chameleon_ray.training.worker import train_proxy
 
     torch.set_num_threads(1)
-    if not is_complete(proxy.address):
-        found = train_proxy(proxy.job, corpus, split, detect(use_gpu))
-        content = {"weights": dict(proxy.job.weights), "split": split, "losses": dict(found.losses), "cost": asdict(found.cost), "corpus": corpus.digest}
-        write_record(proxy.address, "proxy", proxy.digest, content)
+
+    def make() -> dict[str, Any]:
+        found = train_proxy(run.job, run.corpus, split, run.digest, detect(use_gpu, run.job.training.precision))
+        return {"weights": dict(run.job.weights), "split": split, "losses": dict(found.losses), "cost": asdict(found.cost), "corpus": run.corpus.digest}
+
+    once(run.address, "proxy", run.digest, make)
     return {}

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import write_table
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import document_hash
 from chameleon_ray.corpus.partition import MAX_SKIPPED, DomainStats, check_skipped, heldout_borders, num_buckets, partition, read_bucket
@@ -27,6 +26,7 @@ from chameleon_ray.corpus.rows import Rows, write_shard
 from chameleon_ray.corpus.sources import Part, plan_parts
 from chameleon_ray.errors import UserError, as_user_error, from_outcome
 from chameleon_ray.errors import as_outcome as run_task
+from chameleon_ray.records import write_table
 
 RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 Kept = list[tuple[bytes, str, bool, str]]

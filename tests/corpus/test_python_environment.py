@@ -10,7 +10,8 @@ import pytest
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import Document
 from chameleon_ray.corpus.python_environment import DOMAINS, document_bytes, environment_files
-from chameleon_ray.corpus.sources import plan_parts, read_part
+from chameleon_ray.corpus.readers import read_part
+from chameleon_ray.corpus.sources import plan_parts
 
 BYTES = 300_000
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import Document, Skip, Skipped, document_hash, make_document, normalise
-from chameleon_ray.corpus.sources import Part, plan_parts, read_part
+from chameleon_ray.corpus.readers import read_part
+from chameleon_ray.corpus.sources import Part, plan_parts
 from chameleon_ray.errors import UserError
 
 TEXTS = ["one", "two\nlines", "drei Wörter hier", "四"]

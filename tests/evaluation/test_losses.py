@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from chameleon_ray.evaluation.losses import DocumentLosses, document_of_target, mean_nats, mean_perplexity
+from chameleon_ray.artifacts import DocumentLosses
+from chameleon_ray.evaluation.losses import document_of_target, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.scores import document_table, losses_of, perplexity_scores
 
 

@@ -230,7 +230,7 @@ def test_details_and_provenance() -> None:
     assert mixture.provenance["layer"] == 1 and mixture.provenance["samples"] == dict.fromkeys(means, 64)
     recorded = mixture.provenance["settings"]
     assert recorded["center"] is True and recorded["normalize"] is True and recorded["ridge"]["absolute"] == 10
-    assert mixture.cost == embeddings.cost
+    assert mixture.ledger == embeddings.ledger
 
 
 def test_the_variant_only_presets_the_other_fields() -> None:
@@ -248,7 +248,7 @@ def test_fit_trains_one_proxy_on_uniform_weights_and_adds_up_the_cost() -> None:
     assert job.weights == dict.fromkeys("abc", 1 / 3)
     (model,) = context.backend.train_many(context.corpus, [job])
     embeddings = context.backend.embed(model, context.corpus, context.embedding)
-    assert mixture.cost == model.cost + embeddings.cost != Cost()
+    assert mixture.cost == model.cost + embeddings.ledger["embeddings"] != Cost()
     assert mixture.weights == Chameleon().weigh(embeddings).weights
 
 

@@ -5,23 +5,35 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from chameleon_ray.artifacts import Cost, Mixture
+from chameleon_ray.artifacts import Cost
 from chameleon_ray.cli import main
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regmix import RegMix
-from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, write_swarm
+from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, swarm_files
+from chameleon_ray.mixture import Mixture
 from tests.fakes import best_mixture, make_context, swarm_losses
 
 ROWS = {"web": 400, "books": 200, "code": 120, "math": 80}
 EXPERIMENT = TrainingConfig(model=ModelConfig(layers=2, heads=2, width=8), steps=10, batch_rows=16, micro_batch_rows=4)
 SMALL = {"samples": 2000, "top": 32}
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def kept_swarm(mixture: Mixture, folder: Path) -> Swarm:
+    write_files(mixture.files, folder)
+    return read_swarm(str(folder / "ratios.csv"), str(folder / "metrics.csv"))
 
 
 def fake_swarm(count: int = 100, seed: int = 0) -> Swarm:
@@ -36,9 +48,9 @@ def optimum(swarm: Swarm, seed: int = 0, **settings) -> Mixture:
     return method.optimum(swarm, method.rank_correlations(swarm, seed), seed)
 
 
-def test_a_planted_optimum_is_found() -> None:
+def test_a_planted_optimum_is_found(tmp_path: Path) -> None:
     mixture = RegMix(num_proxies=300, samples=20_000, top=64).fit(make_context(ROWS))
-    best, swarm = best_mixture(tuple(ROWS)), Swarm.from_lists(mixture.details["swarm"])
+    best, swarm = best_mixture(tuple(ROWS)), kept_swarm(mixture, tmp_path)
     excess = np.mean(list(swarm_losses(mixture.weights).values())) - 3
     # Trees are constant around the bottom of the bowl: the loss there is what they find, the place only as far as it matters.
     assert excess < swarm.losses("mean").min() - 3 < 0.05 * (np.median(swarm.losses("mean")) - 3)
@@ -55,7 +67,7 @@ def test_the_target_is_one_domain_or_the_mean() -> None:
     assert optimum(swarm).details["target"] == "mean"
 
 
-def test_fit_asks_for_one_proxy_per_mixture_and_adds_up_what_they_took() -> None:
+def test_fit_asks_for_one_proxy_per_mixture_and_adds_up_what_they_took(tmp_path: Path) -> None:
     context = make_context(ROWS, seed=7)
     mixture = RegMix(num_proxies=60, **SMALL).fit(context)
     jobs = context.backend.jobs
@@ -64,7 +76,7 @@ def test_fit_asks_for_one_proxy_per_mixture_and_adds_up_what_they_took() -> None
     assert len({tuple(job.weights.values()) for job in jobs}) == 60
     tokens = 1000 * context.proxy.batch_rows * 16
     assert mixture.cost.tokens == 60 * tokens and mixture.cost.seconds == pytest.approx(60e-6 * tokens)
-    swarm = Swarm.from_lists(json.loads(mixture.to_json())["details"]["swarm"])
+    swarm = kept_swarm(mixture, tmp_path)
     assert swarm.ratios.tolist() == [list(job.weights.values()) for job in jobs]
     again = optimum(swarm, seed=7)
     assert again.weights == mixture.weights and again.cost == Cost()
@@ -73,7 +85,7 @@ def test_fit_asks_for_one_proxy_per_mixture_and_adds_up_what_they_took() -> None
 def test_a_swarm_written_and_read_gives_the_same_weights(tmp_path: Path) -> None:
     mixture = RegMix(num_proxies=60, **SMALL).fit(make_context(ROWS))
     paths = str(tmp_path / "ratios.csv"), str(tmp_path / "metrics.csv")
-    write_swarm(Swarm.from_lists(mixture.details["swarm"]), *paths)
+    write_files(mixture.files, tmp_path)
     for path in paths:
         header, *lines = Path(path).read_text().splitlines()
         Path(path).write_text("\n".join([header, *random.Random(path).sample(lines, len(lines))]))
@@ -163,7 +175,7 @@ def run(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> tupl
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_swarm(fake_swarm(60), str(tmp_path / "ratios.csv"), str(tmp_path / "metrics.csv"))
+    write_files(swarm_files(fake_swarm(60)), tmp_path)
     return tmp_path
 
 

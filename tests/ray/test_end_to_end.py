@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Mixture, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.cli import main
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.mixing import METHODS
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import compare
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend

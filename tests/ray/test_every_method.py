@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chameleon_ray.artifacts import Mixture, read_record
-from chameleon_ray.backend import Trial
 from chameleon_ray.experiment import load_experiment
 from chameleon_ray.mixing.swarm import read_swarm
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import SPLITS, base_job
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.records import read_record
 from tests.ray.test_end_to_end import NAMES, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session")]
@@ -113,8 +113,9 @@ def test_a_trial_that_fails_does_not_stop_the_others(every_method: Path) -> None
     uniform = Mixture("uniform", dict.fromkeys(NAMES, 1 / 3))
     wild = experiment.at({"base.learning_rate": 1e8, "base.min_learning_rate": 1e8, "base.gradient_clipping": 1e30})
     tame = experiment.at({"base.steps": 3})
-    trials = [Trial("wild", 0, base_job(wild, corpus, uniform, 0)), Trial("tame", 0, base_job(tame, corpus, uniform, 0))]
-    failed = backend.run_trials("failing", corpus, trials, SPLITS)
-    assert list(failed) == ["wild, seed 0"]
-    assert "the training loss is not finite" in failed["wild, seed 0"]
-    assert not backend.run_trials("failing", corpus, trials[1:], SPLITS)
+    jobs = {("wild", 0): base_job(wild, corpus, uniform, 0), ("tame", 0): base_job(tame, corpus, uniform, 0)}
+    runs = backend.run_trials("failing", corpus, jobs, SPLITS)
+    assert [key for key, outcome in runs.items() if outcome.failure] == [("wild", 0)]
+    assert "the training loss is not finite" in str(runs["wild", 0].failure) and runs["wild", 0].model is None
+    assert runs["tame", 0].model is not None and runs["tame", 0].losses is not None
+    assert backend.run_trials("failing", corpus, {"tame": jobs["tame", 0]}, SPLITS)["tame"].failure is None

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from chameleon_ray.artifacts import Cost, DomainCounts, Embeddings, Mixture, SplitCounts, TokenCorpus
-from chameleon_ray.evaluation.losses import DocumentLosses, SplitLosses
+from chameleon_ray.artifacts import Cost, DocumentLosses, DomainCounts, Embeddings, SplitCounts, SplitLosses, TokenCorpus
 from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.experiment import parse_experiment
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import ReportData
 
 Perplexities = Mapping[str, Sequence[Sequence[float]]]
@@ -78,7 +78,7 @@ def embeddings(names: Sequence[str], num_groups: int = 32, width: int = 6) -> Em
     counts = np.zeros((len(names), 32), dtype=np.int64)
     counts[:, :num_groups] = 4
     means = 5 * draws.normal(size=(len(names), 1, width)) + draws.normal(size=(len(names), 32, width))
-    return Embeddings(tuple(names), means * counts[:, :, None], counts, 3, Cost())
+    return Embeddings(tuple(names), means * counts[:, :, None], counts, 3)
 
 
 def document_losses(
@@ -140,10 +140,12 @@ def many_methods(make_data: Callable[..., ReportData]) -> Callable[..., ReportDa
         draws = np.random.default_rng(0)
         weights = {method: dict(zip(names, draws.dirichlet(np.full(len(names), 3.0)).tolist(), strict=True)) for method in shifts}
         weights["uniform"] = dict.fromkeys(names, 1 / len(names))
-        mixtures = {label: Mixture(label, weights[label], cost=COSTS.get(label, Cost()), provenance={"settings": {"own": label}}) for label in shifts}
+        mixtures = {
+            label: Mixture(label, weights[label], ledger={label: COSTS.get(label, Cost())}, provenance={"settings": {"own": label}}) for label in shifts
+        }
         chameleon = make_data({}, names=names).mixtures["chameleon"]
         if "chameleon" in mixtures:
-            mixtures["chameleon"] = replace(chameleon, cost=COSTS["chameleon"], provenance={"settings": {"variant": "paper"}})
+            mixtures["chameleon"] = replace(chameleon, ledger={"chameleon": COSTS["chameleon"]}, provenance={"settings": {"variant": "paper"}})
         losses = document_losses(names, shifts, num_seeds)
         fields = {
             "mixtures": mixtures,
@@ -177,7 +179,7 @@ def make_data() -> Callable[..., ReportData]:
             scores={name: 0.25 + i / 100 for i, name in enumerate(names)},
             weights_stderr=dict.fromkeys(names, 0.012),
             scores_stderr=dict.fromkeys(names, 0.03),
-            cost=Cost(2_048_000, 1.5e17, 83.25, 1.36e17),
+            ledger={"chameleon": Cost(2_048_000, 1.5e17, 83.25, 1.36e17)},
             details={"eigenvalues": [6.0, *[2.0] * (k - 1)], "effective_dimension": 1.25, "affinity": affinity},
         )
         document = {

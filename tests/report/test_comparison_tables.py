@@ -7,7 +7,6 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from chameleon_ray.artifacts import Cost
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.report import tables
 from chameleon_ray.report.comparison_tables import drift_table, failure_table, sweep_table
@@ -39,7 +38,7 @@ def test_without_chameleon_there_are_no_ratios(many_methods):
 
 def test_a_chameleon_without_cost_has_no_ratio(many_methods):
     data = many_methods()
-    free = replace(data, mixtures={**data.mixtures, "chameleon": replace(data.mixtures["chameleon"], cost=Cost())})
+    free = replace(data, mixtures={**data.mixtures, "chameleon": replace(data.mixtures["chameleon"], ledger={})})
     assert [row[4] for row in texts(tables.cost_table(free))] == ["–"] * 5
 
 

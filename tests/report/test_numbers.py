@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from chameleon_ray.artifacts import Mixture
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import formatting, tables
 from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, perplexity_numbers
 from chameleon_ray.report.projection import embedding_map, principal_components

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_ray.artifacts import Mixture, read_table
+from chameleon_ray.mixture import Mixture
+from chameleon_ray.records import read_table
 from chameleon_ray.report import tables, write_report
 from chameleon_ray.report.content import MAX_DRAWN_DOMAINS, build_report
 from chameleon_ray.report.figures import history_figure

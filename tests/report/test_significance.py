@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chameleon_ray.evaluation.losses import DocumentLosses, mean_nats, mean_perplexity
+from chameleon_ray.artifacts import DocumentLosses
+from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
 from chameleon_ray.report import significance
 from chameleon_ray.report.comparison_tables import significance_table, significance_text
 from chameleon_ray.report.significance import by_pair, paired_bootstrap

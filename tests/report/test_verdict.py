@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chameleon_ray.artifacts import Mixture
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.verdict import findings, verdict, warnings
 
 UNIFORM = [[20, 40], [22, 44], [24, 48]]

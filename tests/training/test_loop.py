@@ -12,6 +12,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.chameleon import SettledRule
 from chameleon_ray.training.loop import check_job
 from tests.corpora import make_corpus
 from tests.training.worlds import run_world
@@ -117,19 +118,17 @@ def test_a_longer_run_passes_through_a_shorter_one_on_its_schedule(corpus: Token
 
 
 def test_a_proxy_stops_when_its_weights_have_settled(corpus: TokenCorpus, tmp_path: Path) -> None:
-    training = settings(corpus, steps=40)["training"]
-    stop = {"every_steps": 2, "samples_per_domain": 8}
-    never, soon = (
-        run_world(tmp_path / str(tolerance), 1, **{**settings(corpus, steps=40), "training": {**training, "stop": {**stop, "tolerance": tolerance}}})
-        for tolerance in (1e-9, 2.0)
-    )
+    def rule(tolerance: float) -> dict[str, Any]:
+        return {"name": "settled", "fields": {"every_steps": 2, "samples_per_domain": 8, "tolerance": tolerance}}
+
+    never, soon = (run_world(tmp_path / str(tolerance), 1, **settings(corpus, steps=40, rule=rule(tolerance))) for tolerance in (1e-9, 2.0))
     assert (never["step"], soon["step"]) == (40, 8), "comparisons are at 4, 8, 12, …: weights at t against t / 2, twice running"
     assert never["curve"][: len(soon["curve"])] == soon["curve"], "looking changes nothing"
     weights = [entry["weight"] for entry in never["weights"] if entry["step"] == 40]
     assert sum(weights) == pytest.approx(1, abs=1e-9)
-    two = run_world(
-        tmp_path / "two", 2, **{**settings(corpus, steps=2), "training": {**training, "steps": 2, "schedule_steps": 40, "stop": {**stop, "tolerance": 2.0}}}
-    )
+    short = settings(corpus, steps=2, rule=rule(2.0))
+    short["training"]["schedule_steps"] = 40
+    two = run_world(tmp_path / "two", 2, **short)
     assert [e["weight"] for e in two["weights"]] == pytest.approx([e["weight"] for e in never["weights"][:3]], abs=1e-4)
 
 
@@ -142,7 +141,7 @@ def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenC
     from chameleon_ray.models.load import load_truncated
     from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
 
-    training = TrainingConfig(model={"layers": 3, "heads": 2, "width": 32}, steps=4, stop={"samples_per_domain": 8})
+    training = TrainingConfig(model={"layers": 3, "heads": 2, "width": 32}, steps=4)
     model: Any = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0)
     model.save_pretrained(tmp_path)
     hardware = Hardware(torch.device("cpu"), torch.float32, "test")
@@ -153,6 +152,6 @@ def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenC
 
 
 def test_watching_is_refused_where_no_worker_has_the_whole_model(corpus: TokenCorpus) -> None:
-    training = TrainingConfig(model={"preset": "cpu-tiny"}, steps=2, batch_rows=4, zero_stage=3, stop={})
+    training = TrainingConfig(model={"preset": "cpu-tiny"}, steps=2, batch_rows=4, zero_stage=3)
     with pytest.raises(UserError, match=r"proxy\.stop: .* set proxy\.zero_stage to 2 or less"):
-        check_job(TrainJob("proxy", training, WEIGHTS, 0), corpus, 1)
+        check_job(TrainJob("proxy", training, WEIGHTS, 0, SettledRule()), corpus, 1)

@@ -132,14 +132,17 @@ def test_excess_is_clipped_token_by_token(corpus: TokenCorpus, reference: str) -
     """Two models whose losses differ both ways: the mean of clipped tokens exceeds the clipped mean, which is all but 0."""
     from chameleon_ray.artifacts import Cost, TrainedModel
     from chameleon_ray.models.hardware import Hardware
-    from chameleon_ray.training.doremi import DoReMiStep
+    from chameleon_ray.training.learner import Learner
+    from chameleon_ray.training.signals.excess_losses import ExcessLossStep
+    from chameleon_ray.training.steps import Worker
 
     tokens, _ = first_batch(corpus)
     losses = [token_losses(fresh(corpus, seed), tokens) for seed in (0, 7)]
     mean_clip = (losses[0].mean() - losses[1].mean()).clamp(min=0)
     training = TrainingConfig(model=ModelConfig(**MODEL), steps=1, batch_rows=12)
     job = TrainJob("doremi", training, WEIGHTS, 0, DoReMiRule(), TrainedModel(reference, "", {}, 0, "", Cost()))
-    step = DoReMiStep(job, corpus, Hardware(torch.device("cpu"), torch.float32, ""), 12, 0, 1, DoReMiRule().start(3))
+    worker = Worker(job, corpus, Hardware(torch.device("cpu"), torch.float32, ""), 12)
+    step = ExcessLossStep(worker, Learner(job, None))
     with torch.no_grad():
         excess = step._excess(F.pad(losses[0], (0, 1)), tokens)
     expected = (losses[0] - losses[1]).clamp(min=0).sum(dim=1)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +38,33 @@ def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
     return {**found, "exit": [process.returncode for process in processes], "output": "\n".join(outputs)}
 
 
+class FolderCheckpoints:
+    """The latest checkpoint of all workers in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def latest(self) -> Iterator[str | None]:
+        yield str(self._folder) if self._folder.exists() else None
+
+    def keep(self, folder: str, step: int) -> None:
+        shutil.copytree(folder, self._folder, dirs_exist_ok=True)
+        import torch.distributed as dist
+
+        dist.barrier()  # a worker that dies next must not leave the others' files of an older step behind
+
+
 def main(request: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from chameleon_ray.artifacts import TokenCorpus
+    from chameleon_ray.artifacts import TokenCorpus, TrainedModel
     from chameleon_ray.backend import TrainJob
     from chameleon_ray.config import TrainingConfig
-    from chameleon_ray.models.build import build_model
     from chameleon_ray.models.hardware import Hardware
-    from chameleon_ray.training import loop
-    from chameleon_ray.training.checkpoint import load_tree
-    from chameleon_ray.training.engine import build_engine, consolidated_state, layout
-    from chameleon_ray.training.steps import engine_micro_batch
+    from chameleon_ray.training.run import Run
+    from chameleon_ray.training.worker import train_run
 
     asked = json.loads(Path(request).read_text())
     torch.set_num_threads(1)
@@ -54,48 +72,45 @@ def main(request: str) -> None:
     world = dist.get_world_size()
     corpus = TokenCorpus.load(asked["corpus"])
     training = TrainingConfig.model_validate(asked["training"])
-    weights = asked["weights"]
-    job = TrainJob("base", training, weights, asked.get("seed", 0), *_rule(asked))
-    hardware = Hardware(torch.device("cpu"), torch.float32, "test")
     micro = asked.get("micro_batch_rows") or training.batch_rows // world
-    model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
-    engine = build_engine(model, training, hardware, engine_micro_batch(job, micro, world), world)
-    saved = Path(asked["folder"]) / "checkpoint"
-    progress = loop.Progress()
-    if saved.exists():
-        progress = loop.Progress.from_dict(load_tree(str(next(saved.glob("state/*model_states.pt"))))["progress"], world, layout(training, hardware))
-        engine.load_checkpoint(str(saved), tag="state")
-
-    def checkpoint(now: loop.Progress) -> None:
-        engine.save_checkpoint(str(saved), tag="state", client_state={"progress": now.to_dict(world, layout(training, hardware))})
+    training = training.model_copy(update={"micro_batch_rows": micro, "stop": None})
+    rule, reference = _rule(asked)
+    job = TrainJob("base", training, asked["weights"], asked.get("seed", 0), rule, reference)
+    folder = Path(asked["folder"])
+    passes = [training.model_copy(update={"steps": steps}) for steps in asked.get("snapshots", ())]
+    kept = [Run(replace(job, training=shorter), corpus, "short", str(folder / f"model-{shorter.steps}")) for shorter in passes]
+    run = Run(job, corpus, "long", str(folder / "model"), tuple(kept))
 
     def on_step(step: int, loss: float) -> None:
         if step == asked.get("die_after"):
             os._exit(9)
 
-    kept: dict[int, Any] = {}
-    snapshots = {step: lambda now: kept.update({now.step: _values(consolidated_state(engine))}) for step in asked.get("snapshots", ())}
-    final = loop.train(engine, job, corpus, hardware, micro, progress, checkpoint, on_step, snapshots)
-    state = consolidated_state(engine)
-    if state is not None:
-        values = _values(state)
-        found = {"curve": final.curve, "state": values, "rows": final.plan.counts if final.plan else None}
-        found |= {"weights": final.weights, "step": final.step, "kept": kept}
-        (Path(asked["folder"]) / "result.json").write_text(json.dumps(found))
+    train_run(run, Hardware(torch.device("cpu"), torch.float32, "test"), FolderCheckpoints(folder / "checkpoint"), on_step)
+    if dist.get_rank() == 0:
+        model = TrainedModel.load(run.address)
+        weights = model.weight_history().to_pylist() if "rule" in model.details else []
+        found = {"curve": model.metrics().to_pylist(), "state": _values(run.address), "rows": list(model.details["rows_drawn"].values()), "weights": weights}
+        found |= {"step": model.cost.tokens // (training.batch_rows * corpus.row_tokens)}
+        found |= {"kept": {passed.job.training.steps: _values(passed.address) for passed in kept}}
+        (folder / "result.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _values(state: Any) -> Any:
-    return state and {name: value.double().cpu().reshape(-1).tolist() for name, value in state.items()}
+def _values(folder: str) -> dict[str, list[float]]:
+    from safetensors.torch import load_file
+
+    return {name: value.double().reshape(-1).tolist() for name, value in load_file(f"{folder}/model.safetensors").items()}
 
 
 def _rule(asked: dict[str, Any]) -> tuple[Any, Any]:
     from chameleon_ray.artifacts import Cost, TrainedModel
+    from chameleon_ray.mixing.chameleon import SettledRule
     from chameleon_ray.mixing.doge import DoGERule
     from chameleon_ray.mixing.doremi import DoReMiRule
 
-    rule = {"doremi": DoReMiRule, "doge": DoGERule}[asked["rule"]["name"]](**asked["rule"]["fields"]) if "rule" in asked else None
+    rules = {"doremi": DoReMiRule, "doge": DoGERule, "settled": SettledRule}
+    rule = rules[asked["rule"]["name"]](**asked["rule"]["fields"]) if "rule" in asked else None
     reference = TrainedModel(asked["reference"], "reference", {}, 0, "", Cost()) if "reference" in asked else None
     return rule, reference
 

@@ -59,7 +59,7 @@ class TokenizeSpec:
 
 
 def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
-    """Tokenise one bucket; write its rows by domain and shard, and what is shorter than a row, and held-out documents, as they are.
+    """Tokenize one bucket; write its rows by domain and shard, and what is shorter than a row, and held-out documents, as they are.
 
     Returns:
         Counts by domain: train documents and tokens, duplicates.

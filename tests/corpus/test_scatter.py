@@ -125,7 +125,7 @@ def test_text_that_spells_a_special_token_stays_text(bpe: Tokenizer) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("line", ["' '.join(WORDS * 500_000)[:50_000_000]", "'YmFzZTY0'*6_250_000"])
-def test_a_line_of_50_mb_is_tokenised_in_bounded_memory(line: str) -> None:
+def test_a_line_of_50_mb_is_tokenized_in_bounded_memory(line: str) -> None:
     code = f"""
 import resource, sys, time
 WORDS = {WORDS}
@@ -182,7 +182,7 @@ def section(folder: Path, domains: Mapping[str, Mapping[str, bytes]], row_tokens
     return {"domains": listed, "tokenizer": {"train": {"vocab_size": 400}}, "row_tokens": row_tokens, "heldout_fraction": 0.2}
 
 
-def tokenised(folder: Path, content: dict[str, Any]) -> TokenCorpus:
+def tokenized(folder: Path, content: dict[str, Any]) -> TokenCorpus:
     return RayBackend(str(folder), Resources(), Reporter.silent()).tokenize(CorpusConfig.model_validate(content), seed=0)
 
 
@@ -200,7 +200,7 @@ ODD_NAMES = ["code/c++ headers", "a b", "Ünï — 漢字", "x%2Fy", "x/y", "漢
 
 def test_any_domain_name_works(in_process: Callable[[int], None], tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
-    corpus = tokenised(tmp_path / "runs", section(tmp_path / "text", {name: {"files": lines(prose(name))} for name in ODD_NAMES}))
+    corpus = tokenized(tmp_path / "runs", section(tmp_path / "text", {name: {"files": lines(prose(name))} for name in ODD_NAMES}))
     assert list(corpus.names) == ODD_NAMES
     for name in ODD_NAMES:
         assert f"{name} " in decoded(corpus, "train", name)
@@ -214,7 +214,7 @@ def test_the_splits_share_no_document_and_lose_no_token(in_process: Callable[[in
         "split": {"files": lines(prose("split") + shared)},
         "given": {"files": lines(prose("given") + shared), "heldout": lines(prose("held", 9) + shared[:5])},
     }
-    corpus = tokenised(tmp_path / "runs", section(tmp_path, domains, row_tokens=256))
+    corpus = tokenized(tmp_path / "runs", section(tmp_path, domains, row_tokens=256))
     marks = {split: {name: decoded(corpus, split, name) for name in corpus.names} for split in SPLITS}
     train = "".join(marks["train"].values())
     for text in [*prose("held", 9), *shared[:5]]:
@@ -232,7 +232,7 @@ def test_the_rows_do_not_depend_on_the_cluster(in_process: Callable[[int], None]
     found = []
     for cpus in (1, 5):
         in_process(cpus)
-        corpus = tokenised(tmp_path / f"runs-{cpus}", content)
+        corpus = tokenized(tmp_path / f"runs-{cpus}", content)
         found.append((corpus.digest, [read_all(corpus, split, name).tolist() for split in SPLITS for name in corpus.names]))
     assert found[0] == found[1]
 
@@ -295,5 +295,5 @@ def test_a_mended_corpus_goes_through_after_a_refusal(refused: Refused, tmp_path
     content = section(tmp_path, {"web": {"files.jsonl.zst": packed[:-9]}, "good": GOOD})
     refused(content)
     (tmp_path / "0-files.jsonl.zst").write_bytes(packed)
-    corpus = tokenised(tmp_path / "runs", content)
+    corpus = tokenized(tmp_path / "runs", content)
     assert corpus.domains["web"].train.documents + corpus.domains["web"].valid.documents + corpus.domains["web"].test.documents == 40

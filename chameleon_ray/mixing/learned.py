@@ -1,14 +1,15 @@
-"""What DoReMi and DoGE share: a proxy that learns weights while it trains."""
+"""What methods share whose rule learns while a proxy trains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chameleon_ray.artifacts import Mixture, TrainedModel
+from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.backend import FitContext
 from chameleon_ray.config import ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
+from chameleon_ray.mixture import Mixture, Trajectory
 from chameleon_ray.settings import Settings
 
 
@@ -35,10 +36,16 @@ def learned(name: str, method: Settings, context: FitContext, proxy: TrainedMode
     """
     names = domain_names(context.corpus)
     rule = proxy.details["rule"]
-    weights = named(names, normalised([rule["mean"][domain] for domain in names]))
+    weights = named(names, normalised([rule["answer"][domain] for domain in names]))
     warnings = []
     if spread(list(weights.values())) == "collapsed":
         warnings.append(f"{effective_domains(list(weights.values()))}: the weights collapse; {remedy}.")
     provenance = {"settings": method.model_dump(mode="json"), "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
     details = {"last_weights": {domain: rule["last"][domain] for domain in names}, "updates": rule["updates"]}
-    return Mixture(name, weights, cost=proxy.cost, provenance=provenance, details=details, warnings=tuple(warnings))
+    ledger = {proxy.run: proxy.cost}
+    return Mixture(name, weights, ledger=ledger, trajectory=trajectory_of(proxy), provenance=provenance, details=details, warnings=tuple(warnings))
+
+
+def trajectory_of(proxy: TrainedModel) -> Trajectory | None:
+    """The weights over a proxy's steps; None where no rule was at work."""
+    return Trajectory.from_table(proxy.weight_history()) if "rule" in proxy.details else None

@@ -1,0 +1,145 @@
+"""The answer: how much of each domain to train on, with where it comes from and what it took."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Cost, DomainSize
+from chameleon_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Weights while a model trained: at each of `steps`, those in force and, as `answer`, what the rule stood for by then; by domain."""
+
+    steps: tuple[int, ...]
+    weights: Mapping[str, tuple[float, ...]]
+    answer: Mapping[str, tuple[float, ...]]
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> Trajectory:
+        """From `TrainedModel.weight_history`: step, domain, weight, mean."""
+        names = dict.fromkeys(table["domain"].to_pylist())
+        parts = {name: table.filter(pc.equal(table["domain"], name)) for name in names}
+        weights, answer = ({name: tuple(part[column].to_pylist()) for name, part in parts.items()} for column in ("weight", "mean"))
+        return cls(tuple(dict.fromkeys(table["step"].to_pylist())), weights, answer)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The answer: for every domain the fraction of training tokens to draw from it.
+
+    Attributes:
+        method: the name of the method.
+        weights: name -> fraction of tokens; non-negative, sums to 1 within 1e-9.
+        label: what the experiment calls it; the method's name where nothing else is given.
+        scores, weights_stderr, scores_stderr: per domain where the method has them.
+        ledger: what was needed to get the weights: digest of an artifact -> its cost. Shared work has one digest, so that a sum over several mixtures
+            counts it once (`total_cost`).
+        tokenizer_sha256: of the tokenizer whose tokens the fractions count; None where that is not known.
+        domains: tokens, documents and mean tokens per document of every domain's train text, where known.
+        trajectory: of a method that learned the weights while a proxy trained.
+        provenance: settings, inputs and versions. details: method-specific numbers (spectrum, effective dimension, …).
+        warnings: sentences a person should read before trusting the weights.
+        files: name -> content of what the method leaves beside `mixture.json`.
+    """
+
+    method: str
+    weights: Mapping[str, float]
+    label: str = ""
+    scores: Mapping[str, float] | None = None
+    weights_stderr: Mapping[str, float] | None = None
+    scores_stderr: Mapping[str, float] | None = None
+    ledger: Mapping[str, Cost] = field(default_factory=dict)
+    tokenizer_sha256: str | None = None
+    domains: Mapping[str, DomainSize] = field(default_factory=dict)
+    trajectory: Trajectory | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, "weights")
+        object.__setattr__(self, "label", self.label or self.method)
+
+    @property
+    def cost(self) -> Cost:
+        """Everything that was needed to get the weights."""
+        return total_cost([self.ledger])
+
+    def to_json(self) -> str:
+        """mixture.json: `weights` is an object name -> float; `unit` says of what; `cost` sums the ledger."""
+        content = {key: value for key, value in asdict(self).items() if key != "files"}
+        document = {"unit": "fraction of training tokens", **content, "cost": asdict(self.cost)}
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, address: str) -> None:
+        """Write mixture.json."""
+        storage.write_bytes(address, self.to_json().encode())
+
+    @classmethod
+    def load(cls, address: str) -> Mixture:
+        """Read mixture.json.
+
+        Raises:
+            UserError: no such file, not such a file, or weights that are not a mixture.
+        """
+        if not storage.is_file(address):
+            raise UserError(f"{address}: no such mixture file; `chameleon mix … --out {address}` writes one")
+        try:
+            document = json.loads(storage.read_bytes(address), object_pairs_hook=_unique)
+        except ValueError as error:
+            raise UserError(f"{address}: not valid JSON ({error}); `chameleon mix … --out FILE` writes a mixture file") from None
+        if not isinstance(document, dict) or not isinstance(document.get("weights"), dict):
+            raise UserError(f"{address}: no object 'weights' of name -> fraction; `chameleon mix … --out FILE` writes a mixture file")
+        document.pop("unit", None)
+        document.setdefault("method", "fixed")
+        known = [*(key for key in cls.__dataclass_fields__ if key != "files"), "cost"]
+        unknown = sorted(set(document) - set(known))
+        if unknown:
+            raise UserError(f"{address}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
+        check_weights(document["weights"], f"{address}: weights")
+        try:
+            TypeAdapter(dict[str, Cost]).validate_python({"cost": document.pop("cost", {})})  # derived from the ledger
+            return TypeAdapter(cls).validate_python(document)
+        except ValidationError as error:
+            mistake = error.errors(include_url=False)[0]
+            place = ".".join(map(str, mistake["loc"]))
+            raise UserError(f"{address}: {place}: {mistake['msg']} (found {mistake['input']!r}); `chameleon mix … --out FILE` writes a mixture file") from None
+
+
+def total_cost(ledgers: Iterable[Mapping[str, Cost]]) -> Cost:
+    """What several mixtures took together, shared work counted once. Of runs that are the beginning of one run the longest counts."""
+    largest: dict[str, Cost] = {}
+    for digest, cost in (entry for ledger in ledgers for entry in ledger.items()):
+        largest[digest] = max(largest.get(digest, Cost()), cost, key=lambda found: (found.tokens, found.flops))
+    return sum(largest.values(), Cost())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"name {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return dict(pairs)
+
+
+def check_weights(weights: Mapping[str, float], where: str) -> None:
+    """Raise `UserError` unless the weights are finite, non-negative and sum to 1 within 1e-9; `where` names them."""
+    if not weights:
+        raise UserError(f"{where}: empty; give one weight per domain")
+    for name, value in weights.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            raise UserError(f"{where}.{name}: {value!r} is not a weight; give a finite number that is at least 0")
+    total = math.fsum(weights.values())
+    if abs(total - 1) > 1e-9:
+        raise UserError(f"{where}: sum to {total!r}, not 1; divide each by the sum")

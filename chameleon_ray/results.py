@@ -1,0 +1,140 @@
+"""Gathers what a comparison has finished into the data of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.backend import Backend, Outcome
+from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.experiment import Experiment
+from chameleon_ray.fitting import MixtureJob
+from chameleon_ray.identity import report_digest
+from chameleon_ray.mixing.chameleon import proxy_embeddings
+from chameleon_ray.mixture import Mixture, Trajectory, total_cost
+from chameleon_ray.records import once, read_record
+from chameleon_ray.report import ReportData, write_report
+
+SWEEP = pa.schema(
+    [
+        ("point", pa.string()),
+        ("label", pa.string()),
+        ("domain", pa.string()),
+        ("weight", pa.float64()),
+        ("stderr", pa.float64()),
+        ("tokens", pa.int64()),
+        ("flops", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+Runs = Mapping[tuple[str, int], Outcome]  # (label, seed) -> what became of the base model
+
+
+def gather(
+    *, jobs: Sequence[MixtureJob], swept: Sequence[MixtureJob], mixtures: Mapping[str, Mixture], failures: Mapping[str, str], runs: Runs, backend: Backend
+) -> ReportData:
+    """Everything that the report is made of.
+
+    Args:
+        jobs: the mixtures that base models were trained for, the experiment's own first. swept: those of its sweep.
+        mixtures: by label. failures: of methods, by label.
+    """
+    experiment, corpus = jobs[0].experiment, jobs[0].corpus
+    models = models_of(runs)
+    losses = {key: outcome.losses for key, outcome in runs.items() if outcome.losses is not None}
+    chosen = {job.label: mixtures[job.label] for job in jobs if job.label in mixtures}
+    return ReportData(
+        experiment=experiment,
+        corpus=corpus,
+        mixtures=chosen,
+        scores=score_table(losses),
+        curves=_curves(models),
+        embeddings=_embeddings([job for job in jobs if job.label in mixtures and not job.point], backend),
+        seconds=_seconds(corpus, chosen, models.values()),
+        losses=losses,
+        histories=_histories(chosen),
+        failures={**failures, **failures_of(runs)},
+        sweep=_sweep(swept, mixtures),
+    )
+
+
+def report_of(data: ReportData, models: Mapping[tuple[str, int], TrainedModel], backend: Backend) -> str:
+    """The address of the report's page, written unless it is there already."""
+    digest = _report_digest(data.experiment, models, data.failures)
+    address = storage.join(backend.root, "reports", f"{data.experiment.name}-{digest}")
+    once(address, "report", digest, lambda: {"page": write_report(data, address)})
+    return storage.join(address, "report.html")
+
+
+def models_of(runs: Runs) -> dict[tuple[str, int], TrainedModel]:
+    """The base models that were trained and measured, by (label, seed)."""
+    return {key: outcome.model for key, outcome in runs.items() if outcome.model is not None}
+
+
+def failures_of(runs: Runs) -> dict[str, str]:
+    """What went wrong, by the name of the run."""
+    return {f"{label}, seed {seed}": outcome.failure for (label, seed), outcome in runs.items() if outcome.failure is not None}
+
+
+def score_table(losses: Mapping[tuple[str, int], SplitLosses]) -> pa.Table:
+    """Perplexities of every (label, seed) in long form."""
+    return pa.concat_tables(perplexity_scores(label, seed, found) for (label, seed), found in losses.items())
+
+
+def _report_digest(experiment: Experiment, models: Mapping[tuple[str, int], TrainedModel], failures: Mapping[str, str]) -> str:
+    named = [f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()]
+    return report_digest(named, experiment.model_dump(mode="json", exclude={"resources", "storage"}), failures)
+
+
+def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
+    tables = []
+    for (label, seed), model in models.items():
+        curve = model.metrics().select(["step", "domain", "loss"])
+        tables.append(curve.append_column("method", pa.array([label] * len(curve))).append_column("seed", pa.array([seed] * len(curve))))
+    return pa.concat_tables(tables)
+
+
+def _embeddings(jobs: Sequence[MixtureJob], backend: Backend) -> Embeddings | None:
+    """What the proxy was embedded with, where a method needed it: a finished artifact by now."""
+    job = next((job for job in jobs if "embedding" in job.mixer.needs), None)
+    return proxy_embeddings(job.context(backend))[1] if job else None
+
+
+def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Iterable[TrainedModel]) -> dict[str, float]:
+    """Recorded wall seconds of the stages, whether they ran now or before; shared work counted once."""
+    return {
+        "corpus": float(read_record(corpus.address)["content"]["seconds"]),
+        "mixtures": total_cost(mixture.ledger for mixture in mixtures.values()).seconds,
+        "base models (sum over runs)": total_cost({model.run: model.cost} for model in models).seconds,
+    }
+
+
+def _histories(mixtures: Mapping[str, Mixture]) -> pa.Table | None:
+    """Weights while a proxy trained, of the methods whose rule watched it."""
+    tables = [_history(label, mixture.trajectory) for label, mixture in mixtures.items() if mixture.trajectory is not None]
+    return pa.concat_tables(tables) if tables else None
+
+
+def _history(label: str, trajectory: Trajectory) -> pa.Table:
+    rows: list[dict[str, Any]] = [
+        {"step": step, "domain": name, "weight": trajectory.weights[name][i], "mean": trajectory.answer[name][i], "method": label}
+        for i, step in enumerate(trajectory.steps)
+        for name in trajectory.weights
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def _sweep(jobs: Sequence[MixtureJob], mixtures: Mapping[str, Mixture]) -> pa.Table | None:
+    """Weights at every point."""
+    rows = []
+    for job, mixture in ((job, mixtures[job.label]) for job in jobs if job.label in mixtures):
+        cost = {"tokens": mixture.cost.tokens, "flops": mixture.cost.flops, "seconds": mixture.cost.seconds}
+        for domain, weight in mixture.weights.items():
+            stderr = (mixture.weights_stderr or {}).get(domain)
+            rows.append({"point": job.point, "label": job.method, "domain": domain, "weight": weight, "stderr": stderr, **cost})
+    return pa.Table.from_pylist(rows, schema=SWEEP) if rows else None

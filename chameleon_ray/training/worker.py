@@ -1,0 +1,146 @@
+"""What one worker of a run does, from the seed to the published model. It knows DeepSpeed and torch.distributed, and nothing of Ray.
+
+Import this module inside a worker only: DeepSpeed probes the machine when it is imported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Cost, TokenCorpus
+from chameleon_ray.backend import ProxyLosses, TrainJob
+from chameleon_ray.models.build import build_model
+from chameleon_ray.models.flops import forward_flops_per_token, training_flops
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.losses import domain_losses
+from chameleon_ray.records import is_complete, write_record, write_table
+from chameleon_ray.training import loop
+from chameleon_ray.training.checkpoint import load_tree
+from chameleon_ray.training.engine import build_engine, build_optimizer, consolidated_state, layout
+from chameleon_ray.training.plain_engine import PlainEngine
+from chameleon_ray.training.run import Run
+from chameleon_ray.training.signals import engine_micro_batch
+from chameleon_ray.training.steps import Worker
+
+TAG = "state"
+
+
+class Checkpoints(Protocol):
+    """Where a run's checkpoints go: sharded, every worker keeps its own files."""
+
+    def latest(self) -> AbstractContextManager[str | None]:
+        """A folder with the files of the last checkpoint, if there is one."""
+        ...
+
+    def keep(self, folder: str, step: int) -> None:
+        """Take over what a worker wrote into the folder; called by every worker."""
+        ...
+
+
+def train_run(run: Run, hardware: Hardware, checkpoints: Checkpoints, on_step: Callable[[int, float], None] = lambda step, loss: None) -> None:
+    """Train the run's model, going on from its last checkpoint, and publish it; the shorter runs that it passes through are published on the way.
+
+    A collective: every worker calls it, inside a process group. The first one publishes, the record last.
+
+    Raises:
+        UserError: what the user can mend; trying again would not help.
+    """
+    if is_complete(run.address):
+        return
+    worker = _worker(run.job, run.corpus, hardware)
+    job, corpus = run.job, run.corpus
+    model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
+    engine = build_engine(model, job.training, hardware, engine_micro_batch(worker), worker.world_size)
+    progress = _resume(engine, worker, checkpoints)
+
+    def checkpoint(progress: loop.Progress) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            state = progress.to_dict(worker.world_size, layout(job.training, hardware))
+            engine.save_checkpoint(folder, tag=TAG, client_state={"progress": state})
+            checkpoints.keep(folder, progress.step)
+
+    def publish(published: Run, progress: loop.Progress) -> None:
+        state = consolidated_state(engine)
+        if state is not None:
+            _publish(published, run, worker, model, state, progress)
+        dist.barrier()
+
+    snapshots = {passed.job.training.steps: partial(publish, passed) for passed in run.passes if not is_complete(passed.address)}
+    publish(run, loop.train(engine, worker, progress, checkpoint, on_step, snapshots))
+
+
+def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, digest: str, hardware: Hardware) -> ProxyLosses:
+    """Train a tiny model from scratch in this process and measure it on a split; the model is not kept.
+
+    Raises:
+        UserError: a loss that is not finite.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    training = job.training
+    worker = _worker(job, corpus, hardware)
+    model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed).to(hardware.device)
+    engine = PlainEngine(model, build_optimizer(model, training), training.batch_rows // worker.micro_batch_rows, training.gradient_clipping)
+    progress = loop.train(engine, worker, loop.Progress(), lambda _: None)
+    losses = domain_losses(model, corpus, split, hardware)
+    tokens = training.steps * training.batch_rows * corpus.row_tokens
+    layers, _, width = training.model.shape
+    bare = 3 * forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size, head=False) * tokens
+    return ProxyLosses(digest, losses, Cost(tokens, training_flops(training.model, tokens, corpus.row_tokens, corpus.vocab_size), progress.seconds, bare))
+
+
+def _worker(job: TrainJob, corpus: TokenCorpus, hardware: Hardware) -> Worker:
+    """This process's place in the run; the workers agree on the smallest micro-batch, since the free memory of their GPUs may differ."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rows_per_rank = job.training.batch_rows // world_size
+    micro = loop.choose_micro_batch(job.training.micro_batch_rows, rows_per_rank, corpus.row_tokens, corpus.vocab_size, hardware)
+    agreed = torch.tensor(micro, device=hardware.device)
+    if world_size > 1:
+        dist.all_reduce(agreed, dist.ReduceOp.MIN)
+    return Worker(job, corpus, hardware, int(agreed), rank, world_size)
+
+
+def _resume(engine: Any, worker: Worker, checkpoints: Checkpoints) -> loop.Progress:
+    with checkpoints.latest() as folder:
+        if folder is None:
+            return loop.Progress()
+        shards = [Path(folder) / TAG / "mp_rank_00_model_states.pt"]
+        if not shards[0].exists():
+            shards = sorted(Path(folder).glob(f"{TAG}/*model_states.pt"))
+        saved = load_tree(str(shards[0]))["progress"]
+        progress = loop.Progress.from_dict(saved, worker.world_size, layout(worker.job.training, worker.hardware))
+        engine.load_checkpoint(folder, tag=TAG)
+    return progress
+
+
+def _publish(published: Run, run: Run, worker: Worker, model: Any, state: dict[str, Any], progress: loop.Progress) -> None:
+    """Hugging Face layout (weights as safetensors, configuration, tokenizer), loss curve, weights over the steps; the record last."""
+    job, corpus = published.job, published.corpus
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        storage.publish(storage.local_directory(corpus.tokenizer_address), folder)
+        storage.publish(folder, published.address)
+    details = loop.details(Worker(job, corpus, worker.hardware, worker.micro_batch_rows, worker.rank, worker.world_size), progress)
+    if published is not run:
+        details["snapshot_of"] = {"model": run.digest, "steps": run.job.training.steps, "at_step": progress.step}
+    write_table(storage.join(published.address, "metrics.parquet"), pa.Table.from_pylist(progress.curve))
+    if progress.weights:
+        write_table(storage.join(published.address, "weights.parquet"), pa.Table.from_pylist(progress.weights))
+    content = {
+        "weights": dict(job.weights),
+        "vocab_size": corpus.vocab_size,
+        "tokenizer_sha256": corpus.tokenizer_sha256,
+        "cost": details.pop("cost"),
+        "details": {**details, "role": job.role, "seed": job.seed, "training": job.training.model_dump(mode="json"), "corpus": corpus.digest},
+    }
+    write_record(published.address, "model", published.digest, content)
