@@ -112,6 +112,7 @@ class TrainJob:
         rule: learns weights while it trains.
         reference: the frozen model that a rule's signal may need.
         keys: setting of the training -> its key in the experiment file, where that is not `base.…` of a base model or `proxy.…` of any other.
+        ahead: whether it may be started before its method asks for it; not so where it waits for another run.
     """
 
     role: str
@@ -121,6 +122,7 @@ class TrainJob:
     rule: Rule | None = None
     reference: TrainedModel | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
+    ahead: bool = True
 
     def key(self, setting: str) -> str:
         """The key of a setting of the training in the experiment file, for error messages."""
@@ -152,6 +154,10 @@ class Backend(Protocol):
 
     def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
         """The corpus of an experiment."""
+        ...
+
+    def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
+        """Raise the `UserError` with which training one of the jobs would begin; nothing is started."""
         ...
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:

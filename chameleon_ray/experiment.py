@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources, TrainingConfig
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing import METHODS, Mixer
+from chameleon_ray.mixing import METHODS
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.settings import Label, NonNegativeInt, Settings, apply_override, first_line, nearest, read_yaml, validate
 
 
@@ -91,7 +92,7 @@ class Experiment(Settings):
             apply_override(document, f"{key}={json.dumps(value)}")
         return parse_experiment(document, f"sweep.grid at {describe(point)}")
 
-    def mixer(self, label: str) -> Mixer:
+    def mixer(self, label: str) -> Method:
         """The method object behind `methods.<label>`; its `method:` key names the method when the label does not.
 
         Raises:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.backend import Backend, FitContext, TrainJob
-from chameleon_ray.errors import UserError, as_user_error
+from chameleon_ray.backend import Backend, FitContext
+from chameleon_ray.errors import as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
-from chameleon_ray.mixing import Mixer
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.records import once
 
@@ -34,7 +34,7 @@ class MixtureJob:
         return f"{self.method} at {self.point}" if self.point else self.method
 
     @property
-    def mixer(self) -> Mixer:
+    def mixer(self) -> Method:
         """The method with its settings."""
         return self.experiment.mixer(self.method)
 
@@ -48,6 +48,12 @@ class MixtureJob:
         """What the method gets to work with."""
         experiment = self.experiment
         return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, experiment.seeds[0])
+
+
+def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
+    """Raise `UserError` for methods that cannot be fitted with their settings, before anything is read."""
+    for label in labels:
+        experiment.mixer(label).check_settings(label)
 
 
 def mixture_jobs(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> tuple[list[MixtureJob], list[MixtureJob]]:
@@ -70,7 +76,12 @@ def compared(jobs: Sequence[MixtureJob], swept: Sequence[MixtureJob]) -> list[Mi
 
 
 def fit(job: MixtureJob, backend: Backend) -> Mixture:
-    """The mixture, under the label that the experiment gives its method; kept, since a method may have trained for it."""
+    """The mixture, under the label that the experiment gives its method; kept, since a method may have trained for it.
+
+    Raises:
+        UserError: as `check_all`, before anything is trained, or what fitting raises.
+    """
+    check_all([job], backend)
     address = storage.join(backend.root, "mixtures", f"{job.method}-{job.digest}")
     path = storage.join(address, "mixture.json")
 
@@ -92,17 +103,24 @@ def with_sizes(mixture: Mixture, corpora: Sequence[TokenCorpus]) -> Mixture:
     return replace(mixture, tokenizer_sha256=corpora[0].tokenizer_sha256, domains=sizes)
 
 
+def check_all(jobs: Sequence[MixtureJob], backend: Backend) -> None:
+    """Raise every `UserError` that can be known before anything is trained, for every method."""
+    for job in jobs:
+        job.mixer.check(job.context(backend))
+        backend.check(job.corpus, job.mixer.jobs(job.context(backend)))
+
+
 def fit_all(jobs: Sequence[MixtureJob], backend: Backend) -> tuple[dict[str, Mixture], dict[str, str]]:
     """Mixtures by label, and for each method that failed twice what went wrong.
 
     The runs that need nothing of each other are started together first; a method whose run failed there tries again alone.
+
+    Raises:
+        UserError: as `check_all`, before anything is trained.
     """
+    check_all(jobs, backend)
     for corpus in {job.corpus.digest: job.corpus for job in jobs}.values():
-        runs: list[TrainJob] = []
-        for job in jobs:
-            if job.corpus.digest == corpus.digest:
-                with suppress(UserError):  # the method meets it again below, as with what fails in training
-                    runs += job.mixer.jobs(job.context(backend))
+        runs = [run for job in jobs if job.corpus.digest == corpus.digest for run in job.mixer.jobs(job.context(backend)) if run.ahead]
         with suppress(Exception):
             backend.train_many(corpus, runs)
     mixtures, failures = {}, {}

@@ -16,9 +16,10 @@ from chameleon_ray.backend import Backend, TrainJob
 from chameleon_ray.config import CorpusChanges
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
-from chameleon_ray.fitting import MixtureJob, compared, fit, fit_all, mixture_jobs, with_sizes
+from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, with_sizes
 from chameleon_ray.mixing import Weigher
 from chameleon_ray.mixing.budget import cap_repetition
+from chameleon_ray.mixing.static import uniform_mixture
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import ReportData
 from chameleon_ray.results import failures_of, gather, models_of, report_of, score_table
@@ -42,9 +43,11 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     What fails, a method or a base model, is tried once more and then reported without losing the others.
 
     Raises:
-        UserError: no base model could be trained and measured; says why the first was not.
+        UserError: what can be known before anything is trained, or that no base model could be trained and measured, with why the first was not.
     """
+    check_settings(experiment, experiment.methods)
     corpus = _corpus(experiment, backend)
+    backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed) for seed in experiment.seeds])
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     mixtures, failures = fit_all([*jobs, *swept], backend)
     trained = [job for job in compared(jobs, swept) if job.label in mixtures]
@@ -59,6 +62,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
 
 def mix(experiment: Experiment, label: str, backend: Backend) -> Mixture:
     """Only the weights of one method."""
+    check_settings(experiment, [label])
     return fit(MixtureJob(label, "", experiment, _corpus(experiment, backend)), backend)
 
 

@@ -56,6 +56,14 @@ class RayBackend:
         storage.remove(storage.join(address, "scratch"))
         return TokenCorpus.load(address)
 
+    def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
+        """Raise the `UserError` with which training one of the jobs would begin; nothing is started."""
+        if jobs:
+            from chameleon_ray.training.loop import check_job
+
+            for job in jobs:
+                check_job(job, corpus, self.resources.num_workers)
+
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train what is not trained yet: equal jobs once, and of jobs that differ only in their steps on one schedule the longest, which passes
         through the others."""

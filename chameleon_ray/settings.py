@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -130,7 +130,7 @@ def first_line(error: ValidationError, prefix: str = "") -> str:
 
 def _sibling(title: str, location: tuple[int | str, ...]) -> str:
     """A known key close to the last part of the location, in the model that the parts before it lead to."""
-    model: type[BaseModel] | None = next((found for found in Settings.__subclasses__() if found.__name__ == title), None)
+    model: type[BaseModel] | None = next((found for found in _below(Settings) if found.__name__ == title), None)
     parts = iter(location[:-1])
     for part in parts:
         if model is None or part not in model.model_fields:
@@ -140,6 +140,12 @@ def _sibling(title: str, location: tuple[int | str, ...]) -> str:
             next(parts, None)
         model = _model_in(annotation)
     return nearest(str(location[-1]), model.model_fields) if model else ""
+
+
+def _below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for child in model.__subclasses__():
+        yield child
+        yield from _below(child)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -108,6 +108,8 @@ class FakeBackend:
 
     jobs: list[TrainJob] = field(default_factory=list)
 
+    def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None: ...
+
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         self.jobs.extend(jobs)
         models = []

@@ -26,6 +26,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing import krls
 from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, softmax, spread, uniform
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import Settings
@@ -104,7 +105,7 @@ def proxy_embeddings(context: FitContext) -> tuple[TrainedModel, Embeddings]:
     return proxy, embeddings
 
 
-class Chameleon(Settings):
+class Chameleon(Method):
     """Weigh domains by kernel ridge leverage: general ones up when pretraining, distinct ones up when finetuning.
 
     `variant` presets the fields that are left None. `paper`: no centring, no normalisation; `released` (the authors' script): centred Gram matrix,
@@ -115,7 +116,6 @@ class Chameleon(Settings):
     """
 
     name: ClassVar[str] = "chameleon"
-    version: ClassVar[int] = 1
     variant: Literal["paper", "released"] = "paper"
     needs: ClassVar[frozenset[str]] = frozenset({"proxy", "embedding"})
     stage: Stage = "pretrain"
@@ -132,6 +132,21 @@ class Chameleon(Settings):
             raise ValueError("one draw has no spread; give 0 for no standard errors, or at least 2")
         return draws
 
+    def check_settings(self, label: str) -> None:
+        """Raise `UserError` for finetuning weights, which the paper takes from the embeddings of the pretrained model itself (algorithm 1)."""
+        if self.stage == "finetune":
+            raise UserError(
+                f"methods.{label}.stage: finetune, but here a proxy is trained from scratch, and finetuning weights come from the embeddings of the pretrained "
+                f"model itself (algorithm 1 of the paper); set stage=pretrain, or weigh with that model by `chameleon extend … --proxy MODEL --method {label}`"
+            )
+
+    def check(self, context: FitContext) -> None:
+        """Raise `UserError` for a domain that is empty, or a layer that the proxy does not have."""
+        super().check(context)
+        layers, _, _ = context.proxy.model.shape
+        if context.embedding.layer != "middle" and context.embedding.layer > layers:
+            raise UserError(f"embedding.layer: {context.embedding.layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")
+
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """The proxy."""
         return [proxy_job(context)]
@@ -143,6 +158,7 @@ class Chameleon(Settings):
             UserError: a domain that is empty or without samples, or embeddings that are not finite.
         Cost: the proxy's training and one forward pass over the samples; the weights themselves take milliseconds for tens of domains.
         """
+        self.check(context)
         proxy, embeddings = proxy_embeddings(context)
         mixture = self.weigh(embeddings)
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}

@@ -22,10 +22,11 @@ import numpy as np
 from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.learned import check_batch, learned, proxy_training
+from chameleon_ray.mixing.learned import check_batch, learned, proxy_keys, proxy_training
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.simplex import domain_names, softmax, uniform
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.settings import PositiveFloat, Settings
+from chameleon_ray.settings import PositiveFloat
 
 EPSILON = 1e-6
 
@@ -78,14 +79,13 @@ class DoGERule:
         return False
 
 
-class DoGE(Settings):
+class DoGE(Method):
     """Weigh up the domains whose gradients help the target domains, all of them unless `targets` names some.
 
     `proxy` is what differs from the experiment's proxy. Batches of at least four rows per domain cost what a plain step of the same batch costs.
     """
 
     name: ClassVar[str] = "doge"
-    version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     mu: PositiveFloat = 0.01
     max_norm: PositiveFloat = 5.0
@@ -94,23 +94,25 @@ class DoGE(Settings):
     targets: tuple[str, ...] | None = None
     proxy: ProxyChanges | None = None
 
-    def jobs(self, context: FitContext) -> list[TrainJob]:
-        """The proxy.
-
-        Raises:
-            UserError: a domain that is empty, a target that is not in the corpus, or batches with fewer rows than there are domains.
-        """
+    def check(self, context: FitContext) -> None:
+        """Raise `UserError` for a domain that is empty, a target that is not in the corpus, or batches with fewer rows than there are domains."""
         names = domain_names(context.corpus)
-        training = proxy_training(context, self.proxy)
-        check_batch("doge", training, names)
         for target in self.targets or ():
             if target not in names:
-                raise UserError(f"methods.doge.targets: {target!r} is not a domain of the corpus; it has {', '.join(names)}")
+                raise UserError(f"methods.{context.label}.targets: {target!r} is not a domain of the corpus; it has {', '.join(names)}")
+        for job in self.jobs(context):
+            check_batch(job)
+
+    def jobs(self, context: FitContext) -> list[TrainJob]:
+        """The proxy."""
+        names = domain_names(context.corpus)
         targets = None if self.targets is None else tuple(names.index(target) for target in self.targets)
         rule = DoGERule(self.mu, self.max_norm, self.max_score, self.own_domain, targets)
-        return [TrainJob("doge", training, uniform(names), context.seed, rule)]
+        training, keys = proxy_training(context, self.proxy), proxy_keys(context, self.proxy)
+        return [TrainJob("doge", training, uniform(names), context.seed, rule, keys=keys)]
 
     def fit(self, context: FitContext) -> Mixture:
-        """Train the proxy; raises what `jobs` raises. Cost: one training run, and a few passes over k gradients at every step."""
+        """Train the proxy. Cost: one training run, and a few passes over k gradients at every step."""
+        self.check(context)
         (proxy,) = context.backend.train_many(context.corpus, self.jobs(context))
-        return learned(self.name, self, context, proxy, "the updates are too large for the length of the run; raise mu, or lower the proxy's learning rate")
+        return learned(self, context, proxy, "the updates are too large for the length of the run; raise mu, or lower the proxy's learning rate")

@@ -22,10 +22,11 @@ from pydantic import Field
 
 from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges
-from chameleon_ray.mixing.learned import check_batch, learned, proxy_training
+from chameleon_ray.mixing.learned import check_batch, learned, proxy_keys, proxy_training
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.simplex import domain_names, named, normalised, softmax, uniform
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.settings import PositiveFloat, Settings
+from chameleon_ray.settings import PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -62,41 +63,47 @@ class DoReMiRule:
         return False
 
 
-class DoReMi(Settings):
+class DoReMi(Method):
     """Weigh up the domains on which a proxy can still learn most from what a reference of its size already knows.
 
     `reference` gives the weights that the reference is trained on, and `proxy` what differs from the experiment's proxy, for both runs.
     """
 
     name: ClassVar[str] = "doremi"
-    version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     step_size: PositiveFloat = 1.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     reference: Literal["uniform", "proportional"] = "uniform"
     proxy: ProxyChanges | None = None
 
+    def check(self, context: FitContext) -> None:
+        """Raise `UserError` for a domain that is empty, or batches with fewer rows than there are domains."""
+        super().check(context)
+        for job in self.jobs(context):
+            check_batch(job)
+
     def jobs(self, context: FitContext) -> list[TrainJob]:
-        """The reference."""
+        """The reference, and the proxy that waits for it."""
         names = domain_names(context.corpus)
         tokens = context.corpus.tokens()
         weights = uniform(names) if self.reference == "uniform" else named(names, normalised([tokens[name] for name in names]))
-        return [TrainJob("proxy", proxy_training(context, self.proxy), weights, context.seed)]
+        training, keys = proxy_training(context, self.proxy), proxy_keys(context, self.proxy)
+        rule = DoReMiRule(self.step_size, self.smoothing)
+        return [
+            TrainJob("proxy", training, weights, context.seed, keys=keys),
+            TrainJob("doremi", training, uniform(names), context.seed, rule, keys=keys, ahead=False),
+        ]
 
     def fit(self, context: FitContext) -> Mixture:
         """Train the reference, then the proxy against it.
 
-        Raises:
-            UserError: a domain that is empty, or batches with fewer rows than there are domains.
         Cost: two training runs, one of them with a forward pass of the reference at every step.
         """
-        names = domain_names(context.corpus)
-        training = proxy_training(context, self.proxy)
-        check_batch("doremi", training, names)
-        (reference,) = context.backend.train_many(context.corpus, self.jobs(context))
-        rule = DoReMiRule(self.step_size, self.smoothing)
-        (proxy,) = context.backend.train_many(context.corpus, [TrainJob("doremi", training, uniform(names), context.seed, rule, reference)])
+        self.check(context)
+        first, second = self.jobs(context)
+        (reference,) = context.backend.train_many(context.corpus, [first])
+        (proxy,) = context.backend.train_many(context.corpus, [replace(second, reference=reference)])
         remedy = "one domain's excess loss stays highest; train the reference longer, lower step_size or raise smoothing"
-        mixture = learned(self.name, self, context, proxy, remedy)
+        mixture = learned(self, context, proxy, remedy)
         provenance = {**mixture.provenance, "reference": reference.digest, "reference_address": reference.address}
         return replace(mixture, ledger={reference.run: reference.cost, **mixture.ledger}, provenance=provenance)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from chameleon_ray.artifacts import TrainedModel
-from chameleon_ray.backend import FitContext
+from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
 from chameleon_ray.mixture import Mixture, Trajectory
-from chameleon_ray.settings import Settings
 
 
 def proxy_training(context: FitContext, changes: ProxyChanges | None) -> TrainingConfig:
@@ -19,19 +17,23 @@ def proxy_training(context: FitContext, changes: ProxyChanges | None) -> Trainin
     return training.model_copy(update={"stop": None})
 
 
-def check_batch(method: str, training: TrainingConfig, names: Sequence[str]) -> None:
+def proxy_keys(context: FitContext, changes: ProxyChanges | None) -> dict[str, str]:
+    """Where the settings of a method's own proxy stand in the experiment file."""
+    changed = changes.model_fields_set if changes else ()
+    return {setting: f"methods.{context.label}.proxy.{setting}" for setting in changed}
+
+
+def check_batch(job: TrainJob) -> None:
     """Raise `UserError` when a batch cannot show every domain."""
-    if training.batch_rows < len(names):
-        raise UserError(
-            f"methods.{method}: batches of {training.batch_rows} rows cannot show all {len(names)} domains; raise proxy.batch_rows to at least {len(names)}"
-        )
+    rows, k = job.training.batch_rows, len(job.weights)
+    if rows < k:
+        raise UserError(f"{job.key('batch_rows')}: batches of {rows} rows cannot show all {k} domains; raise it to at least {k}")
 
 
-def learned(name: str, method: Settings, context: FitContext, proxy: TrainedModel, remedy: str) -> Mixture:
+def learned(method: Method, context: FitContext, proxy: TrainedModel, remedy: str) -> Mixture:
     """The mixture that a proxy's rule ended with: the mean of its weights over the updates; `details` has the last ones too.
 
     Args:
-        name: of the method.
         remedy: the usual cause and what to do, for the warning when the weights collapse.
     """
     names = domain_names(context.corpus)
@@ -40,10 +42,10 @@ def learned(name: str, method: Settings, context: FitContext, proxy: TrainedMode
     warnings = []
     if spread(list(weights.values())) == "collapsed":
         warnings.append(f"{effective_domains(list(weights.values()))}: the weights collapse; {remedy}.")
-    provenance = {"settings": method.model_dump(mode="json"), "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
+    provenance = {**method.provenance(context), "proxy": proxy.digest, "proxy_address": proxy.address}
     details = {"last_weights": {domain: rule["last"][domain] for domain in names}, "updates": rule["updates"]}
     ledger = {proxy.run: proxy.cost}
-    return Mixture(name, weights, ledger=ledger, trajectory=trajectory_of(proxy), provenance=provenance, details=details, warnings=tuple(warnings))
+    return Mixture(method.name, weights, ledger=ledger, trajectory=trajectory_of(proxy), provenance=provenance, details=details, warnings=tuple(warnings))
 
 
 def trajectory_of(proxy: TrainedModel) -> Trajectory | None:

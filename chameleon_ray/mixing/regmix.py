@@ -21,18 +21,19 @@ from pydantic import Field, model_validator
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.regression import candidates, cross_validated_spearman, fit_mean
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
 from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures, swarm_files
 from chameleon_ray.mixture import Mixture, check_weights
-from chameleon_ray.settings import PositiveInt, Settings, nearest
+from chameleon_ray.settings import PositiveInt, nearest
 
 STEPS = 1000
 LEARNING_RATE = 4e-4
 WARMUP_STEPS = 100
 
 
-class RegMix(Settings):
+class RegMix(Method):
     """Train many tiny proxies on mixtures of their own, learn how the mixture decides the loss, take the mixture that is predicted best.
 
     `proxy` is what differs from RegMix's own proxy (preset 1M, 1000 steps, learning rate 4e-4, constant after 100 warm-up steps, or after a tenth of
@@ -41,7 +42,6 @@ class RegMix(Settings):
     """
 
     name: ClassVar[str] = "regmix"
-    version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     num_proxies: PositiveInt = 512
     proxy: ProxyChanges | None = None
@@ -60,9 +60,15 @@ class RegMix(Settings):
             check_weights(self.prior, "prior")
         return self
 
-    def jobs(self, context: FitContext) -> list[TrainJob]:
-        """None: the models of a swarm are not kept."""
-        return []
+    def check(self, context: FitContext) -> None:
+        """Raise `UserError` for a domain that is empty, a target or prior that does not fit the corpus, a proxy that does not, or too few proxies."""
+        names, where = domain_names(context.corpus), f"methods.{context.label}"
+        if self.target not in (MEAN, *names):
+            raise UserError(f"{where}: target {self.target!r} is no domain; there are {MEAN}, {', '.join(names)}{nearest(self.target, (MEAN, *names))}")
+        self._prior(names)
+        self.training(context.proxy)
+        if len(names) > 1:
+            candidates(self.regressor, self.num_proxies, len(names), f"{where}: num_proxies")
 
     def fit(self, context: FitContext) -> Mixture:
         """Draw mixtures, train a proxy on each, measure all on the valid split, and find the optimum.
@@ -70,26 +76,27 @@ class RegMix(Settings):
         Returns:
             A mixture whose ledger has all proxies; `details` is that of `optimum`, and the swarm lies beside it as `ratios.csv` and `metrics.csv`.
         Raises:
-            UserError: before anything is trained for a domain that is empty, a target or prior that does not fit the corpus, or too few proxies;
-                afterwards for losses that are not finite.
+            UserError: what `check` raises, or losses that are not finite.
         Cost: `num_proxies` tiny runs. One domain needs none.
         """
-        names = domain_names(context.corpus)
-        provenance = {"settings": self.model_dump(mode="json"), "corpus": context.corpus.digest}
-        if self.target not in (MEAN, *names):
-            raise UserError(f"regmix: target {self.target!r} is no domain; there are {MEAN}, {', '.join(names)}{nearest(self.target, (MEAN, *names))}")
+        self.check(context)
+        names, provenance = context.corpus.names, self.provenance(context)
         prior = self._prior(names) or named(names, normalised([context.corpus.tokens("train")[name] for name in names]))
         if len(names) == 1:
             return Mixture(self.name, {names[0]: 1.0}, provenance=provenance)
-        candidates(self.regressor, self.num_proxies, len(names), "regmix: num_proxies")
         ratios = draw_mixtures(prior, self.num_proxies, context.seed)  # [n, k]
         training = self.training(context.proxy)
-        jobs = [TrainJob("swarm", training, named(names, row), seed=context.seed) for row in ratios]
+        jobs = [TrainJob("swarm", training, named(names, row), seed=context.seed, keys=self._keys(context)) for row in ratios]
         found = context.backend.train_swarm(context.corpus, jobs, "valid")
         metrics = np.array([[proxy.losses[name] for name in names] for proxy in found])  # [n, k]
         swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, names, metrics)
         mixture = self.optimum(swarm, self.rank_correlations(swarm, context.seed), context.seed)
         return replace(mixture, ledger={proxy.digest: proxy.cost for proxy in found}, provenance=provenance, files=swarm_files(swarm))
+
+    def _keys(self, context: FitContext) -> dict[str, str]:
+        """Where the settings of a swarm's proxy stand: what RegMix sets itself, and what is changed, beside the method; the rest with the proxy."""
+        own = {"model", "steps", "learning_rate", "min_learning_rate", "warmup_steps", *(self.proxy.model_fields_set if self.proxy else ())}
+        return {setting: f"methods.{context.label}.proxy.{setting}" for setting in own}
 
     def training(self, experiment: TrainingConfig) -> TrainingConfig:
         """How a proxy of the swarm is trained, given the experiment's proxy.

@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import model_validator
 
-from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.backend import FitContext
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.simplex import domain_names, named, softmax, uniform
 from chameleon_ray.mixture import Mixture, check_weights
-from chameleon_ray.settings import PositiveFloat, Settings
+from chameleon_ray.settings import PositiveFloat
 
 
-class _Static(Settings):
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def jobs(self, context: FitContext) -> list[TrainJob]:
-        """None: nothing is trained."""
-        return []
-
-
-class Uniform(_Static):
+class Uniform(Method):
     """The same fraction of tokens from every domain."""
 
     name: ClassVar[str] = "uniform"
-    version: ClassVar[int] = 1
 
     def fit(self, context: FitContext) -> Mixture:
         """1/k each. Raises `UserError` for an empty domain."""
-        return Mixture(self.name, uniform(domain_names(context.corpus)), provenance=_provenance(self, context))
+        return replace(uniform_mixture(context.corpus), provenance=self.provenance(context))
 
 
-class Proportional(_Static):
+def uniform_mixture(corpus: TokenCorpus) -> Mixture:
+    """1/k for every domain of a corpus. Raises `UserError` for an empty domain."""
+    return Mixture(Uniform.name, uniform(domain_names(corpus)))
+
+
+class Proportional(Method):
     """Weights ~ train tokens ** (1 / temperature): 1 draws every token equally often, larger values lean towards uniform."""
 
     name: ClassVar[str] = "proportional"
-    version: ClassVar[int] = 1
     temperature: PositiveFloat = 1.0
 
     def fit(self, context: FitContext) -> Mixture:
@@ -48,14 +46,13 @@ class Proportional(_Static):
         names = domain_names(context.corpus)
         tokens = context.corpus.tokens("train")
         logits = np.log([tokens[name] for name in names]) / self.temperature  # [k]
-        return Mixture(self.name, named(names, softmax(logits)), provenance=_provenance(self, context))
+        return Mixture(self.name, named(names, softmax(logits)), provenance=self.provenance(context))
 
 
-class Fixed(_Static):
+class Fixed(Method):
     """Weights given by name, or a table published in a paper (`preset`, renormalised)."""
 
     name: ClassVar[str] = "fixed"
-    version: ClassVar[int] = 1
     weights: dict[str, float] | None = None
     preset: str | None = None
 
@@ -69,21 +66,22 @@ class Fixed(_Static):
             raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PUBLISHED)}{_nearest(str(self.preset), PUBLISHED)}")
         return self
 
-    def fit(self, context: FitContext) -> Mixture:
-        """The given weights in the corpus's order.
-
-        Raises:
-            UserError: a domain without a weight, a weight without a domain, or an empty domain.
-        """
+    def check(self, context: FitContext) -> None:
+        """Raise `UserError` for a domain without a weight, a weight without a domain, or an empty domain."""
         names = domain_names(context.corpus)
-        given, source, origin = self._given()
+        given, source, _ = self._given()
         for name in names:
             if name not in given:
                 raise UserError(f"{source}: no weight for domain {name!r} of the corpus; add it (0 is allowed) or rename it{_nearest(name, given)}")
         for name in given:
             if name not in names:
                 raise UserError(f"{source}: {name!r} is not a domain of the corpus; remove it or rename the domain{_nearest(name, names)}")
-        return Mixture(self.name, {name: given[name] for name in names}, provenance={**_provenance(self, context), **origin})
+
+    def fit(self, context: FitContext) -> Mixture:
+        """The given weights in the corpus's order."""
+        self.check(context)
+        given, _, origin = self._given()
+        return Mixture(self.name, {name: given[name] for name in context.corpus.names}, provenance={**self.provenance(context), **origin})
 
     def _given(self) -> tuple[dict[str, float], str, dict[str, Any]]:
         """Weights, the words that name them in an error, and what their origin adds to the provenance."""
@@ -97,7 +95,3 @@ class Fixed(_Static):
 def _nearest(word: str, known: Iterable[str]) -> str:
     match = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def _provenance(method: Settings, context: FitContext) -> dict[str, Any]:
-    return {"settings": method.model_dump(mode="json"), "corpus": context.corpus.digest}

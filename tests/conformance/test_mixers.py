@@ -9,14 +9,15 @@ import pytest
 
 from chameleon_ray.artifacts import Cost
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing import METHODS, Mixer
+from chameleon_ray.mixing import METHODS
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixture import Mixture
 from tests.fakes import make_context
 
 ROWS = {"web": 400, "books": 90, "code": 120, "math": 33, "news": 7}
 
 
-def build(method: str, names: list[str]) -> Mixer:
+def build(method: str, names: list[str]) -> Method:
     """The method with its defaults, but a small swarm; fixed weights have no defaults, so they are made up."""
     if method == "regmix":
         return METHODS[method](num_proxies=64, samples=1000, top=16)

@@ -20,11 +20,11 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import parse_experiment
 from chameleon_ray.mixing import METHODS
 from chameleon_ray.mixing.learned import learned
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.simplex import domain_names, normalised, uniform
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
-from chameleon_ray.settings import Settings
 from chameleon_ray.training import loop, signals
 from chameleon_ray.training.engine import build_optimizer
 from chameleon_ray.training.plain_engine import PlainEngine
@@ -60,11 +60,10 @@ class ToyRule:
         return state.updates >= self.looks
 
 
-class Toy(Settings):
+class Toy(Method):
     """Trains the proxy, watched by the toy rule."""
 
     name: ClassVar[str] = "toy"
-    version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     every_steps: int = 2
 
@@ -74,7 +73,7 @@ class Toy(Settings):
 
     def fit(self, context: FitContext) -> Mixture:
         (proxy,) = context.backend.train_many(context.corpus, self.jobs(context))
-        return learned(self.name, self, context, proxy, "use shorter names")
+        return learned(self, context, proxy, "use shorter names")
 
 
 def lengths(worker: Worker) -> Callable[[Any], dict[str, Array]]:

@@ -79,5 +79,5 @@ def test_settings_reach_the_rule() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(UserError, match=r"methods\.doge\.targets: 'maths' is not a domain of the corpus; it has web, books, code"):
+    with pytest.raises(UserError, match=r"methods\.label\.targets: 'maths' is not a domain of the corpus; it has web, books, code"):
         DoGE(targets=("maths",)).fit(make_context(ROWS))

@@ -84,7 +84,7 @@ def test_a_proportional_reference_is_trained_on_the_domains_sizes() -> None:
 
 
 def test_batches_that_cannot_show_every_domain_are_refused() -> None:
-    with pytest.raises(UserError, match=r"methods\.doremi: batches of 2 rows cannot show all 3 domains; raise proxy\.batch_rows to at least 3"):
+    with pytest.raises(UserError, match=r"methods\.label\.proxy\.batch_rows: batches of 2 rows cannot show all 3 domains; raise it to at least 3"):
         DoReMi(proxy=ProxyChanges(batch_rows=2)).fit(make_context(ROWS))
 
 
