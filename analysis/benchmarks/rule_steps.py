@@ -64,6 +64,7 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
     from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training.engine import build_engine
     from chameleon_ray.training.learner import Learner
+    from chameleon_ray.training.micro_batch import MicroBatch
     from chameleon_ray.training.signals import make_step
     from chameleon_ray.training.steps import Worker
 
@@ -74,7 +75,7 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
     engine = build_engine(model, training, hardware, training.batch_rows, 1)
     engine.train()
     learner = Learner(job, None) if job.rule else None
-    step = make_step(Worker(job, corpus, hardware, training.batch_rows), learner)
+    step = make_step(Worker(job, corpus, hardware, MicroBatch(training.batch_rows)), learner)
     plan = MixturePlan(job.weights, corpus.rows(), job.seed)
     planned, _ = plan.take(plan.start(), training.batch_rows)
     mine = step.mine(planned.domain)

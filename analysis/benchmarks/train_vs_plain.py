@@ -41,13 +41,15 @@ def in_turns(config: dict[str, Any]) -> dict[str, Any]:
     from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training import loop
     from chameleon_ray.training.engine import build_engine
+    from chameleon_ray.training.micro_batch import choose_micro_batch
     from chameleon_ray.training.plan import MixturePlan
     from chameleon_ray.training.steps import Worker
 
     job, corpus, threads, block_steps = config["job"], config["corpus"], config["threads"], config["block_steps"]
     torch.set_num_threads(threads)
     hardware = Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU")
-    micro = loop.choose_micro_batch(None, job.training.batch_rows, corpus.row_tokens, corpus.vocab_size, hardware)
+    chosen = choose_micro_batch(job, corpus, hardware, 1)
+    micro = chosen.rows
     model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
     engine = build_engine(model, job.training, hardware, micro, 1)
     plain = PlainLoop(job.training, corpus, job.seed, micro)
@@ -72,7 +74,7 @@ def in_turns(config: dict[str, Any]) -> dict[str, Any]:
         plain_seconds.append(time.perf_counter() - began)
         began, cpu_before = time.perf_counter(), cpu_seconds(others)
 
-    loop.train(engine, Worker(job, corpus, hardware, micro), loop.Progress(), lambda progress: None, on_step)
+    loop.train(engine, Worker(job, corpus, hardware, chosen), loop.Progress(), lambda progress: None, on_step)
     return {"production": production_seconds[1:], "plain": plain_seconds[1:], "ray_cpus": ray_cpus[1:], "micro_batch_rows": micro}
 
 

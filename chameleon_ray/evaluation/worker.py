@@ -28,10 +28,12 @@ class EvaluateWorker:
         self._loaded: tuple[str, Any] = ("", None)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        from chameleon_ray.models.memory import forward_rows
+
         model = self._model(str(batch["model"][0]))
         rows = self._chunks.read(batch)
         row_tokens = rows.tokens.shape[1]
-        step = max(1, FORWARD_BYTES // (4 * row_tokens * model.config.vocab_size))
+        step = forward_rows(self._hardware, row_tokens, model.config.vocab_size, FORWARD_BYTES)
         nats = np.concatenate([self._losses(model, rows.tokens[i : i + step], rows.length[i : i + step]) for i in range(0, len(rows), step)])
         counted = np.arange(row_tokens)[None, :] < rows.length[:, None] - 1
         of_target = document_of_target(rows.tokens, rows.document, self._end_of_document)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.memory import forward_rows
 
 IGNORED = -100
 FORWARD_BYTES = 1 << 27
@@ -27,7 +28,7 @@ def row_losses(logits: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor 
 def domain_losses(model: torch.nn.Module, corpus: TokenCorpus, split: str, hardware: Hardware) -> dict[str, float]:
     """Nats per token on every domain of a split."""
     reader = RowReader(corpus, split)
-    step = max(1, FORWARD_BYTES // (4 * corpus.row_tokens * corpus.vocab_size))
+    step = forward_rows(hardware, corpus.row_tokens, corpus.vocab_size, FORWARD_BYTES)
     model.eval()
     found = {}
     for name, count in corpus.rows(split).items():

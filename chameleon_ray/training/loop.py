@@ -19,7 +19,6 @@ from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.flops import num_parameters, training_flops
-from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.training.learner import Learner, learned
 from chameleon_ray.training.plan import MixturePlan, PlanState
 from chameleon_ray.training.schedule import learning_rate
@@ -139,20 +138,6 @@ def checkpoint_interval(steps: int, configured: int | None) -> int:
     return configured or max(50, -(-steps // 10))
 
 
-def choose_micro_batch(configured: int | None, rows_per_rank: int, row_tokens: int, vocab_size: int, hardware: Hardware) -> int:
-    """Rows of one micro-batch: as configured, else the largest divisor of a rank's rows whose logits, their logarithms and gradients fit the memory set aside.
-
-    It changes nothing but rounding and speed. 1 GiB on a CPU, where small blocks stay in the cache; an eighth of the device's free memory on a GPU.
-    """
-    if configured is not None:
-        if rows_per_rank % configured:
-            raise UserError(f"micro_batch_rows: {configured} does not divide the {rows_per_rank} rows of a worker; choose a divisor")
-        return configured
-    budget = torch.cuda.mem_get_info(hardware.device)[0] // 8 if hardware.device.type == "cuda" else 1 << 30
-    fits = max(1, int(budget // (3 * 4 * row_tokens * vocab_size)))
-    return max(rows for rows in range(1, rows_per_rank + 1) if rows_per_rank % rows == 0 and rows <= fits)
-
-
 def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
     """Refuse what cannot be trained, before anything starts: UserError with the field."""
     training = job.training
@@ -175,7 +160,8 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
     job, corpus, hardware, signal = worker.job, worker.corpus, worker.hardware, signal_of(worker.job)
     tokens = progress.step * job.training.batch_rows * corpus.row_tokens
     plain = training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size)
-    flops = plain + (signal.flops(worker, progress.step) if signal else 0.0)
+    again = plain / 3 if worker.micro_batch.recompute else 0.0
+    flops = plain + again + (signal.flops(worker, progress.step) if signal else 0.0)
     found = {
         "cost": asdict(Cost(tokens, flops, progress.seconds, plain)),
         "seconds": progress.seconds,
@@ -183,6 +169,8 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
         "precision": hardware.precision,
         "hardware": hardware.reason,
+        "micro_batch_rows": worker.micro_batch.rows,
+        "activations_recomputed": worker.micro_batch.recompute,
         "epochs_begun": {name: epoch + 1 for name, epoch in progress.max_epochs.items()},
         "rows_drawn": dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True)),
     }

@@ -17,6 +17,9 @@ from chameleon_ray.ray_progress import Pulse, shown
 from chameleon_ray.ray_session import fits, require
 from chameleon_ray.training.run import Run
 
+# Whenever memory runs out the workers start again with half as many rows at a time.
+OUT_OF_MEMORY_RESTARTS = 6
+
 
 def train_runs(runs: Sequence[Run], checkpoints: str, resources: Resources, reporter: Reporter, title: str) -> None:
     """Train every run, as many at a time as the cluster holds worker groups.
@@ -77,7 +80,7 @@ def _fit(run: Run, checkpoints: str, resources: Resources, board: Any) -> dict[s
     body: Any = _body
     trainer = TorchTrainer(
         body,
-        train_loop_config={"run": run, "resources": resources, "board": board},
+        train_loop_config={"run": run, "checkpoints": storage.join(checkpoints, run.name), "resources": resources, "board": board},
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=bool(resources.gpus_per_worker),
@@ -86,7 +89,7 @@ def _fit(run: Run, checkpoints: str, resources: Resources, board: Any) -> dict[s
         run_config=RunConfig(
             name=run.name,
             storage_path=checkpoints,
-            failure_config=FailureConfig(max_failures=resources.max_failures),
+            failure_config=FailureConfig(max_failures=resources.max_failures + OUT_OF_MEMORY_RESTARTS),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
@@ -108,7 +111,7 @@ def _body(config: dict[str, Any]) -> dict[str, Any]:
     hardware = detect(bool(resources.gpus_per_worker), run.job.training.precision)
     pulse = Pulse(config["board"] if dist.get_rank() == 0 else None, run.label, run.job.training.steps)
     try:
-        train_run(run, hardware, _RayCheckpoints(), lambda step, loss: pulse(step, f"loss {loss:.3f}, {hardware.precision}"))
+        train_run(run, hardware, _RayCheckpoints(config["checkpoints"]), lambda step, loss: pulse(step, f"loss {loss:.3f}, {hardware.precision}"))
     except UserError as error:
         return {"user_error": str(error)}
     return {}
@@ -116,6 +119,9 @@ def _body(config: dict[str, Any]) -> dict[str, Any]:
 
 class _RayCheckpoints:
     """Checkpoints as Ray Train keeps them."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:

@@ -14,6 +14,7 @@ from chameleon_ray.backend import TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.losses import row_losses
+from chameleon_ray.training.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Worker:
     job: TrainJob
     corpus: TokenCorpus
     hardware: Hardware
-    micro_batch_rows: int
+    micro_batch: MicroBatch
     rank: int = 0
     world_size: int = 1
 
@@ -61,6 +62,6 @@ class PlainStep:
 
 
 def micro_batches(rows: Rows, worker: Worker) -> list[torch.Tensor]:
-    """Tokens [at most micro_batch_rows, T] on the device."""
+    """Tokens [at most a micro-batch, T] on the device."""
     tokens = torch.from_numpy(rows.tokens.astype(np.int64)).to(worker.hardware.device, non_blocking=True)
-    return list(tokens.split(worker.micro_batch_rows))
+    return list(tokens.split(worker.micro_batch.rows))

@@ -5,9 +5,11 @@ Import this module inside a worker only: DeepSpeed probes the machine when it is
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,16 +29,20 @@ from chameleon_ray.records import is_complete, write_record, write_table
 from chameleon_ray.training import loop
 from chameleon_ray.training.checkpoint import load_tree
 from chameleon_ray.training.engine import build_engine, build_optimizer, consolidated_state, layout
+from chameleon_ray.training.micro_batch import MicroBatch, choose_micro_batch
 from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.run import Run
 from chameleon_ray.training.signals import engine_micro_batch
 from chameleon_ray.training.steps import Worker
 
 TAG = "state"
+MICRO_BATCH = "micro_batch.json"
 
 
 class Checkpoints(Protocol):
-    """Where a run's checkpoints go: sharded, every worker keeps its own files."""
+    """Where a run's checkpoints go: sharded, every worker keeps its own files. At `address` there is room for what else an unfinished run notes down."""
+
+    address: str
 
     def latest(self) -> AbstractContextManager[str | None]:
         """A folder with the files of the last checkpoint, if there is one."""
@@ -54,12 +60,14 @@ def train_run(run: Run, hardware: Hardware, checkpoints: Checkpoints, on_step: C
 
     Raises:
         UserError: what the user can mend; trying again would not help.
+        torch.OutOfMemoryError: the device's memory ran out all the same. What was noted down makes the next attempt take half as many rows at a time.
     """
     if is_complete(run.address):
         return
-    worker = _worker(run.job, run.corpus, hardware)
     job, corpus = run.job, run.corpus
-    model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
+    noted = storage.join(checkpoints.address, MICRO_BATCH)
+    worker = _worker(job, corpus, hardware, noted)
+    model = _model(worker)
     engine = build_engine(model, job.training, hardware, engine_micro_batch(worker), worker.world_size)
     progress = _resume(engine, worker, checkpoints)
 
@@ -76,7 +84,12 @@ def train_run(run: Run, hardware: Hardware, checkpoints: Checkpoints, on_step: C
         dist.barrier()
 
     snapshots = {passed.job.training.steps: partial(publish, passed) for passed in run.passes if not is_complete(passed.address)}
-    publish(run, loop.train(engine, worker, progress, checkpoint, on_step, snapshots))
+    try:
+        done = loop.train(engine, worker, progress, checkpoint, on_step, snapshots)
+    except torch.OutOfMemoryError:
+        storage.write_bytes(noted, json.dumps(asdict(worker.micro_batch.halved(job, corpus.row_tokens))).encode())
+        raise
+    publish(run, done)
 
 
 def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, digest: str, hardware: Hardware) -> ProxyLosses:
@@ -87,11 +100,8 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, digest: str, har
     """
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    training = job.training
-    worker = _worker(job, corpus, hardware)
-    model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed).to(hardware.device)
-    engine = PlainEngine(model, build_optimizer(model, training), training.batch_rows // worker.micro_batch_rows, training.gradient_clipping)
-    progress = loop.train(engine, worker, loop.Progress(), lambda _: None)
+    training, worker = job.training, _worker(job, corpus, hardware)
+    model, progress = _train_plainly(worker)
     losses = domain_losses(model, corpus, split, hardware)
     tokens = training.steps * training.batch_rows * corpus.row_tokens
     layers, _, width = training.model.shape
@@ -99,15 +109,42 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, digest: str, har
     return ProxyLosses(digest, losses, Cost(tokens, training_flops(training.model, tokens, corpus.row_tokens, corpus.vocab_size), progress.seconds, bare))
 
 
-def _worker(job: TrainJob, corpus: TokenCorpus, hardware: Hardware) -> Worker:
-    """This process's place in the run; the workers agree on the smallest micro-batch, since the free memory of their GPUs may differ."""
+def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:
+    """In this process from scratch, with half as many rows at a time whenever memory runs out."""
+    training = worker.job.training
+    while True:
+        model = _model(worker).to(worker.hardware.device)
+        engine = PlainEngine(model, build_optimizer(model, training), training.batch_rows // worker.micro_batch.rows, training.gradient_clipping)
+        try:
+            return model, loop.train(engine, worker, loop.Progress(), lambda _: None)
+        except torch.OutOfMemoryError:
+            worker = replace(worker, micro_batch=worker.micro_batch.halved(worker.job, worker.corpus.row_tokens))
+
+
+def _model(worker: Worker) -> Any:
+    job, corpus = worker.job, worker.corpus
+    model: Any = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
+    if worker.micro_batch.recompute:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _worker(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, noted: str | None = None) -> Worker:
+    """This process's place in the run. The workers agree on the smallest micro-batch, since the free memory of their GPUs may differ.
+
+    Args:
+        noted: address of the micro-batch that an attempt before, which ran out of memory, left for this one.
+    """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    rows_per_rank = job.training.batch_rows // world_size
-    micro = loop.choose_micro_batch(job.training.micro_batch_rows, rows_per_rank, corpus.row_tokens, corpus.vocab_size, hardware)
-    agreed = torch.tensor(micro, device=hardware.device)
+    chosen = choose_micro_batch(job, corpus, hardware, world_size)
+    if noted is not None and storage.exists(noted):
+        before = MicroBatch(**json.loads(storage.read_bytes(noted)))
+        chosen = MicroBatch(min(chosen.rows, before.rows), chosen.recompute or before.recompute)
+    agreed = torch.tensor([chosen.rows, -int(chosen.recompute)], device=hardware.device)
     if world_size > 1:
         dist.all_reduce(agreed, dist.ReduceOp.MIN)
-    return Worker(job, corpus, hardware, int(agreed), rank, world_size)
+    rows, recompute = agreed.tolist()
+    return Worker(job, corpus, hardware, MicroBatch(rows, bool(recompute)), rank, world_size)
 
 
 def _resume(engine: Any, worker: Worker, checkpoints: Checkpoints) -> loop.Progress:
@@ -130,7 +167,7 @@ def _publish(published: Run, run: Run, worker: Worker, model: Any, state: dict[s
         model.save_pretrained(folder, state_dict=state, safe_serialization=True)
         storage.publish(storage.local_directory(corpus.tokenizer_address), folder)
         storage.publish(folder, published.address)
-    details = loop.details(Worker(job, corpus, worker.hardware, worker.micro_batch_rows, worker.rank, worker.world_size), progress)
+    details = loop.details(replace(worker, job=job), progress)
     if published is not run:
         details["snapshot_of"] = {"model": run.digest, "steps": run.job.training.steps, "at_step": progress.step}
     write_table(storage.join(published.address, "metrics.parquet"), pa.Table.from_pylist(progress.curve))

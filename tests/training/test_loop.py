@@ -77,6 +77,16 @@ def test_micro_batches_change_only_rounding(corpus: TokenCorpus, tmp_path: Path)
     assert difference(whole, parts) < 1e-6
 
 
+def test_after_memory_ran_out_a_run_goes_on_with_half_as_many_rows_at_a_time(corpus: TokenCorpus, tmp_path: Path) -> None:
+    whole = run_world(tmp_path / "whole", 1, **settings(corpus, learning_rate=SMALL_RATE))
+    failed = run_world(tmp_path / "failed", 1, **settings(corpus, learning_rate=SMALL_RATE, out_of_memory_after=6))
+    assert failed["exit"] != [0] and "made up" in failed["output"]
+    resumed = run_world(tmp_path / "failed", 1, **settings(corpus, learning_rate=SMALL_RATE))
+    assert resumed["exit"] == [0], resumed["output"]
+    assert (whole["micro_batch_rows"], resumed["micro_batch_rows"]) == (8, 4)
+    assert resumed["rows"] == whole["rows"] and difference(resumed, whole) < 1e-4
+
+
 def test_resuming_with_another_number_of_workers_is_refused(corpus: TokenCorpus, tmp_path: Path) -> None:
     run_world(tmp_path, 1, **settings(corpus, die_after=6))
     refused = run_world(tmp_path, 2, **settings(corpus))

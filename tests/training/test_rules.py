@@ -133,6 +133,7 @@ def test_excess_is_clipped_token_by_token(corpus: TokenCorpus, reference: str) -
     from chameleon_ray.artifacts import Cost, TrainedModel
     from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training.learner import Learner
+    from chameleon_ray.training.micro_batch import MicroBatch
     from chameleon_ray.training.signals.excess_losses import ExcessLossStep
     from chameleon_ray.training.steps import Worker
 
@@ -141,7 +142,7 @@ def test_excess_is_clipped_token_by_token(corpus: TokenCorpus, reference: str) -
     mean_clip = (losses[0].mean() - losses[1].mean()).clamp(min=0)
     training = TrainingConfig(model=ModelConfig(**MODEL), steps=1, batch_rows=12)
     job = TrainJob("doremi", training, WEIGHTS, 0, DoReMiRule(), TrainedModel(reference, "", {}, 0, "", Cost()))
-    worker = Worker(job, corpus, Hardware(torch.device("cpu"), torch.float32, ""), 12)
+    worker = Worker(job, corpus, Hardware(torch.device("cpu"), torch.float32, ""), MicroBatch(12))
     step = ExcessLossStep(worker, Learner(job, None))
     with torch.no_grad():
         excess = step._excess(F.pad(losses[0], (0, 1)), tokens)

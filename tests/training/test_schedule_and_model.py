@@ -14,7 +14,6 @@ from chameleon_ray.models.flops import forward_flops_per_token, num_parameters, 
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.losses import row_losses
 from chameleon_ray.presets import PRESETS
-from chameleon_ray.training.loop import choose_micro_batch
 from chameleon_ray.training.schedule import learning_rate
 
 TINY = ModelConfig(layers=2, heads=2, width=32)
@@ -63,8 +62,3 @@ def test_row_losses_are_next_token_losses_and_leave_padding_out() -> None:
         for t in range(5):
             want = expected[row, t, tokens[row, t + 1]] if t + 1 < length else 0.0
             assert losses[row, t].item() == pytest.approx(float(want), abs=1e-6)
-
-
-def test_micro_batch_divides_the_rows() -> None:
-    assert 96 % choose_micro_batch(None, 96, 512, 8192, CPU) == 0
-    assert choose_micro_batch(None, 4, 64, 100, CPU) == 4

@@ -42,6 +42,7 @@ class FolderCheckpoints:
     """The latest checkpoint of all workers in one folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.address = str(folder.parent)
         self._folder = folder
 
     @contextmanager
@@ -69,11 +70,10 @@ def main(request: str) -> None:
     asked = json.loads(Path(request).read_text())
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    world = dist.get_world_size()
+
     corpus = TokenCorpus.load(asked["corpus"])
     training = TrainingConfig.model_validate(asked["training"])
-    micro = asked.get("micro_batch_rows") or training.batch_rows // world
-    training = training.model_copy(update={"micro_batch_rows": micro, "stop": None})
+    training = training.model_copy(update={"micro_batch_rows": asked.get("micro_batch_rows")})
     rule, reference = _rule(asked)
     job = TrainJob("base", training, asked["weights"], asked.get("seed", 0), rule, reference)
     folder = Path(asked["folder"])
@@ -84,12 +84,15 @@ def main(request: str) -> None:
     def on_step(step: int, loss: float) -> None:
         if step == asked.get("die_after"):
             os._exit(9)
+        if step == asked.get("out_of_memory_after"):
+            raise torch.OutOfMemoryError("made up")
 
     train_run(run, Hardware(torch.device("cpu"), torch.float32, "test"), FolderCheckpoints(folder / "checkpoint"), on_step)
     if dist.get_rank() == 0:
         model = TrainedModel.load(run.address)
         weights = model.weight_history().to_pylist() if "rule" in model.details else []
         found = {"curve": model.metrics().to_pylist(), "state": _values(run.address), "rows": list(model.details["rows_drawn"].values()), "weights": weights}
+        found |= {"micro_batch_rows": model.details["micro_batch_rows"], "flops": model.cost.flops}
         found |= {"step": model.cost.tokens // (training.batch_rows * corpus.row_tokens)}
         found |= {"kept": {passed.job.training.steps: _values(passed.address) for passed in kept}}
         (folder / "result.json").write_text(json.dumps(found))

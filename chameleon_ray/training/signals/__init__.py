@@ -65,4 +65,4 @@ def make_step(worker: Worker, learner: Learner | None) -> Step:
 def engine_micro_batch(worker: Worker) -> int:
     """Rows between two calls of the engine's `step`."""
     signal = signal_of(worker.job)
-    return worker.job.training.batch_rows // worker.world_size if signal is not None and signal.whole_batch else worker.micro_batch_rows
+    return worker.job.training.batch_rows // worker.world_size if signal is not None and signal.whole_batch else worker.micro_batch.rows

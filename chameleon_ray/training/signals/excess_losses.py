@@ -42,7 +42,7 @@ class ExcessLossStep(PlainStep):
         corpus = worker.corpus
         self._token_count = corpus.row_tokens - 1
         fitting = max(1, REFERENCE_BYTES // (4 * corpus.row_tokens * corpus.vocab_size))
-        self._reference_rows = min(fitting, worker.micro_batch_rows) if worker.hardware.device.type == "cpu" else worker.micro_batch_rows
+        self._reference_rows = min(fitting, worker.micro_batch.rows) if worker.hardware.device.type == "cpu" else worker.micro_batch.rows
 
     def __call__(self, engine: Any, rows: Rows, domains: NDArray[np.int64]) -> torch.Tensor:
         batches = micro_batches(rows, self._worker)
@@ -52,7 +52,7 @@ class ExcessLossStep(PlainStep):
             losses = [first.detach()] if first is not None else [row_losses(engine.module(input_ids=b, use_cache=False).logits, b) for b in batches]
             excess = torch.cat([self._excess(found, tokens) for found, tokens in zip(losses, batches, strict=True)])  # [n]
             per_token = self._reweigh(excess, index)
-        weights = per_token[index].split(self._worker.micro_batch_rows)
+        weights = per_token[index].split(self._worker.micro_batch.rows)
         for tokens, weight in zip(batches, weights, strict=True):
             found = first if first is not None else row_losses(engine(input_ids=tokens, use_cache=False).logits, tokens)
             # DeepSpeed takes the mean over ranks and micro-batches; what is wanted is the sum.
@@ -88,5 +88,5 @@ def flops(worker: Worker, steps: int) -> float:
     """Operations of the reference's forward pass, and of the model's second one where there are several micro-batches."""
     training, corpus = worker.job.training, worker.corpus
     layers, _, width = training.model.shape
-    passes = 1 if worker.micro_batch_rows * worker.world_size == training.batch_rows else 2
+    passes = 1 if worker.micro_batch.rows * worker.world_size == training.batch_rows else 2
     return passes * forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size) * steps * training.batch_rows * corpus.row_tokens

@@ -1,0 +1,66 @@
+"""What rows take of a device's memory, and how many of them fit.
+
+Sizes are in bytes. L layers of width w, rows of T tokens, a vocabulary of V, e bytes per number: 2 in bf16, 4 in fp32.
+
+    activations   (16 L + 1) T w e   what autograd keeps of a row: of every block the inputs of its two norms, of attention's three projections, of
+                                     attention itself (q, k, v, its result), of the feed-forward network (w, 4 w, 4 w); and of the last norm
+    recomputed    (L + 17) T w e     the same if only the inputs of blocks are kept and one block at a time is computed again
+    logits        (e + 8) T V        logits, their logarithms and gradients; in bf16 also a copy in fp32 and a gradient in bf16: (2 e + 12) T V
+    states        16 N               parameters, gradients and AdamW's two moments of N parameters in fp32; 20 N with bf16 and fp32 masters
+"""
+
+from __future__ import annotations
+
+import torch
+
+from chameleon_ray.config import ModelConfig
+from chameleon_ray.models.flops import num_parameters
+from chameleon_ray.models.hardware import Hardware
+
+# On a CPU small blocks, which stay near the caches, are faster than large ones: what rows may take there does not grow with the machine.
+CPU_BYTES = 1 << 30
+# Of what a GPU has free: fragments of the allocator, buffers of collectives, kernels' workspaces.
+RESERVE = 0.1
+
+
+def activation_bytes(model: ModelConfig, row_tokens: int, number_bytes: int, recompute: bool = False) -> int:
+    """Of one row in training: what is kept between its forward and its backward pass."""
+    layers, _, width = model.shape
+    return (layers + 17 if recompute else 16 * layers + 1) * row_tokens * width * number_bytes
+
+
+def logits_bytes(row_tokens: int, vocab_size: int, number_bytes: int) -> int:
+    """Of one row in training, around the loss."""
+    return (number_bytes + 8 if number_bytes >= 4 else 2 * number_bytes + 12) * row_tokens * vocab_size
+
+
+def state_bytes(model: ModelConfig, vocab_size: int, row_tokens: int, number_bytes: int, zero_stage: int, world_size: int) -> int:
+    """Parameters, gradients and the optimizer's states on one worker; ZeRO 1, 2 and 3 cut the optimizer's, the gradients' and the parameters' share."""
+    parameters, gradients = (4, 4) if number_bytes >= 4 else (2, 6)
+    optimizer = 8 if number_bytes >= 4 else 12
+    shares = (world_size if zero_stage >= stage else 1 for stage in (3, 2, 1))
+    per_parameter = sum(part / share for part, share in zip((parameters, gradients, optimizer), shares, strict=True))
+    return int(num_parameters(model, vocab_size, row_tokens) * per_parameter)
+
+
+def free_bytes(hardware: Hardware) -> int:
+    """What rows may take: of a GPU's free memory all but a reserve, of a CPU's a fixed amount."""
+    if hardware.device.type != "cuda":
+        return CPU_BYTES
+    return int((1 - RESERVE) * torch.cuda.mem_get_info(hardware.device)[0])
+
+
+def number_bytes(hardware: Hardware) -> int:
+    """Bytes of one number that the hardware computes with."""
+    return torch.finfo(hardware.dtype).bits // 8
+
+
+def forward_rows(hardware: Hardware, row_tokens: int, vocab_size: int, cpu_bytes: int) -> int:
+    """Rows of one forward pass without gradients: as many as a quarter of a GPU's free memory holds in logits and their logarithms.
+
+    Args:
+        cpu_bytes: what the logits may take on a CPU.
+    """
+    if hardware.device.type != "cuda":
+        return max(1, cpu_bytes // (4 * row_tokens * vocab_size))
+    return max(1, free_bytes(hardware) // 4 // ((number_bytes(hardware) + 8) * row_tokens * vocab_size))
