@@ -61,7 +61,9 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class DomainCounts:
-    """One domain of a corpus. `skipped` counts unreadable documents by reason, `duplicates` exact copies left out."""
+    """One domain of a corpus. `skipped` counts unreadable documents by reason, `duplicates` exact copies left out, `unused_heldout` documents
+    that are held out and not measured: they are over the bound, or alone. A domain with too little text to be measured has no rows in valid and test.
+    """
 
     train: SplitCounts
     valid: SplitCounts
@@ -70,6 +72,12 @@ class DomainCounts:
     duplicates: int
     skipped: Mapping[str, int]
     unigram_entropy_nats: float
+    unused_heldout: int = 0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is held-out text to measure."""
+        return self.valid.rows > 0 and self.test.rows > 0
 
     def split(self, name: str) -> SplitCounts:
         counts = getattr(self, name)
@@ -122,6 +130,24 @@ class TokenCorpus:
         """How much train text every domain has."""
         counts = {name: self.domains[name].train for name in self.names}
         return {name: DomainSize(found.tokens, found.documents, found.tokens / max(1, found.documents)) for name, found in counts.items()}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The domains with held-out text: those that losses are measured on and averaged over."""
+        return tuple(name for name in self.names if self.domains[name].is_measured)
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """The domains that are only trained on."""
+        return tuple(name for name in self.names if not self.domains[name].is_measured)
+
+    def check_measured(self) -> None:
+        """Raise `UserError` when no domain can be measured."""
+        if not self.measured:
+            raise UserError(
+                "corpus: no domain has two distinct held-out documents, so that nothing can be measured; add documents or give heldout files "
+                "(methods that look at no held-out text need none: chameleon mix)"
+            )
 
     @classmethod
     def load(cls, address: str) -> TokenCorpus:

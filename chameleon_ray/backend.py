@@ -140,7 +140,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ProxyLosses:
-    """What is kept of a proxy of a swarm: its digest, the loss on every domain of a held-out split in nats per token, and what it took."""
+    """What is kept of a proxy of a swarm: its digest, the loss on every measured domain of a held-out split in nats per token, and what it took."""
 
     digest: str
     losses: Mapping[str, float]
@@ -164,8 +164,9 @@ class Backend(Protocol):
         """Train models, as many at a time as the resources allow; results in the order of the jobs."""
         ...
 
-    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
-        """Train many tiny models and measure each on a split; the models themselves are not kept. Results in the order of the jobs."""
+    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
+        """Train many tiny models and measure each on a split, at most `tokens_per_domain` of every measured domain; the models themselves are not
+        kept. Results in the order of the jobs."""
         ...
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:

@@ -83,7 +83,10 @@ class TokenizerConfig(Settings):
 
 
 class CorpusConfig(Settings):
-    """The text, how it becomes tokens, and what is held out."""
+    """The text, how it becomes tokens, and what is held out: at most `heldout_tokens` of each domain in each of valid and test.
+
+    A domain with fewer than two distinct held-out documents is trained on and not measured, or with `require_heldout` refused.
+    """
 
     domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)
     domains_from: DomainsFrom | None = None
@@ -91,6 +94,8 @@ class CorpusConfig(Settings):
     tokenizer: TokenizerConfig = TokenizerConfig(train=TokenizerTraining())
     row_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = 512
     heldout_fraction: Fraction = 0.05
+    heldout_tokens: Annotated[int, Field(ge=2)] = 1 << 20
+    require_heldout: bool = False
     max_repetition: PositiveFloat | None = None
 
     @model_validator(mode="after")

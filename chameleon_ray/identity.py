@@ -28,11 +28,11 @@ NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_s
 
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
-    "corpus": 2,  # reading, splitting, packing, order of rows
+    "corpus": 3,  # reading, splitting, packing, order of rows
     "tokenizer": 2,  # what tells one tokenizer from another
     "model": 2,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
-    "proxy": 2,  # one run of a swarm, and its measurement
+    "proxy": 3,  # one run of a swarm, and its measurement
     "embeddings": 2,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
@@ -62,7 +62,7 @@ def corpus_digest(config: CorpusConfig, sources: Sequence[tuple[str | None, bool
     training = config.tokenizer.train
     found = config.domains_from
     content = {
-        **config.model_dump(mode="json", include={"text_column", "row_tokens", "heldout_fraction"}),
+        **config.model_dump(mode="json", include={"text_column", "row_tokens", "heldout_fraction", "heldout_tokens"}),
         "tokenizer": training.model_dump() if training else {"sha256": tokenizer_sha256},
         "domains": list(config.domains) or list(found.only if found else ()),
         "domain_column": found.domain_column if found else None,
@@ -85,9 +85,9 @@ def family_digest(job: TrainJob, corpus: TokenCorpus) -> str:
     return digest_of("family", {**content, "role": job.role})
 
 
-def proxy_digest(job: TrainJob, corpus: TokenCorpus, split: str) -> str:
-    """Of one run of a swarm, measured on a split."""
-    return digest_of("proxy", {**job_content(job, corpus), "split": split})
+def proxy_digest(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_domain: int) -> str:
+    """Of one run of a swarm, measured on so many tokens of each domain of a split."""
+    return digest_of("proxy", {**job_content(job, corpus), "split": split, "tokens_per_domain": tokens_per_domain})
 
 
 def job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:

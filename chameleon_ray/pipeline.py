@@ -47,6 +47,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     """
     check_settings(experiment, experiment.methods)
     corpus = _corpus(experiment, backend)
+    corpus.check_measured()
     backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed) for seed in experiment.seeds])
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     mixtures, failures = fit_all([*jobs, *swept], backend)
@@ -79,6 +80,7 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
 def evaluate(experiment: Experiment, model: str, backend: Backend) -> pa.Table:
     """Scores on valid and test of one model, by its folder."""
     corpus = _corpus(experiment, backend)
+    corpus.check_measured()
     (losses,) = backend.evaluate([backend.open_model(model, corpus)], corpus, SPLITS)
     return score_table({("model", experiment.seeds[0]): losses})
 

@@ -15,6 +15,7 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, TrainJob
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
+from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
 from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
@@ -54,7 +55,10 @@ class RayBackend:
 
         once(address, "corpus", digest, make)
         storage.remove(storage.join(address, "scratch"))
-        return TokenCorpus.load(address)
+        corpus = TokenCorpus.load(address)
+        if config.require_heldout:
+            refuse_unmeasured(corpus.unmeasured)
+        return corpus
 
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
         """Raise the `UserError` with which training one of the jobs would begin; nothing is started."""
@@ -79,16 +83,16 @@ class RayBackend:
             train_runs(runs, storage.join(self.root, "unfinished"), self.resources, self.reporter, title)
         return [TrainedModel.load(run.address) for run in wanted]
 
-    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
+    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Train and measure the proxies that are missing, equal ones once."""
         from chameleon_ray.training.ray_swarm import load_losses, train_swarm
 
-        digests = [proxy_digest(job, corpus, split) for job in jobs]
+        digests = [proxy_digest(job, corpus, split, tokens_per_domain) for job in jobs]
         runs = [Run(job, corpus, digest, storage.join(self.root, "proxies", digest)) for job, digest in zip(jobs, digests, strict=True)]
         missing = {run.address: run for run in runs if not is_complete(run.address)}
         if missing:
             self._ray.start_ray()
-            train_swarm(list(missing.values()), corpus, split, self.resources, self.reporter)
+            train_swarm(list(missing.values()), corpus, split, tokens_per_domain, self.resources, self.reporter)
         return [load_losses(run.address) for run in runs]
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,12 @@ def make_corpus(rows: Mapping[str, int]) -> TokenCorpus:
     """A corpus with these train rows per domain, and 2 rows in each held-out split."""
     domains = {name: DomainCounts(_split(count), _split(2), _split(2), 64 * count, 0, {}, 5.0) for name, count in rows.items()}
     return TokenCorpus("nowhere", "c0ffee000000", tuple(rows), domains, ROW_TOKENS, 300, 0, "0" * 64)
+
+
+def leave_unmeasured(corpus: TokenCorpus, *names: str) -> TokenCorpus:
+    """The corpus with no held-out text of some domains."""
+    domains = {name: replace(counts, valid=_split(0), test=_split(0)) if name in names else counts for name, counts in corpus.domains.items()}
+    return replace(corpus, domains=domains)
 
 
 def make_context(rows: Mapping[str, int], seed: int = 0) -> FitContext:
@@ -120,10 +126,11 @@ class FakeBackend:
             models.append(learned_model(job, model) if job.rule else model)
         return models
 
-    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str) -> list[ProxyLosses]:
-        assert split == "valid"
+    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
+        assert split == "valid" and tokens_per_domain > 0
+        losses = [{name: loss for name, loss in swarm_losses(job.weights).items() if name in corpus.measured} for job in jobs]
         models = self.train_many(corpus, jobs)
-        return [ProxyLosses(f"{i}", swarm_losses(job.weights), model.cost) for i, (job, model) in enumerate(zip(jobs, models, strict=True))]
+        return [ProxyLosses(f"{i}", found, model.cost) for i, (found, model) in enumerate(zip(losses, models, strict=True))]
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         means = {name: 2.0 + rng(name).standard_normal(8) for name in corpus.names}

@@ -22,6 +22,7 @@ from chameleon_ray.training.ray_swarm import Proxy, train_swarm
 BOUND = 1.3
 NUM_DOMAINS = 5
 REPETITIONS = 3
+VALID_TOKENS = 1 << 17
 
 
 def run(quick: bool) -> Outcome:
@@ -40,7 +41,7 @@ def run(quick: bool) -> Outcome:
 
         def swarm() -> float:
             proxies = [Proxy(job, "benchmark", f"{folder}/proxy-{next(counter)}") for job in jobs]
-            return 60 * rate(lambda: train_swarm(proxies, corpus, "valid", Resources(), Reporter.silent()), len(jobs))
+            return 60 * rate(lambda: train_swarm(proxies, corpus, "valid", VALID_TOKENS, Resources(), Reporter.silent()), len(jobs))
 
         def one_by_one() -> float:
             return 60 * rate(lambda: _train_alone(alone, corpus, threads), len(alone))
@@ -70,7 +71,7 @@ def _train_alone(jobs: list[TrainJob], corpus: TokenCorpus, threads: int) -> Non
 
     torch.set_num_threads(threads)
     for job in jobs:
-        train_proxy(job, corpus, "valid", "digest", Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU"))
+        train_proxy(job, corpus, "valid", VALID_TOKENS, "digest", Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU"))
 
 
 if __name__ == "__main__":

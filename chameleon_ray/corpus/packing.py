@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,17 +44,19 @@ def pack_all(fragments: Sequence[NDArray], documents: Sequence[int], row_tokens:
     return Rows.concat([rows, Rows(tokens, np.array([len(rest)], np.int32), np.array([left[0][0]], np.int64))])
 
 
-def deal(tokens_of: Sequence[int]) -> NDArray[np.bool_]:
-    """Deal documents, in the order given, to two halves of about equally many tokens; True is the second half.
+def deal(documents: Iterable[NDArray], half_tokens: int) -> tuple[list[NDArray], list[NDArray]]:
+    """Deal the tokens of documents, in the order given, to two halves of about equally many tokens.
 
-    Each document goes to the half that has less; with two or more documents neither half is empty.
+    Each document goes to the half that has less; with two or more documents neither half is empty. A half holds at most `half_tokens`: the document
+    that reaches them is cut, and what comes when both are full is not read.
     """
-    second = np.zeros(len(tokens_of), bool)
-    first_tokens = second_tokens = 0
-    for i, tokens in enumerate(tokens_of):
-        second[i] = second_tokens < first_tokens
-        if second[i]:
-            second_tokens += tokens
-        else:
-            first_tokens += tokens
-    return second
+    halves: tuple[list[NDArray], list[NDArray]] = [], []
+    taken = [0, 0]
+    for tokens in documents:
+        half = int(taken[1] < taken[0])
+        part = tokens[: half_tokens - taken[half]]
+        if not len(part):
+            break
+        halves[half].append(part)
+        taken[half] += len(part)
+    return halves

@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.corpus.documents import Document, document_hash
+from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.sources import Part
 from chameleon_ray.errors import UserError
@@ -27,28 +30,33 @@ UNKNOWN_BYTES = 16 << 20
 PLAIN = (".jsonl", ".txt", ".py", ".pyi", ".h", ".hpp")
 FLUSH_BYTES = 1 << 19
 BUFFER_BYTES = 12 << 20
-SKETCH_DOCUMENTS = 4096
 MAX_SKIPPED = 0.01
-SCHEMA = pa.schema([("hash", pa.binary(16)), ("domain", pa.string()), ("heldout", pa.bool_()), ("order", pa.int64()), ("text", pa.large_string())])
+SCHEMA = pa.schema(
+    [
+        ("hash", pa.binary(16)),
+        ("domain", pa.string()),
+        ("heldout", pa.bool_()),
+        ("order", pa.int64()),
+        ("bytes", pa.int64()),
+        ("text", pa.large_string()),
+    ]
+)
+KEYS = tuple(name for name in SCHEMA.names if name != "text")
 
 
 @dataclass
 class DomainStats:
-    """What reading found of one domain. `lowest` maps the lowest hashes of documents that are not declared held-out to their bytes."""
+    """What reading found of one domain, copies included."""
 
     documents: int = 0
     text_bytes: int = 0
     heldout_documents: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
-    lowest: dict[str, int] = field(default_factory=dict)
 
     def merge(self, other: DomainStats) -> DomainStats:
         """The statistics of both."""
         reasons = {reason: self.skipped.get(reason, 0) + other.skipped.get(reason, 0) for reason in {**self.skipped, **other.skipped}}
-        lowest = dict(sorted({**self.lowest, **other.lowest}.items())[:SKETCH_DOCUMENTS])
-        return DomainStats(
-            self.documents + other.documents, self.text_bytes + other.text_bytes, self.heldout_documents + other.heldout_documents, reasons, lowest
-        )
+        return DomainStats(self.documents + other.documents, self.text_bytes + other.text_bytes, self.heldout_documents + other.heldout_documents, reasons)
 
 
 def num_buckets(parts: Sequence[Part]) -> int:
@@ -76,17 +84,12 @@ def partition(group: str, parts: Sequence[Part], text_column: str, folder: str, 
                 if not isinstance(found, Document):
                     domain.skipped[str(found.reason)] = domain.skipped.get(str(found.reason), 0) + 1
                     continue
-                digest = document_hash(found.text)
-                size = writers.add(digest, found, order)
+                size = writers.add(document_hash(found.text), found, order)
                 order += 1
                 domain.documents += 1
                 domain.text_bytes += size
                 domain.heldout_documents += found.heldout
-                if not found.heldout:
-                    domain.lowest[digest.hex()] = size
-                    if len(domain.lowest) > 4 * SKETCH_DOCUMENTS:
-                        domain.lowest = dict(sorted(domain.lowest.items())[:SKETCH_DOCUMENTS])
-    result = {name: vars(DomainStats().merge(found)) for name, found in stats.items()}
+    result = {name: vars(found) for name, found in stats.items()}
     storage.write_bytes(done, json.dumps(result).encode())
     return result
 
@@ -106,88 +109,106 @@ def check_skipped(stats: Mapping[str, DomainStats]) -> None:
 @dataclass(frozen=True)
 class BucketDocuments:
     """The distinct documents of one bucket in the order of their hashes: hash, domain, whether held out, place of the text in `texts`;
-    copies left out by domain."""
+    by domain the copies that were left out, and the declared held-out documents that are used for nothing."""
 
     documents: list[tuple[bytes, str, bool, int]]
     texts: pa.ChunkedArray
     duplicates: dict[str, int]
+    unused: dict[str, int]
 
     def __iter__(self) -> Iterator[tuple[bytes, str, bool, str]]:
         for key, domain, heldout, place in self.documents:
             yield key, domain, heldout, self.texts[place].as_py()
 
 
-def read_bucket(folder: str, groups: Sequence[str], bucket: int, names: Sequence[str], borders: Mapping[str, str]) -> BucketDocuments:
+def count_bucket(folder: str, groups: Sequence[str], bucket: int, names: Sequence[str]) -> dict[str, list[list[int]]]:
+    """What is in a bucket without copies; reads everything but the text. Done before: return at once.
+
+    Returns:
+        Domain -> [[documents, bytes] that are not declared held-out, [documents, bytes] that are]; domains without documents are left out.
+    """
+    done = storage.join(folder, f"counts-{bucket:05d}.json")
+    if storage.exists(done):
+        return dict(json.loads(storage.read_bytes(done)))
+    table = _read_bucket(folder, groups, bucket, KEYS)
+    kept, _ = _distinct(table, names)
+    declared, sizes = table["heldout"].to_numpy()[kept.places], table["bytes"].to_numpy()[kept.places]
+    found = {}
+    for rank in np.unique(kept.ranks):
+        kinds = [(kept.ranks == rank) & (declared == kind) for kind in (False, True)]
+        found[names[rank]] = [[int(mine.sum()), int(sizes[mine].sum())] for mine in kinds]
+    storage.write_bytes(done, json.dumps(found).encode())
+    return found
+
+
+def read_bucket(folder: str, groups: Sequence[str], bucket: int, names: Sequence[str], borders: Mapping[str, Border]) -> BucketDocuments:
     """The documents of a bucket, each once.
 
-    Of several copies a held-out one is kept, so that no copy of it can be trained on; among equals the first domain's, then the first read.
+    Of several copies a declared held-out one is kept, so that no copy of it can be trained on; among equals the first domain's. Which of those that
+    are kept are held out is decided after that, by the borders; without a border, those that are declared.
 
     Args:
         groups: names of the groups of parts that were read, in the order of the plan.
-        borders: for domains whose held-out text is split off, the highest hash (hexadecimal) that is held out.
     """
-    table = pa.concat_tables([_read_piece(storage.join(folder, f"group-{group}", f"bucket-{bucket:05d}.arrow")) for group in groups])
-    rank = {name: i for i, name in enumerate(names)}
-    limits = {name: bytes.fromhex(border) for name, border in borders.items()}
-    keys, domains = table["hash"].to_pylist(), table["domain"].to_pylist()
-    declared, order = table["heldout"].to_pylist(), table["order"].to_pylist()
-    heldout = [flag or (domain in limits and key <= limits[domain]) for flag, domain, key in zip(declared, domains, keys, strict=True)]
-    ranked = sorted((i for i in range(len(keys)) if domains[i] in rank), key=lambda i: (keys[i], not heldout[i], rank[domains[i]], order[i]))
-    kept: list[int] = []
-    duplicates: dict[str, int] = {}
-    for i in ranked:
-        if kept and keys[kept[-1]] == keys[i]:
-            duplicates[domains[i]] = duplicates.get(domains[i], 0) + 1
-        else:
-            kept.append(i)
-    return BucketDocuments([(keys[i], domains[i], heldout[i], i) for i in kept], table["text"], duplicates)
+    table = _read_bucket(folder, groups, bucket, SCHEMA.names)
+    kept, copies = _distinct(table, names)
+    declared, sizes = table["heldout"].to_numpy()[kept.places], table["bytes"].to_numpy()[kept.places]
+    heldout, used = declared.copy(), np.ones(len(declared), bool)
+    for rank, name in enumerate(names):
+        if (border := borders.get(name)) is not None:
+            mine = np.flatnonzero((kept.ranks == rank) & (declared == border.declared))
+            count = border.count(bucket, sizes[mine])
+            heldout[mine] = np.arange(len(mine)) < count
+            used[mine[count:]] = not border.declared
+    keys = table["hash"].to_pylist()
+    documents = [
+        (keys[place], names[rank], held, place)
+        for place, rank, held in zip(kept.places[used].tolist(), kept.ranks[used].tolist(), heldout[used].tolist(), strict=True)
+    ]
+    return BucketDocuments(documents, table["text"], _by_name(copies, names), _by_name(kept.ranks[~used], names))
 
 
-def heldout_borders(stats: Mapping[str, DomainStats], fraction: float) -> dict[str, str]:
-    """For every domain without declared held-out documents: the highest hash that is held out.
+@dataclass(frozen=True)
+class _Kept:
+    """Documents of a table without copies, in the order of their hashes: row of the table, index into the names of the domains."""
 
-    Documents are held out in the order of their hashes until they have `fraction` of the domain's bytes, copies counted once; at least
-    two, for valid and test, and at most 4,096.
-
-    Raises:
-        UserError: a domain with fewer than three distinct documents.
-    """
-    borders = {}
-    for name, found in stats.items():
-        if found.heldout_documents:
-            continue
-        if len(found.lowest) < 3:
-            raise UserError(
-                f"corpus.domains.{name}: {len(found.lowest)} distinct documents; splitting off valid and test needs at least 3: "
-                "add documents, or give heldout files"
-            )
-        sizes = np.cumsum(list(found.lowest.values()))
-        count = int(np.searchsorted(sizes, fraction * _distinct_bytes(found))) + 1
-        borders[name] = list(found.lowest)[min(max(2, count), len(sizes) - 1) - 1]
-    return borders
+    places: NDArray[np.int64]
+    ranks: NDArray[np.int64]
 
 
-def _distinct_bytes(found: DomainStats) -> float:
-    """Bytes of distinct documents: exact while all of them fit the sketch, else from the share of the hash range that the sketch covers."""
-    sampled = sum(found.lowest.values())
-    if len(found.lowest) < SKETCH_DOCUMENTS:
-        return sampled
-    return sampled / (int(list(found.lowest)[-1], 16) / 2**128)
+def _distinct(table: pa.Table, names: Sequence[str]) -> tuple[_Kept, NDArray[np.int64]]:
+    """What is kept of a bucket, and the domain of every copy that is not; documents of other domains are left out."""
+    ranks = pc.fill_null(pc.index_in(table["domain"], pa.array(names, pa.string())), -1).to_numpy().astype(np.int64)
+    words = np.frombuffer(b"".join(table["hash"].to_pylist()), ">u8").astype(np.uint64).reshape(-1, 2)
+    ordered = np.lexsort((table["order"].to_numpy(), ranks, ~table["heldout"].to_numpy(), words[:, 1], words[:, 0]))
+    ordered = ordered[ranks[ordered] >= 0]
+    is_copy = np.concatenate([np.zeros(min(1, len(ordered)), bool), (words[ordered[1:]] == words[ordered[:-1]]).all(axis=1)])
+    places = ordered[~is_copy]
+    return _Kept(places, ranks[places]), ranks[ordered[is_copy]]
 
 
-def _read_piece(address: str) -> pa.Table:
-    if not storage.exists(address):
-        return SCHEMA.empty_table()
-    with storage.open_input(address) as source:
-        return pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(use_threads=False)).read_all()
+def _by_name(ranks: NDArray[np.int64], names: Sequence[str]) -> dict[str, int]:
+    return {names[rank]: int(count) for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True)}
+
+
+def _read_bucket(folder: str, groups: Sequence[str], bucket: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a bucket; the others stay where they are."""
+    options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=[SCHEMA.get_field_index(name) for name in columns])
+    pieces = [SCHEMA.empty_table().select(columns)]
+    for group in groups:
+        address = storage.join(folder, f"group-{group}", f"bucket-{bucket:05d}.arrow")
+        if storage.exists(address):
+            with storage.open_input(address) as source:
+                pieces.append(pa.ipc.open_file(source, options=options).read_all())
+    return pa.concat_tables(pieces)
 
 
 class _BucketWriters:
-    """One Arrow stream per bucket, opened when first needed; small buffers, so that many buckets do not need much memory."""
+    """One Arrow file per bucket, opened when first needed; small buffers, so that many buckets do not need much memory."""
 
     def __init__(self, home: str, buckets: int) -> None:
         self._home, self._buckets = home, buckets
-        self._rows: dict[int, list[tuple[bytes, str, bool, int, str]]] = defaultdict(list)
+        self._rows: dict[int, list[tuple[bytes, str, bool, int, int, str]]] = defaultdict(list)
         self._sizes: dict[int, int] = defaultdict(int)
         self._buffered = 0
         self._streams: dict[int, tuple[Any, pa.RecordBatchWriter]] = {}
@@ -196,7 +217,7 @@ class _BucketWriters:
         """Buffer a document; returns its size in bytes."""
         size = len(document.text.encode())
         bucket = int.from_bytes(key[:8]) * self._buckets >> 64
-        self._rows[bucket].append((key, document.domain, document.heldout, order, document.text))
+        self._rows[bucket].append((key, document.domain, document.heldout, order, size, document.text))
         self._sizes[bucket] += size
         self._buffered += size
         if self._sizes[bucket] > FLUSH_BYTES:
@@ -210,7 +231,7 @@ class _BucketWriters:
             filesystem, path = storage.resolve(storage.join(self._home, f"bucket-{bucket:05d}.arrow"))
             filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
             sink = filesystem.open_output_stream(path)
-            self._streams[bucket] = sink, pa.ipc.new_stream(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+            self._streams[bucket] = sink, pa.ipc.new_file(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4"))
         columns = zip(*self._rows.pop(bucket), strict=True)
         self._streams[bucket][1].write_batch(
             pa.record_batch([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)

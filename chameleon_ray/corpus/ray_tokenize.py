@@ -1,8 +1,8 @@
 """From raw text to a `TokenCorpus` on Ray Data: read -> normalise -> drop copies -> tokenize -> pack -> shuffle once -> write.
 
-Three passes, each a stream of tasks over files: `partition` sorts documents into buckets by hash, `tokenize_bucket` makes rows of them,
-`gather_*` writes shuffled shards. What passes between them lies on disk and not in the object store, so memory stays flat when the corpus
-grows, and an interrupted run goes on with the tasks that are missing.
+Four passes, each a stream of tasks over files: `partition` sorts documents into buckets by hash, `count_bucket` counts what is left of them
+without copies, which decides what is held out, `tokenize_bucket` makes rows of them, `gather_*` writes shuffled shards. What passes between them
+lies on disk and not in the object store, so memory stays flat when the corpus grows, and an interrupted run goes on with the tasks that are missing.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus import scatter
-from chameleon_ray.corpus.partition import DomainStats, check_skipped, heldout_borders, num_buckets, partition
+from chameleon_ray.corpus.heldout import heldout_borders, refuse_unmeasured
+from chameleon_ray.corpus.partition import DomainStats, check_skipped, count_bucket, num_buckets, partition
 from chameleon_ray.corpus.sources import Part
 from chameleon_ray.corpus.tokenizer import load_tokenizer
 from chameleon_ray.errors import UserError, as_outcome, from_outcome
 from chameleon_ray.progress import Reporter, Stage
 from chameleon_ray.ray_session import cluster_cpus, quiet_data
+from chameleon_ray.settings import listed
 
 GROUP_BYTES = 64 << 20
 MAX_GROUPS = 256
@@ -75,7 +79,8 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
     """Make the corpus of the parts at `address`; what its record is to hold. The folder `scratch` there may then be removed.
 
     Raises:
-        UserError: unreadable input, unusable documents past 1 %, or a domain with too little text for one row in every split.
+        UserError: unreadable input, unusable documents past 1 %, a domain with too little text for one row to train on, or with
+            `corpus.require_heldout` one that cannot be measured.
     """
     started = time.perf_counter()
     with reporter.stage("reading and tokenizing the corpus") as stage:
@@ -90,8 +95,9 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
                 stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
         check_skipped(stats)
         names = _names(config, parts, stats)
-        spec = _with_tokenizer(config, _specify(config, address, names, stats, names_of_groups, buckets, seed), stage)
-        domains = _write_rows(spec, stats, stage)
+        spec = _specify(config, address, names, stats, names_of_groups, buckets, seed)
+        spec = _with_tokenizer(config, _with_borders(config, spec, stats, stage), stage)
+        domains = _write_rows(config, spec, stats, stage)
     corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256)
     _say(corpus, reporter)
     manifest = [entry for part in parts for entry in part.manifest()]
@@ -137,9 +143,23 @@ def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, Doma
 def _specify(
     config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: tuple[str, ...], buckets: int, seed: int
 ) -> scatter.TokenizeSpec:
-    borders = heldout_borders({name: stats[name] for name in names}, config.heldout_fraction)
     shards = {name: scatter.num_shards(stats[name].text_bytes) for name in names}
-    return scatter.TokenizeSpec(address, names, groups, buckets, borders, shards, config.row_tokens, 0, 0, "", seed)
+    return scatter.TokenizeSpec(address, names, groups, buckets, {}, shards, config.row_tokens, config.heldout_tokens, 0, 0, "", seed)
+
+
+def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> scatter.TokenizeSpec:
+    """What is held out, chosen from 32 bytes for every domain and bucket."""
+    counts = {name: np.zeros((spec.buckets, 2, 2), np.int64) for name in spec.names}
+    pieces = storage.join(spec.scratch, "pieces")
+    tasks = [Task(count_bucket, (pieces, spec.groups, bucket, spec.names)) for bucket in range(spec.buckets)]
+    for bucket, result in enumerate(run_tasks(tasks, stage, "drop copies")):
+        for name, found in result.items():
+            counts[name][bucket] = found
+    declared = {name for name in spec.names if stats[name].heldout_documents}
+    borders = heldout_borders(counts, declared, config.heldout_fraction, config.heldout_tokens)
+    if config.require_heldout:
+        refuse_unmeasured(name for name in spec.names if name not in borders)
+    return replace(spec, borders=borders)
 
 
 def _with_tokenizer(config: CorpusConfig, spec: scatter.TokenizeSpec, stage: Stage) -> scatter.TokenizeSpec:
@@ -153,13 +173,22 @@ def _with_tokenizer(config: CorpusConfig, spec: scatter.TokenizeSpec, stage: Sta
     return replace(spec, **found)
 
 
-def _write_rows(spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> dict[str, DomainCounts]:
-    documents, tokens, duplicates = Counter[str](), Counter[str](), Counter[str]()
-    for result in run_tasks([Task(scatter.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], stage, "tokenize"):
-        duplicates.update(result["duplicates"])
-        for name, counts in result["counts"].items():
-            documents[name] += counts["documents"]
-            tokens[name] += counts["tokens"]
+@dataclass(frozen=True)
+class Totals:
+    """What the buckets came to, by domain: documents and tokens [2] to train on and held out, copies and held-out documents left out."""
+
+    train: dict[str, NDArray[np.int64]]
+    heldout: dict[str, NDArray[np.int64]]
+    duplicates: Counter[str]
+    unused: Counter[str]
+
+
+def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> dict[str, DomainCounts]:
+    totals = _tokenize(spec, stage)
+    spec = replace(spec, trained_whole=_trained_whole(spec, totals))
+    if config.require_heldout:
+        refuse_unmeasured(spec.trained_whole)
+    _check_train(spec, totals)
     places = [(name, shard) for name in spec.names for shard in range(spec.shards[name])]
     train = run_tasks([Task(scatter.gather_train, (spec, *place)) for place in places], stage, "shuffle")
     rows: dict[str, list[int]] = {name: [] for name in spec.names}
@@ -168,30 +197,46 @@ def _write_rows(spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], st
         rows[name].append(result["rows"])
         histograms[name].update(dict(result["unigrams"]))
     heldout = dict(zip(spec.names, run_tasks([Task(scatter.gather_heldout, (spec, name)) for name in spec.names], stage, "hold out"), strict=True))
-    return {name: _counts(spec, name, stats[name], documents, tokens, duplicates, rows, histograms, heldout) for name in spec.names}
+    return {name: _counts(name, stats[name], totals, rows[name], histograms[name], heldout[name]) for name in spec.names}
 
 
-def _counts(
-    spec: scatter.TokenizeSpec,
-    name: str,
-    stats: DomainStats,
-    documents: Mapping[str, int],
-    tokens: Mapping[str, int],
-    duplicates: Mapping[str, int],
-    rows: Mapping[str, list[int]],
-    histograms: Mapping[str, Counter[int]],
-    heldout: Mapping[str, dict[str, Any]],
-) -> DomainCounts:
-    valid, test = (SplitCounts(**{**heldout[name][split], "shard_rows": tuple(heldout[name][split]["shard_rows"])}) for split in ("valid", "test"))
-    for split, found in (("train", sum(rows[name])), ("valid", valid.tokens), ("test", test.tokens)):
-        if not found:
-            texts = documents[name] if split == "train" else valid.documents + test.documents
+def _tokenize(spec: scatter.TokenizeSpec, stage: Stage) -> Totals:
+    train, heldout = ({name: np.zeros(2, np.int64) for name in spec.names} for _ in range(2))
+    totals = Totals(train, heldout, Counter(), Counter())
+    for result in run_tasks([Task(scatter.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], stage, "tokenize"):
+        for total, found in ((totals.train, result["train"]), (totals.heldout, result["heldout"])):
+            for name, sizes in found.items():
+                total[name] += sizes
+        totals.duplicates.update(result["duplicates"])
+        totals.unused.update(result["unused"])
+    return totals
+
+
+def _trained_whole(spec: scatter.TokenizeSpec, totals: Totals) -> tuple[str, ...]:
+    """Domains whose held-out documents were split off, and left less than a row to train on; those documents become train documents in `totals`."""
+    whole = tuple(name for name, border in spec.borders.items() if not border.declared and totals.train[name][1] < spec.row_tokens)
+    for name in whole:
+        totals.train[name] += totals.heldout[name]
+        totals.heldout[name][:] = 0
+    return whole
+
+
+def _check_train(spec: scatter.TokenizeSpec, totals: Totals) -> None:
+    for name, (documents, tokens) in totals.train.items():
+        if tokens < spec.row_tokens:
             raise UserError(
-                f"corpus.domains.{name}: no rows in split {split!r} ({texts} distinct documents, rows of {spec.row_tokens} tokens); "
-                f"add {'documents' if split == 'train' else 'held-out documents (two at least)'}, or lower corpus.row_tokens"
+                f"corpus.domains.{name}: no rows in split 'train' ({documents} distinct documents, rows of {spec.row_tokens} tokens); "
+                "add documents, or lower corpus.row_tokens"
             )
-    train = SplitCounts(documents[name], tokens[name], tuple(rows[name]))
-    return DomainCounts(train, valid, test, stats.text_bytes, duplicates[name], dict(sorted(stats.skipped.items())), scatter.entropy_nats(histograms[name]))
+
+
+def _counts(name: str, stats: DomainStats, totals: Totals, rows: Sequence[int], histogram: Mapping[int, int], heldout: Mapping[str, Any]) -> DomainCounts:
+    documents, tokens = totals.train[name].tolist()
+    train = SplitCounts(documents, tokens, tuple(rows))
+    valid, test = (SplitCounts(**{**heldout[split], "shard_rows": tuple(heldout[split]["shard_rows"])}) for split in ("valid", "test"))
+    unused = totals.unused[name] + int(totals.heldout[name][0]) - valid.documents - test.documents
+    skipped = dict(sorted(stats.skipped.items()))
+    return DomainCounts(train, valid, test, stats.text_bytes, totals.duplicates[name], skipped, scatter.entropy_nats(histogram), unused)
 
 
 def _say(corpus: TokenCorpus, reporter: Reporter) -> None:
@@ -201,4 +246,6 @@ def _say(corpus: TokenCorpus, reporter: Reporter) -> None:
     tokens, rows = sum(corpus.tokens().values()), sum(corpus.rows().values())
     copies = sum(counts.duplicates for counts in corpus.domains.values())
     left_out = "".join(f", {count:,} {reason}" for reason, count in sorted(skipped.items()))
+    if unmeasured := corpus.unmeasured:
+        reporter.say(f"trained on and not measured, for lack of held-out text: {listed(unmeasured)}")
     reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import SplitCounts
+from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.partition import read_bucket
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
@@ -35,23 +36,27 @@ PIECES = pa.schema(
     ]
 )
 TAIL, HELDOUT = -1, -2
+KINDS = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class TokenizeSpec:
-    """What every task of one corpus knows. `shards` is the number of train shards of each domain."""
+    """What every task of one corpus knows. `shards` is the number of train shards of each domain; of the domains in `trained_whole` nothing is
+    measured, because nothing would be left to train on: what was held out of them is trained on after all."""
 
     address: str
     names: tuple[str, ...]
     groups: tuple[str, ...]
     buckets: int
-    borders: Mapping[str, str]
+    borders: Mapping[str, Border]
     shards: Mapping[str, int]
     row_tokens: int
+    heldout_tokens: int
     vocab_size: int
     end_of_document: int
     tokenizer_sha256: str
     seed: int
+    trained_whole: tuple[str, ...] = ()
 
     @property
     def scratch(self) -> str:
@@ -62,7 +67,7 @@ def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
     """Tokenize one bucket; write its rows by domain and shard, and what is shorter than a row, and held-out documents, as they are.
 
     Returns:
-        Counts by domain: train documents and tokens, duplicates.
+        Counts by domain: train documents and tokens, held-out ones, duplicates, held-out documents that are not used.
     """
     done = storage.join(spec.scratch, f"tokens-{bucket:05d}.json")
     if storage.exists(done):
@@ -70,24 +75,23 @@ def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
     found = read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders)
     tokenizer = _tokenizer(spec.address, spec.tokenizer_sha256)
     fragments: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
-    keys: dict[tuple[str, bool], list[int]] = defaultdict(list)
     end = np.array([spec.end_of_document], np.uint32)
-    for (key, domain, heldout, _), tokens in zip(found, encode(tokenizer, (text for *_, text in found)), strict=True):
+    for (_, domain, heldout, _), tokens in zip(found, encode(tokenizer, (text for *_, text in found)), strict=True):
         fragments[domain, heldout].append(np.concatenate([tokens, end]).astype(token_dtype(spec.vocab_size)))
-        keys[domain, heldout].append(int.from_bytes(key[:8]) >> 1)
-    counts = {name: {"documents": len(fragments[name, False]), "tokens": sum(map(len, fragments[name, False]))} for name in spec.names}
-    _write_pieces(storage.join(spec.scratch, f"tokens-{bucket:05d}.arrow"), _scatter(spec, bucket, fragments, keys))
-    result = {"counts": counts, "duplicates": found.duplicates}
+    counts = {kind: {name: [len(mine), sum(map(len, mine))] for (name, held), mine in fragments.items() if held == (kind == "heldout")} for kind in KINDS}
+    _write_pieces(storage.join(spec.scratch, f"tokens-{bucket:05d}.arrow"), _scatter(spec, bucket, fragments))
+    result = {**counts, "duplicates": found.duplicates, "unused": found.unused}
     storage.write_bytes(done, json.dumps(result).encode())
     return result
 
 
 def gather_train(spec: TokenizeSpec, domain: str, shard: int) -> dict[str, Any]:
-    """Write one shuffled train shard. The first shard of a domain also packs what the buckets had left over."""
+    """Write one shuffled train shard. The first shard of a domain also packs what the buckets had left over, and all of a domain trained whole."""
     index = spec.names.index(domain)
     parts = list(_full_rows(spec, index, shard))
     if shard == 0:
-        left = [piece for bucket in range(spec.buckets) for piece in _read_pieces(spec, bucket, index, TAIL)]
+        kinds = (TAIL, HELDOUT) if domain in spec.trained_whole else (TAIL,)
+        left = [piece for bucket in range(spec.buckets) for kind in kinds for piece in _read_pieces(spec, bucket, index, kind)]
         parts.append(pack([tokens for _, tokens in left], [document for document, _ in left], spec.row_tokens, spec.vocab_size)[0])
     histogram = np.zeros(spec.vocab_size, np.int64)
     for part in parts:
@@ -100,16 +104,19 @@ def gather_train(spec: TokenizeSpec, domain: str, shard: int) -> dict[str, Any]:
 
 
 def gather_heldout(spec: TokenizeSpec, domain: str) -> dict[str, Any]:
-    """Deal a domain's held-out documents, in the order of their hashes, to valid and test; write both."""
+    """Deal a domain's held-out documents, in the order of their hashes, to valid and test, `heldout_tokens` each at most; write both.
+
+    With fewer than two documents neither split gets any: the domain is not measured.
+    """
     index = spec.names.index(domain)
-    documents = [tokens for bucket in range(spec.buckets) for _, tokens in _read_pieces(spec, bucket, index, HELDOUT)]
-    second = deal([len(tokens) for tokens in documents])
+    buckets = range(0 if domain in spec.trained_whole else spec.buckets)
+    halves = deal((tokens for bucket in buckets for _, tokens in _read_pieces(spec, bucket, index, HELDOUT)), spec.heldout_tokens)
     result = {}
-    for split, chosen in (("valid", ~second), ("test", second)):
-        mine = [documents[i] for i in np.flatnonzero(chosen)]
-        rows = pack_all(mine, range(len(mine)), spec.row_tokens, spec.vocab_size, spec.end_of_document)
-        write_shard(storage.join(spec.address, split, quote(domain, safe=""), "shard-00000.arrow"), domain, rows)
-        result[split] = asdict(SplitCounts(len(mine), int(sum(map(len, mine))), (len(rows),)))
+    for split, mine in zip(("valid", "test"), halves if all(halves) else ([], []), strict=True):
+        if mine:
+            rows = pack_all(mine, range(len(mine)), spec.row_tokens, spec.vocab_size, spec.end_of_document)
+            write_shard(storage.join(spec.address, split, quote(domain, safe=""), "shard-00000.arrow"), domain, rows)
+        result[split] = asdict(SplitCounts(len(mine), int(sum(map(len, mine))), (len(rows),) if mine else ()))
     return result
 
 
@@ -162,20 +169,19 @@ def _tokenizer(address: str, sha256: str) -> Tokenizer:
     return Tokenizer.from_file(storage.local_file(storage.join(address, "tokenizer", "tokenizer.json")))
 
 
-def _scatter(
-    spec: TokenizeSpec, bucket: int, fragments: Mapping[tuple[str, bool], list[np.ndarray]], keys: Mapping[tuple[str, bool], list[int]]
-) -> Iterator[pa.RecordBatch]:
+def _scatter(spec: TokenizeSpec, bucket: int, fragments: Mapping[tuple[str, bool], list[np.ndarray]]) -> Iterator[pa.RecordBatch]:
     for index, name in enumerate(spec.names):
-        numbers = (bucket << 32) + np.arange(len(fragments[name, False]), dtype=np.int64)
-        rows, left = pack(fragments[name, False], numbers, spec.row_tokens, spec.vocab_size)
+        train, heldout = (fragments.get((name, held), []) for held in (False, True))
+        numbers = (bucket << 32) + np.arange(len(train) + len(heldout), dtype=np.int64)
+        rows, left = pack(train, numbers[: len(train)], spec.row_tokens, spec.vocab_size)
         shards = np.random.default_rng([spec.seed, bucket, *name.encode()]).integers(spec.shards[name], size=len(rows))
         for shard in np.unique(shards):
             mine = rows.take(np.flatnonzero(shards == shard))
             yield _batch(index, int(shard), mine.document, list(mine.tokens))
         if left:
             yield _batch(index, TAIL, [document for document, _ in left], [tokens for _, tokens in left])
-        if fragments[name, True]:
-            yield _batch(index, HELDOUT, keys[name, True], fragments[name, True])
+        if heldout:
+            yield _batch(index, HELDOUT, numbers[len(train) :], heldout)
 
 
 def _batch(domain: int, shard: int, documents: Sequence[int] | np.ndarray, tokens: Sequence[np.ndarray]) -> pa.RecordBatch:

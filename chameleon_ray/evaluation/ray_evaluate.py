@@ -20,13 +20,13 @@ CHUNK_ROWS = 64
 def evaluate(
     models: Sequence[str], corpus: TokenCorpus, splits: Sequence[str], resources: Resources, stage: Stage, pool_actors: int | None = None
 ) -> list[SplitLosses]:
-    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every domain of some splits, in the order given."""
+    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every measured domain of some splits, in the order given."""
     chunks = chunks_of(corpus, models, splits, CHUNK_ROWS)
     arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for chunk, result in zip(chunks, stream(corpus, chunks, EvaluateWorker, arguments, resources, stage, pool_actors), strict=True):
         found.setdefault((chunk.model, chunk.split, chunk.domain), []).append(result)
-    return [{split: {name: _merge(found[model, split, name]) for name in corpus.names} for split in splits} for model in models]
+    return [{split: {name: _merge(found[model, split, name]) for name in corpus.measured} for split in splits} for model in models]
 
 
 def _merge(parts: Sequence[dict[str, Any]]) -> DocumentLosses:

@@ -2,7 +2,7 @@
 
     n        proxies, each trained on a mixture of its own (see swarm.py)
     r        [n, k] those mixtures
-    L        [n] the target: one domain's loss on held-out text, or the mean over domains, in nats per token
+    L        [n] the target: one domain's loss on held-out text, or the mean over the domains that have any, in nats per token
     f        the regression from a mixture to the target (see regression.py); of the mean over domains, the mean of one regression per domain
     answer   mean of the `top` draws from Dirichlet(prior) for which f predicts least
 
@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
@@ -26,7 +27,7 @@ from chameleon_ray.mixing.regression import candidates, cross_validated_spearman
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
 from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures, swarm_files
 from chameleon_ray.mixture import Mixture, check_weights
-from chameleon_ray.settings import PositiveInt, nearest
+from chameleon_ray.settings import PositiveInt, listed, nearest
 
 STEPS = 1000
 LEARNING_RATE = 4e-4
@@ -39,6 +40,7 @@ class RegMix(Method):
     `proxy` is what differs from RegMix's own proxy (preset 1M, 1000 steps, learning rate 4e-4, constant after 100 warm-up steps, or after a tenth of
     the steps when that is less; batches as in the experiment's proxy). `prior` defaults to the domains' shares of tokens when the swarm is drawn,
     and to the swarm's mean ratios in the search for the optimum. `regressor: best` takes the one with the best cross-validated rank correlation.
+    A proxy is measured on at most `valid_tokens` of each domain.
     """
 
     name: ClassVar[str] = "regmix"
@@ -49,6 +51,7 @@ class RegMix(Method):
     regressor: Literal["lightgbm", "linear", "law", "best"] = "lightgbm"
     samples: PositiveInt = 100_000
     top: PositiveInt = 128
+    valid_tokens: PositiveInt = 1 << 17
     prior: dict[str, float] | None = None
     min_spearman: Annotated[float, Field(ge=-1, le=1)] = 0.7
 
@@ -61,13 +64,15 @@ class RegMix(Method):
         return self
 
     def check(self, context: FitContext) -> None:
-        """Raise `UserError` for a domain that is empty, a target or prior that does not fit the corpus, a proxy that does not, or too few proxies."""
+        """Raise `UserError` for a domain that is empty, a corpus or target without held-out text, a target, prior or proxy that does not fit, or too few
+        proxies."""
         names, where = domain_names(context.corpus), f"methods.{context.label}"
         if self.target not in (MEAN, *names):
             raise UserError(f"{where}: target {self.target!r} is no domain; there are {MEAN}, {', '.join(names)}{nearest(self.target, (MEAN, *names))}")
         self._prior(names)
         self.training(context.proxy)
         if len(names) > 1:
+            self._check_measured(context.corpus, where)
             candidates(self.regressor, self.num_proxies, len(names), f"{where}: num_proxies")
 
     def fit(self, context: FitContext) -> Mixture:
@@ -84,14 +89,16 @@ class RegMix(Method):
         prior = self._prior(names) or named(names, normalised([context.corpus.tokens("train")[name] for name in names]))
         if len(names) == 1:
             return Mixture(self.name, {names[0]: 1.0}, provenance=provenance)
+        measured = context.corpus.measured
         ratios = draw_mixtures(prior, self.num_proxies, context.seed)  # [n, k]
         training = self.training(context.proxy)
         jobs = [TrainJob("swarm", training, named(names, row), seed=context.seed, keys=self._keys(context)) for row in ratios]
-        found = context.backend.train_swarm(context.corpus, jobs, "valid")
-        metrics = np.array([[proxy.losses[name] for name in names] for proxy in found])  # [n, k]
-        swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, names, metrics)
+        found = context.backend.train_swarm(context.corpus, jobs, "valid", self.valid_tokens)
+        metrics = np.array([[proxy.losses[name] for name in measured] for proxy in found])  # [n, m]
+        swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, measured, metrics)
         mixture = self.optimum(swarm, self.rank_correlations(swarm, context.seed), context.seed)
-        return replace(mixture, ledger={proxy.digest: proxy.cost for proxy in found}, provenance=provenance, files=swarm_files(swarm))
+        ledger, warnings = {proxy.digest: proxy.cost for proxy in found}, (*mixture.warnings, *self._target_warnings(context.corpus))
+        return replace(mixture, ledger=ledger, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
 
     def _keys(self, context: FitContext) -> dict[str, str]:
         """Where the settings of a swarm's proxy stand: what RegMix sets itself, and what is changed, beside the method; the rest with the proxy."""
@@ -173,6 +180,22 @@ class RegMix(Method):
             side = "has no weight" if name in domains else "is no domain"
             raise UserError(f"prior: {name!r} {side}; give one weight for each of {', '.join(domains)}")
         return {name: self.prior[name] for name in domains}
+
+    def _check_measured(self, corpus: TokenCorpus, where: str) -> None:
+        corpus.check_measured()
+        if self.target in corpus.unmeasured:
+            raise UserError(
+                f"{where}: target {self.target!r} has too little held-out text to be measured; add documents or heldout files to it, or choose "
+                f"{MEAN}, {', '.join(corpus.measured)}"
+            )
+
+    def _target_warnings(self, corpus: TokenCorpus) -> list[str]:
+        if self.target != MEAN or not corpus.unmeasured:
+            return []
+        return [
+            f"The target is the mean over the {len(corpus.measured)} domains of {len(corpus.names)} that have held-out text; how well "
+            f"{listed(corpus.unmeasured)} is learned counts for nothing."
+        ]
 
     def _quality_warnings(self, target: str, regressor: str, correlation: float) -> list[str]:
         if correlation >= self.min_spearman:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.corpus.rows import RowReader
@@ -25,16 +28,26 @@ def row_losses(logits: torch.Tensor, tokens: torch.Tensor, length: torch.Tensor 
     return flat.view(tokens.shape)
 
 
-def domain_losses(model: torch.nn.Module, corpus: TokenCorpus, split: str, hardware: Hardware) -> dict[str, float]:
-    """Nats per token on every domain of a split."""
+def measured_rows(corpus: TokenCorpus, split: str, tokens_per_domain: int) -> dict[str, NDArray[np.int64]]:
+    """Of every measured domain of a split the numbers of some rows, at most `tokens_per_domain` tokens of them (one row at least).
+
+    They are taken at even distances: rows are stored in the order of the documents' hashes, and so come from as many documents as there can be.
+    """
+    stored = {name: corpus.rows(split)[name] for name in corpus.measured}
+    counts = {name: min(rows, max(1, tokens_per_domain // corpus.row_tokens)) for name, rows in stored.items()}
+    return {name: np.arange(count) * stored[name] // count for name, count in counts.items()}
+
+
+def domain_losses(model: torch.nn.Module, corpus: TokenCorpus, split: str, chosen: Mapping[str, NDArray[np.int64]], hardware: Hardware) -> dict[str, float]:
+    """Nats per token on the chosen rows of some domains of a split."""
     reader = RowReader(corpus, split)
     step = forward_rows(hardware, corpus.row_tokens, corpus.vocab_size, FORWARD_BYTES)
     model.eval()
     found = {}
-    for name, count in corpus.rows(split).items():
-        rows = reader.read(name, np.arange(count))
+    for name, numbers in chosen.items():
+        rows = reader.read(name, numbers)
         nats = 0.0
-        for i in range(0, count, step):
+        for i in range(0, len(rows), step):
             tokens = torch.from_numpy(rows.tokens[i : i + step].astype(np.int64)).to(hardware.device)
             length = torch.from_numpy(rows.length[i : i + step].astype(np.int64)).to(hardware.device)
             with torch.inference_mode():

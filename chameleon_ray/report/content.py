@@ -60,7 +60,7 @@ def build_report(data: ReportData) -> Report:
     sections = [
         _failures(data),
         _mixture(data, measured["mixture"], names),
-        _perplexity(data, measured["perplexity"], names),
+        _perplexity(data, measured["perplexity"], tuple(name for name in names if name in data.measured)),
         _significance(data),
         _cost(data),
         _scores(data, measured["affinity"], names),
@@ -133,7 +133,11 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
         styles = method_styles(data.labels)
         caption = "Change of the test perplexity from uniform, paired by seed; left is better. Error bars: standard errors over two or more seeds."
         draw = partial(figures.change_figure, table, names, labels, styles)
-        blocks.append(picture("perplexity", "Change of perplexity from uniform", _caption(caption, data, names), draw))
+        if data.measured != data.names:
+            caption += f" Measured are {len(data.measured)} domains of {len(data.names)}."
+        if len(data.names) > MAX_DRAWN_DOMAINS:
+            caption = _caption(caption, data, names)
+        blocks.append(picture("perplexity", "Change of perplexity from uniform", caption, draw))
     return Section("perplexity", "Perplexity per domain", tuple(blocks))
 
 

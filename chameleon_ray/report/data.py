@@ -54,6 +54,11 @@ class ReportData:
         """The k domain names."""
         return self.corpus.names
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The domains with held-out text; averages are over these."""
+        return self.corpus.measured
+
     @cached_property
     def differences(self) -> list[PairedDifference]:
         """Every pair of methods on the test split, with its interval."""

@@ -86,9 +86,9 @@ def chameleon_label(data: ReportData) -> str | None:
 
 
 def domains_won(data: ReportData, label: str) -> int:
-    """Domains where the method's test perplexity is under uniform's, on average over the seeds that both have."""
+    """Measured domains where the method's test perplexity is under uniform's, on average over the seeds that both have."""
     scores = reported_scores(data.scores)
-    return sum(paired_difference(scores[label, name, "perplexity"], scores[BASELINE, name, "perplexity"]).mean < 0 for name in data.names)
+    return sum(paired_difference(scores[label, name, "perplexity"], scores[BASELINE, name, "perplexity"]).mean < 0 for name in data.measured)
 
 
 def mixture_numbers(data: ReportData) -> pa.Table:
@@ -113,14 +113,14 @@ def mixture_numbers(data: ReportData) -> pa.Table:
 
 
 def perplexity_numbers(data: ReportData) -> pa.Table:
-    """Perplexity and loss per method and domain, mean over seeds; the last row of a method, domain "all", is the mean over domains.
+    """Perplexity and loss per method and measured domain, mean over seeds; the last row of a method, domain "all", is the mean over domains.
 
     `change_percent` is the change of the perplexity from uniform, seed by seed; negative is better; null without a seed in common.
     """
     scores = reported_scores(data.scores)
     rows = []
     for label in evaluated(data):
-        for domain, perplexity, loss in (*((name, "perplexity", "loss_nats") for name in data.names), (AVERAGE, "mean_perplexity", "mean_loss_nats")):
+        for domain, perplexity, loss in (*((name, "perplexity", "loss_nats") for name in data.measured), (AVERAGE, "mean_perplexity", "mean_loss_nats")):
             found, baseline = scores[label, domain, perplexity], scores.get((BASELINE, domain, perplexity), {})
             perplexity_estimate, loss_estimate = summarise(found), summarise(scores[label, domain, loss])
             change = paired_change_percent(found, baseline) if label != BASELINE and common_seeds(found, baseline) else None

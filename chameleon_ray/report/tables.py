@@ -66,7 +66,7 @@ def mixture_table(data: ReportData) -> Table:
 def perplexity_table(data: ReportData) -> Table:
     """Test perplexity per domain and method, their mean, the mean loss, the domains better than uniform, and what the mixture cost.
 
-    The lowest perplexity of a row is emphasised.
+    The lowest perplexity of a row is emphasised; a domain that is not measured has dashes.
     """
     found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
     labels = tuple(dict.fromkeys(method for _, method in found))
@@ -77,13 +77,13 @@ def perplexity_table(data: ReportData) -> Table:
         shown = (Cell(measured(cell[metric], cell[f"{metric}_stderr"]), best=len(cells) > 1 and cell[metric] == lowest) for cell in cells)
         return (Cell(title), *shown)
 
-    rows = [line(name, name, "perplexity") for name in data.names]
+    rows = [line(name, name, "perplexity") if name in data.measured else text_row(name, (DASH for _ in labels)) for name in data.names]
     summary = [line("average perplexity", AVERAGE, "perplexity"), line("mean loss, nats per token", AVERAGE, "loss_nats")]
     if BASELINE in labels and len(labels) > 1:
-        texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.names)}" for label in labels)
+        texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.measured)}" for label in labels)
         summary.append(text_row("domains better than uniform", texts))
     errors = _error_note({label: found[AVERAGE, label]["num_seeds"] for label in labels})
-    note = f"Test split; lower is better. {errors} Averages are arithmetic means over domains."
+    note = f"Test split; lower is better. {errors} Averages are arithmetic means over {_averaged(data)}."
     if (reference := chameleon_label(data)) is not None:
         ratios = {row["method"]: row["paper_flops_ratio"] for row in cost_numbers(data).to_pylist()}
         summary.append(text_row(f"cost, × {reference}", (ratio(ratios.get(label)) for label in labels)))
@@ -153,10 +153,13 @@ def corpus_table(data: ReportData) -> Table:
         counts = data.corpus.domains[name]
         splits = [counts.split(split) for split in SPLITS]
         per_split = (" / ".join(count(getattr(split, field)) for split in splits) for field in ("documents", "tokens", "rows"))
-        skipped = ", ".join(f"{count(number_skipped)} {reason}" for reason, number_skipped in counts.skipped.items() if number_skipped) or "0"
+        left_out = {**counts.skipped, "held-out": counts.unused_heldout}
+        skipped = ", ".join(f"{count(number_skipped)} {reason}" for reason, number_skipped in left_out.items() if number_skipped) or "0"
         rows.append(text_row(name, (*per_split, count(counts.duplicates), skipped, number(counts.unigram_entropy_nats))))
     columns = ("domain", "documents", "tokens", "rows", "duplicates", "skipped", "unigram entropy, nats")
     note = f"Documents, tokens and rows are given as {' / '.join(SPLITS)}; a row has {count(data.corpus.row_tokens)} tokens."
+    if any(counts.unused_heldout for counts in data.corpus.domains.values()):
+        note += f" Held-out documents that are skipped are over the bound of {count(data.experiment.corpus.heldout_tokens)} tokens, or alone in their domain."
     return Table(columns, tuple(rows), f"{note} Vocabulary: {count(data.corpus.vocab_size)} tokens.")
 
 
@@ -168,6 +171,10 @@ def version_table() -> Table:
 def text_row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
     """A row of plain cells behind its name."""
     return (Cell(title), *(Cell(text) for text in texts))
+
+
+def _averaged(data: ReportData) -> str:
+    return "domains" if data.measured == data.names else f"the {plural(len(data.measured), 'measured domain')}"
 
 
 def _snapshot_notes(data: ReportData, labels: Iterable[str]) -> list[str]:

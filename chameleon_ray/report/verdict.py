@@ -9,6 +9,7 @@ from chameleon_ray.report.formatting import error_decimals, fixed, measured, num
 from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported_scores
 from chameleon_ray.report.significance import PairedDifference, by_pair
 from chameleon_ray.report.statistics import Estimate, Score, common_seeds, interval, over_seeds, paired_difference, summarise, within_noise
+from chameleon_ray.settings import listed
 
 MAX_NAMED_DOMAINS = 6
 
@@ -28,7 +29,7 @@ def verdict(data: ReportData) -> str:
     label = chameleon if chameleon in challengers else challengers[0]
     if not common_seeds(averages[label], averages[BASELINE]):
         return f"{_without_comparison(averages)} No seed was trained with both {label} and {BASELINE}, so they are not compared."
-    wins = f"better on {domains_won(data, label)} of {plural(len(data.names), 'domain')}"
+    wins = f"better on {domains_won(data, label)} of {_domains(data)}"
     sentences = _comparison(label, averages[label], averages[BASELINE], wins)
     if len(averages) > 2:
         sentences += " " + _best(averages)
@@ -64,7 +65,7 @@ def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[i
         return f"{gave}; no seed in common with {BASELINE}."
     change = _change(*(over_seeds([found[seed].value for seed in seeds]) for found in (ours, uniform)))
     compared = f"{change} as {BASELINE}" if change.startswith("the same") else f"{change} than {BASELINE}"
-    return f"{gave}, {compared}{_noise(tested.get((label, BASELINE)))}; better on {domains_won(data, label)} of {plural(len(data.names), 'domain')}."
+    return f"{gave}, {compared}{_noise(tested.get((label, BASELINE)))}; better on {domains_won(data, label)} of {_domains(data)}."
 
 
 def _losses_to_others(
@@ -109,15 +110,21 @@ def _averages(data: ReportData) -> dict[str, dict[int, Score]]:
 
 
 def warnings(data: ReportData) -> list[str]:
-    """The mixtures' own warnings, then every method whose models know a domain no better than its token frequencies do (worst seed)."""
+    """The mixtures' own warnings, then the domains that are not measured, then every method whose models know a domain no better than its token
+    frequencies do (worst seed)."""
     found = [f"{label}: {text}" for label, mixture in data.mixtures.items() for text in mixture.warnings]
+    if unmeasured := data.corpus.unmeasured:
+        found.append(
+            f"Trained on and not measured, because fewer than two distinct documents could be held out: {listed(unmeasured, MAX_NAMED_DOMAINS)}. "
+            f"Averages are over the other {plural(len(data.measured), 'domain')}."
+        )
     return found + [text for label in evaluated(data) if (text := _undertrained(data, label))]
 
 
 def _undertrained(data: ReportData, label: str) -> str | None:
     scores = reported_scores(data.scores)
     poor: dict[str, dict[int, float]] = {}
-    for name in data.names:
+    for name in data.measured:
         entropy = data.corpus.domains[name].unigram_entropy_nats
         losses = {seed: score.value for seed, score in scores[label, name, "loss_nats"].items() if not score.value < entropy}
         if losses:
@@ -125,18 +132,17 @@ def _undertrained(data: ReportData, label: str) -> str | None:
     if not poor:
         return None
     seeds = sorted({seed for losses in poor.values() for seed in losses})
-    named = [
-        f"{name} ({number(max(losses.values()))} against {number(data.corpus.domains[name].unigram_entropy_nats)})"
-        for name, losses in list(poor.items())[:MAX_NAMED_DOMAINS]
-    ]
-    if len(poor) > MAX_NAMED_DOMAINS:
-        named.append(f"{len(poor) - MAX_NAMED_DOMAINS} more")
+    named = [f"{name} ({number(max(losses.values()))} against {number(data.corpus.domains[name].unigram_entropy_nats)})" for name, losses in poor.items()]
     models = f"{label}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    domains = f"{len(poor)} of {plural(len(data.names), 'domain')}"
+    domains = f"{len(poor)} of {_domains(data)}"
     return (
         f"{models}: not trained long enough to compare. On {domains} the test loss does not beat the entropy of the domain's "
-        f"token frequencies, in nats per token: {', '.join(named)}."
+        f"token frequencies, in nats per token: {listed(named, MAX_NAMED_DOMAINS)}."
     )
+
+
+def _domains(data: ReportData) -> str:
+    return plural(len(data.measured), "domain" if data.measured == data.names else "measured domain")
 
 
 def _comparison(label: str, ours: dict[int, Score], uniform: dict[int, Score], wins: str) -> str:

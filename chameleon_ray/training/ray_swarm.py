@@ -18,7 +18,7 @@ from chameleon_ray.records import once, read_record
 from chameleon_ray.training.run import Run
 
 
-def train_swarm(runs: Sequence[Run], corpus: TokenCorpus, split: str, resources: Resources, reporter: Reporter) -> None:
+def train_swarm(runs: Sequence[Run], corpus: TokenCorpus, split: str, tokens_per_domain: int, resources: Resources, reporter: Reporter) -> None:
     """Train and measure every proxy that is not finished, as many at a time as there are CPUs, or `resources.proxies_per_gpu` to a GPU.
 
     Raises:
@@ -33,7 +33,7 @@ def train_swarm(runs: Sequence[Run], corpus: TokenCorpus, split: str, resources:
     with reporter.stage(f"training {len(runs)} proxies of a swarm") as stage:
         task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3, max_calls=1 if gpus else 0)(_train)  # a process that ends frees its GPU
         shared = ray.put(list(runs))  # their corpus is sent once
-        waiting = [task.remote(shared, place, split, bool(gpus)) for place in range(len(runs))]
+        waiting = [task.remote(shared, place, split, tokens_per_domain, bool(gpus)) for place in range(len(runs))]
         done = 0
         while waiting:
             finished, waiting = ray.wait(waiting, num_returns=1)
@@ -59,11 +59,11 @@ def _get(result: Any, others: Sequence[Any]) -> None:
         raise
 
 
-def _train(runs: Sequence[Run], place: int, split: str, use_gpu: bool) -> str:
-    return as_outcome(_measure, runs[place], split, use_gpu)
+def _train(runs: Sequence[Run], place: int, split: str, tokens_per_domain: int, use_gpu: bool) -> str:
+    return as_outcome(_measure, runs[place], split, tokens_per_domain, use_gpu)
 
 
-def _measure(run: Run, split: str, use_gpu: bool) -> dict[str, Any]:
+def _measure(run: Run, split: str, tokens_per_domain: int, use_gpu: bool) -> dict[str, Any]:
     import torch
 
     from chameleon_ray.models.hardware import detect
@@ -72,7 +72,7 @@ def _measure(run: Run, split: str, use_gpu: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
 
     def make() -> dict[str, Any]:
-        found = train_proxy(run.job, run.corpus, split, run.digest, detect(use_gpu, run.job.training.precision))
+        found = train_proxy(run.job, run.corpus, split, tokens_per_domain, run.digest, detect(use_gpu, run.job.training.precision))
         return {"weights": dict(run.job.weights), "split": split, "losses": dict(found.losses), "cost": asdict(found.cost), "corpus": run.corpus.digest}
 
     once(run.address, "proxy", run.digest, make)

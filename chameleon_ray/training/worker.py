@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
@@ -22,9 +23,9 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import ProxyLosses, TrainJob
 from chameleon_ray.models.build import build_model
-from chameleon_ray.models.flops import forward_flops_per_token, training_flops
+from chameleon_ray.models.flops import forward_flops_per_token
 from chameleon_ray.models.hardware import Hardware
-from chameleon_ray.models.losses import domain_losses
+from chameleon_ray.models.losses import domain_losses, measured_rows
 from chameleon_ray.records import is_complete, write_record, write_table
 from chameleon_ray.training import loop
 from chameleon_ray.training.checkpoint import load_tree
@@ -92,8 +93,11 @@ def train_run(run: Run, hardware: Hardware, checkpoints: Checkpoints, on_step: C
     publish(run, done)
 
 
-def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, digest: str, hardware: Hardware) -> ProxyLosses:
-    """Train a tiny model from scratch in this process and measure it on a split; the model is not kept.
+def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_domain: int, digest: str, hardware: Hardware) -> ProxyLosses:
+    """Train a tiny model from scratch in this process and measure it on a part of a split; the model is not kept.
+
+    Returns:
+        Losses, and what training and measuring took; the paper's convention leaves out measuring and the output head.
 
     Raises:
         UserError: a loss that is not finite.
@@ -102,11 +106,14 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, digest: str, har
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     training, worker = job.training, _worker(job, corpus, hardware)
     model, progress = _train_plainly(worker)
-    losses = domain_losses(model, corpus, split, hardware)
-    tokens = training.steps * training.batch_rows * corpus.row_tokens
+    started = time.perf_counter()
+    chosen = measured_rows(corpus, split, tokens_per_domain)
+    losses = domain_losses(model, corpus, split, chosen, hardware)
+    trained, measured = (rows * corpus.row_tokens for rows in (training.steps * training.batch_rows, sum(map(len, chosen.values()))))
     layers, _, width = training.model.shape
-    bare = 3 * forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size, head=False) * tokens
-    return ProxyLosses(digest, losses, Cost(tokens, training_flops(training.model, tokens, corpus.row_tokens, corpus.vocab_size), progress.seconds, bare))
+    whole, bare = (forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size, head=head) for head in (True, False))
+    seconds = progress.seconds + time.perf_counter() - started
+    return ProxyLosses(digest, losses, Cost(trained + measured, (3 * trained + measured) * whole, seconds, 3 * trained * bare))
 
 
 def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,13 +19,11 @@ from tokenizers import Tokenizer
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import SPLITS, TokenCorpus
-from chameleon_ray.cli import main
 from chameleon_ray.config import CorpusConfig, Resources
-from chameleon_ray.corpus import ray_tokenize, tokenizer
+from chameleon_ray.corpus import tokenizer
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, train_tokenizer
-from chameleon_ray.errors import as_outcome, from_outcome
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
 
@@ -65,12 +61,22 @@ def test_packing_all_pads_the_last_row_only(fragments: Fragments, row_tokens: in
 
 
 @RELAXED
-@given(st.lists(st.integers(1, 1000), max_size=40))
-def test_dealing_gives_two_halves_within_one_document(tokens: list[int]) -> None:
-    second = deal(tokens)
-    halves = np.array(tokens, np.int64)[~second].sum(), np.array(tokens, np.int64)[second].sum()
-    assert abs(int(halves[0]) - int(halves[1])) <= max(tokens, default=0)
-    assert len(tokens) < 2 or (second.any() and not second.all())
+@given(st.lists(st.integers(1, 1000), max_size=40), st.integers(2, 4000))
+def test_dealing_gives_two_halves_within_one_document_and_under_the_bound(tokens: list[int], bound: int) -> None:
+    documents = [np.full(count, i) for i, count in enumerate(tokens)]
+    plain, bounded = deal(documents, 40_000), deal(iter(documents), bound)
+    halves = [sum(map(len, half)) for half in plain]
+    assert abs(halves[0] - halves[1]) <= max(tokens, default=0)
+    assert sum(halves) == sum(tokens)
+    for found in (plain, bounded):
+        assert len(tokens) < 2 or all(found)
+        owners = [[int(part[0]) for part in half] for half in found]
+        assert sorted(owners[0] + owners[1]) == list(range(sum(map(len, owners)))), "in the order given, each to one half"
+    taken = [sum(map(len, half)) for half in bounded]
+    assert max(taken) <= bound
+    cut = [half[-1] for half in bounded if half and len(half[-1]) < tokens[int(half[-1][0])]]
+    assert sum(map(len, cut)) + sum(len(part) for half in bounded for part in half if len(part) == tokens[int(part[0])]) == sum(taken)
+    assert taken == [bound, bound] or sum(map(len, bounded)) == len(tokens), "what is left out is left out because both are full"
 
 
 @pytest.fixture(scope="module")
@@ -142,22 +148,6 @@ print(len(tokens), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 
     assert num_tokens > 5_000_000
     assert kilobytes < 500_000 + 12 * num_tokens / 1000
     assert seconds < 300
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Runs the tasks one after the other in this process instead of on Ray; call it to change how many CPUs the cluster has."""
-
-    def run_tasks(tasks: Sequence[ray_tokenize.Task], *_: Any) -> Iterator[dict[str, Any]]:
-        return (from_outcome(as_outcome(task.function, *task.arguments)) for task in tasks)
-
-    def set_cpus(count: int) -> None:
-        monkeypatch.setattr(ray_tokenize, "cluster_cpus", lambda: count)
-
-    monkeypatch.setattr(ray_tokenize, "run_tasks", run_tasks)
-    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: None)))
-    set_cpus(2)
-    yield set_cpus
 
 
 def lines(texts: Sequence[str]) -> bytes:
@@ -238,29 +228,6 @@ def test_the_rows_do_not_depend_on_the_cluster(in_process: Callable[[int], None]
 
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(in_process: Callable[[int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs `mix` on a corpus that must be refused as the contract says; returns the message."""
-
-    def run(content: dict[str, Any], storage_address: Path = tmp_path / "runs") -> str:
-        training = {"model": {"preset": "cpu-tiny"}, "steps": 2, "batch_rows": 2}
-        experiment = {"name": "bad", "storage": str(storage_address), "corpus": content, "proxy": training, "base": training}
-        (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
-        with pytest.raises(SystemExit) as exit_:
-            main(["mix", str(tmp_path / "experiment.yaml"), "--method", "uniform", "--json"])
-        captured = capsys.readouterr()
-        assert exit_.value.code == 2, captured
-        assert captured.out == ""
-        assert captured.err.startswith("error: ")
-        assert captured.err.count("\n") == 1
-        assert not list(tmp_path.rglob("record.json"))
-        return captured.err.removeprefix("error: ").strip()
-
-    return run
-
-
 GOOD = {"files": lines(prose("good"))}
 
 
@@ -268,9 +235,7 @@ GOOD = {"files": lines(prose("good"))}
     ("bad", "expected"),
     [
         ({"files": lines(["", "  "])}, "corpus.domains.bad: no train documents (2 empty ones skipped)"),
-        ({"files": lines(prose("bad", 2))}, "corpus.domains.bad: 2 distinct documents; "),
         ({"files": lines(["a", "b", "c", "d"])}, "corpus.domains.bad: no rows in split 'train'"),
-        ({"files": lines(prose("bad")), "heldout": lines(["only one"])}, "corpus.domains.bad: no rows in split 'test'"),
         ({"files": lines(prose("good"))}, "corpus.domains.bad: no rows in split"),
         ({"files": lines(prose("bad")).replace(b"text", b"body")}, "0-files.jsonl:1: no 'text', found body; set corpus.text_column to one of them"),
         ({"files.jsonl.zst": zstandard.ZstdCompressor().compress(lines(prose("bad")))[:-9]}, "0-files.jsonl.zst: truncated or corrupt"),

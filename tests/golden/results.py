@@ -61,7 +61,7 @@ def _model(folder: Path) -> Result:
     plan = MixturePlan(weights, corpus.rows(), 3)
     rows, _ = plan.take(plan.start(), 200)
     training = TrainingConfig(model={"layers": 2, "heads": 2, "width": 16}, steps=3, batch_rows=8, learning_rate=1e-2, min_learning_rate=1e-3)
-    losses = train_proxy(TrainJob("swarm", training, weights, 3), corpus, "valid", "digest", detect(False, "fp32")).losses
+    losses = train_proxy(TrainJob("swarm", training, weights, 3), corpus, "valid", 1 << 20, "digest", detect(False, "fp32")).losses
     order = [float((part * np.arange(1, 201)).sum()) for part in (rows.domain, rows.row, rows.epoch)]
     return f"model {VERSIONS['model']}, proxy {VERSIONS['proxy']}", [*order, *losses.values()]
 

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, swarm_files
 from chameleon_ray.mixture import Mixture
-from tests.fakes import best_mixture, make_context, swarm_losses
+from tests.fakes import best_mixture, leave_unmeasured, make_context, swarm_losses
 
 ROWS = {"web": 400, "books": 200, "code": 120, "math": 80}
 EXPERIMENT = TrainingConfig(model=ModelConfig(layers=2, heads=2, width=8), steps=10, batch_rows=16, micro_batch_rows=4)
@@ -150,6 +151,27 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(settings: dict, 
     with pytest.raises(UserError, match=words):
         RegMix(**settings).fit(context)
     assert context.backend.jobs == []
+
+
+def test_a_domain_without_held_out_text_is_mixed_and_is_no_target(tmp_path: Path) -> None:
+    context = make_context(ROWS)
+    context = replace(context, corpus=leave_unmeasured(context.corpus, "books"))
+    mixture = RegMix(num_proxies=60, **SMALL).fit(context)
+    assert list(mixture.weights) == list(ROWS)
+    swarm = kept_swarm(mixture, tmp_path)
+    assert (swarm.domains, swarm.targets) == (tuple(ROWS), ("web", "code", "math"))
+    best = min(swarm_losses(dict(zip(ROWS, row, strict=True)))[name] for row in swarm.ratios.tolist() for name in swarm.targets)
+    assert swarm.metrics.min() == best
+    assert any("the mean over the 3 domains of 4 that have held-out text; how well books is learned counts for nothing" in w for w in mixture.warnings)
+    assert not any("held-out text;" in warning for warning in RegMix(num_proxies=60, target="web", **SMALL).fit(context).warnings)
+    trained = len(context.backend.jobs)
+    with pytest.raises(
+        UserError, match=r"^methods\.label: target 'books' has too little held-out text to be measured; add documents .* choose mean, web, code, math$"
+    ):
+        RegMix(num_proxies=60, target="books").fit(context)
+    with pytest.raises(UserError, match=r"^corpus: no domain has two distinct held-out documents"):
+        RegMix(num_proxies=60).fit(replace(context, corpus=leave_unmeasured(context.corpus, *ROWS)))
+    assert len(context.backend.jobs) == trained, "refused before anything is trained"
 
 
 @pytest.mark.parametrize(
