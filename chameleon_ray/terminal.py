@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.report.formatting import duration, measured, number, power
+from chameleon_ray.report.formatting import count, duration, measured, number, power
 
 if TYPE_CHECKING:
     from chameleon_ray.pipeline import Comparison
@@ -60,17 +60,19 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
 
 def show_scores(console: Console, scores: pa.Table, title: str) -> None:
     """Loss and perplexity per domain of one model, valid and test."""
-    found = {(row["split"], row["domain"], row["metric"]): (row["value"], row["stderr"]) for row in scores.to_pylist()}
+    rows = scores.to_pylist()
+    found = {(row["split"], row["domain"], row["metric"]): (row["value"], row["stderr"]) for row in rows}
+    documents = {row["domain"]: row["documents"] for row in rows if row["split"] == "test"}
     grid = Grid(title=title, title_justify="left", title_style="none")
     grid.add_column("domain")
-    for column in ("valid perplexity", "test perplexity", "test loss, nats per token"):
+    for column in ("valid perplexity", "test perplexity", "test loss, nats per token", "test documents"):
         grid.add_column(column, justify="right")
     for name in dict.fromkeys(domain for _, domain, _ in found if domain != "all"):
         cells = (("valid", name, "perplexity"), ("test", name, "perplexity"), ("test", name, "loss_nats"))
-        grid.add_row(name, *(measured(*found[cell]) for cell in cells))
+        grid.add_row(name, *(measured(*found[cell]) for cell in cells), count(documents[name]))
     grid.add_section()
     means = (("valid", "all", "mean_perplexity"), ("test", "all", "mean_perplexity"), ("test", "all", "mean_loss_nats"))
-    grid.add_row("mean", *(measured(*found[cell]) for cell in means))
+    grid.add_row("mean", *(measured(*found[cell]) for cell in means), count(documents["all"]))
     console.print(grid)
 
 

@@ -1,4 +1,4 @@
-"""Scores in long form: method, seed, task, split, domain, metric, value, stderr, n."""
+"""Scores in long form: method, seed, task, split, domain, metric, value, stderr, n, documents."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ SCHEMA = pa.schema(
         ("value", pa.float64()),
         ("stderr", pa.float64()),
         ("n", pa.int64()),
+        ("documents", pa.int64()),
     ]
 )
 
 
 def perplexity_scores(method: str, seed: int, losses: SplitLosses) -> pa.Table:
-    """Per domain `loss_nats` and `perplexity` (standard errors clustered by document, n in tokens); for domain "all" both means over domains (n domains)."""
+    """Per domain `loss_nats` and `perplexity` (standard errors clustered by document, n in tokens); for domain "all" both means over domains (n domains).
+
+    `documents` is how many stand behind the number. Where a domain has a single one, neither it nor the mean over domains has a standard error: how far
+    its documents lie apart is unknown, and an error that left it out would be too small by an unknown amount.
+    """
     rows = [row for split, by_domain in losses.items() for row in _rows({"method": method, "seed": seed, "task": "perplexity", "split": split}, by_domain)]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def document_table(losses: SplitLosses) -> pa.Table:
-    """split, domain, document, nats, tokens: what paired comparisons resample."""
+    """split, domain, document, nats, tokens: what paired comparisons take apart."""
     return pa.concat_tables(
         pa.table(
             {
@@ -65,10 +70,10 @@ def losses_of(table: pa.Table) -> SplitLosses:
 def _rows(head: dict[str, Any], losses: Mapping[str, DocumentLosses]) -> list[dict[str, Any]]:
     rows = []
     for domain, loss in losses.items():
-        measured = {**head, "domain": domain, "n": int(loss.tokens.sum())}
+        measured = {**head, "domain": domain, "n": int(loss.tokens.sum()), "documents": len(loss.document)}
         rows.append({**measured, "metric": "loss_nats", "value": loss.mean_nats, "stderr": _null(loss.stderr_nats)})
         rows.append({**measured, "metric": "perplexity", "value": loss.perplexity, "stderr": _null(loss.stderr_perplexity)})
-    every = {**head, "domain": "all", "n": len(losses)}
+    every = {**head, "domain": "all", "n": len(losses), "documents": sum(len(loss.document) for loss in losses.values())}
     rows.append({**every, "metric": "mean_loss_nats", "value": mean_nats(losses), "stderr": _stderr_of_mean([x.stderr_nats for x in losses.values()])})
     rows.append(
         {**every, "metric": "mean_perplexity", "value": mean_perplexity(losses), "stderr": _stderr_of_mean([x.stderr_perplexity for x in losses.values()])}
@@ -77,7 +82,7 @@ def _rows(head: dict[str, Any], losses: Mapping[str, DocumentLosses]) -> list[di
 
 
 def _stderr_of_mean(stderrs: Sequence[float]) -> float | None:
-    """Domains are independent: root of the summed squares over their number."""
+    """Domains are independent: root of the summed squares over their number; None where one of them is unknown."""
     return _null(math.sqrt(math.fsum(stderr**2 for stderr in stderrs)) / len(stderrs))
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from chameleon_ray.report.data import ReportData
-from chameleon_ray.report.formatting import DASH, count, duration, error_decimals, fixed, number, plural, power
+from chameleon_ray.report.formatting import DASH, count, duration, fixed, interval_decimals, number, plural, power
 from chameleon_ray.report.numbers import DRIFT_PARTS, drift_numbers, sweep_numbers
-from chameleon_ray.report.significance import DRAWS, PairedDifference, by_pair
+from chameleon_ray.report.significance import PairedDifference, by_pair
 from chameleon_ray.report.tables import Cell, Table, text_row
 
 METRIC_TITLES = {"mean_perplexity": "average perplexity", "mean_loss_nats": "mean loss in nats per token"}
-NORMAL_WIDTH = 3.92
 
 
 def significance_table(pairs: Sequence[PairedDifference], metric: str, labels: Sequence[str]) -> Table:
@@ -23,29 +22,28 @@ def significance_table(pairs: Sequence[PairedDifference], metric: str, labels: S
     rows = ((Cell(row), *(_difference(found.get((row, column))) for column in shown)) for row in shown)
     note = (
         f"Row minus column, {METRIC_TITLES[metric]} of the test split; negative means that the row is better. With the 95 % interval. "
-        "* The interval excludes zero; emphasised where the row is the better one."
+        "* Significant: the interval excludes zero; emphasised where the row is the better one."
     )
     return Table(("row − column", *shown), tuple(rows), note)
 
 
-def significance_text(pairs: Sequence[PairedDifference], seed: int) -> str:
-    """How the intervals were made, and what they do not say."""
+def significance_text(pairs: Sequence[PairedDifference]) -> str:
+    """What the intervals cover, and what they do not say."""
     num_pairs = len({(pair.first, pair.second) for pair in pairs})
     sizes = sorted({pair.num_seeds for pair in pairs})
+    if not any(pair.has_interval for pair in pairs):
+        return "A domain has a single test document, and nothing says how far its documents lie apart: no difference has an interval, none is significant."
+    text = "A difference is significant when its 95 % interval excludes zero, and within the noise when it does not. "
     if sizes == [1]:
-        drawn = (
-            "held-out documents of every domain are drawn with replacement, the same ones for both methods. There is one seed, so only documents are "
-            "resampled: an interval says whether other documents would agree, and nothing about another seed"
-        )
+        text += "There is one seed, so only documents count: the interval says how far other held-out documents would move it, and nothing about another seed"
     else:
         seeds = plural(sizes[-1], "seed") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} seeds"
-        drawn = (
-            f"the {seeds} that both methods have, and the held-out documents of every domain, are drawn with replacement, the same ones for both; "
-            "what seeds contribute is widened to match Student's t, because so few of them spread too little"
-        )
+        text += f"It is averaged over the {seeds} that both methods have, on the same documents; the interval says how far other seeds of the base models "
+        text += "and other held-out documents would move it (jackknife over documents, Student's t for few seeds and few documents)"
         if sizes[0] == 1:
-            drawn += "; pairs with one seed in common resample documents only, and say nothing about another seed"
-    text = f"Paired bootstrap, {DRAWS:,} draws, seed {seed}: {drawn}."
+            text += "; that of a pair with one seed in common speaks of documents only, and says nothing about another seed"
+    text += ". It does not cover the mixtures themselves: each was fitted once, with the first seed. "
+    text += f"The domain with the fewest test documents has {count(pairs[0].fewest_documents)}."
     if num_pairs > 1:
         text += f" There are {num_pairs} pairs: even if all methods were equal, one interval in twenty would exclude zero."
     return text
@@ -85,7 +83,8 @@ def sweep_table(sweep: pa.Table, names: Sequence[str]) -> Table:
 def _difference(pair: PairedDifference | None) -> Cell:
     if pair is None:
         return Cell(DASH)
-    decimals = error_decimals((pair.high - pair.low) / NORMAL_WIDTH)
-    interval = f"{fixed(pair.low, decimals)} to {fixed(pair.high, decimals)}"
+    if not pair.has_interval:
+        return Cell(number(pair.difference), detail="no interval")
+    decimals = interval_decimals(pair.low, pair.high)
     star = "*" if pair.excludes_zero else ""
-    return Cell(f"{fixed(pair.difference, decimals)}{star}", best=pair.high < 0, detail=interval)
+    return Cell(f"{fixed(pair.difference, decimals)}{star}", best=pair.high < 0, detail=f"{fixed(pair.low, decimals)} to {fixed(pair.high, decimals)}")

@@ -12,8 +12,8 @@ import yaml
 
 from chameleon_ray.report import comparison_tables, figures, numbers, tables
 from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.projection import MIN_UMAP_POINTS, embedding_map
-from chameleon_ray.report.significance import METRICS
 from chameleon_ray.report.styles import Picture, domain_styles, method_styles, picture
 from chameleon_ray.report.tables import Table
 from chameleon_ray.report.verdict import findings, verdict, warnings
@@ -144,7 +144,7 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
 def _significance(data: ReportData) -> Section:
     blocks: list[Block] = []
     if pairs := data.differences:
-        blocks = [comparison_tables.significance_text(pairs, data.experiment.seeds[0])]
+        blocks = [comparison_tables.significance_text(pairs)]
         blocks += [comparison_tables.significance_table(pairs, metric, data.labels) for metric in METRICS]
     return Section("significance", "Differences between methods", tuple(blocks))
 

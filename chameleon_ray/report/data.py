@@ -11,7 +11,7 @@ import pyarrow as pa
 from chameleon_ray.artifacts import Embeddings, SplitLosses, TokenCorpus
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.report.significance import PairedDifference, paired_bootstrap
+from chameleon_ray.report.significance import PairedDifference, paired_differences
 
 BASELINE = "uniform"
 
@@ -24,7 +24,7 @@ class ReportData:
         experiment: the settings.
         corpus: counts per split and domain; its order of domains is the order of the report.
         mixtures: label -> mixture, in the order of the report.
-        scores: long form: method, seed, task, split, domain, metric, value, stderr, n. Only task "perplexity" and split "test" are reported.
+        scores: long form: method, seed, task, split, domain, metric, value, stderr, n, documents. Only task "perplexity" and split "test" are reported.
             Metrics per domain: "loss_nats" (nats per token), "perplexity"; of domain "all": "mean_loss_nats" and "mean_perplexity", both
             arithmetic means over domains.
         curves: method, seed, step, domain, loss (nats per token); domain "all" is the whole batch.
@@ -62,7 +62,7 @@ class ReportData:
     @cached_property
     def differences(self) -> list[PairedDifference]:
         """Every pair of methods on the test split, with its interval."""
-        return paired_bootstrap({run: losses["test"] for run, losses in self.losses.items()}, self.experiment.seeds[0])
+        return paired_differences({run: losses["test"] for run, losses in self.losses.items()})
 
     @property
     def labels(self) -> tuple[str, ...]:

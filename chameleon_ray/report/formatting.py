@@ -6,6 +6,7 @@ import math
 
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
+NORMAL_WIDTH = 3.92
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -30,6 +31,11 @@ def measured(value: float | None, stderr: float | None) -> str:
 def error_decimals(stderr: float) -> int:
     """Decimals that show two digits of a standard error, at most six."""
     return min(max(1 - math.floor(math.log10(stderr)), 0), 6) if stderr > 0 else 6
+
+
+def interval_decimals(low: float, high: float) -> int:
+    """Decimals that show two digits of the standard error that a 95 % interval of a normal law of this width would have."""
+    return error_decimals((high - low) / NORMAL_WIDTH)
 
 
 def fixed(value: float, decimals: int) -> str:

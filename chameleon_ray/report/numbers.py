@@ -36,6 +36,7 @@ PERPLEXITY_SCHEMA = pa.schema(
         ("loss_nats_stderr", pa.float64()),
         ("stderr_over", pa.string()),
         ("num_seeds", pa.int64()),
+        ("documents", pa.int64()),
         ("change_percent", pa.float64()),
         ("change_percent_stderr", pa.float64()),
     ]
@@ -53,6 +54,7 @@ SIGNIFICANCE_SCHEMA = pa.schema(
         *((column, pa.string()) for column in ("first", "second", "metric")),
         *((column, pa.float64()) for column in ("difference", "low", "high")),
         ("num_seeds", pa.int64()),
+        ("fewest_documents", pa.int64()),
         ("excludes_zero", pa.bool_()),
     ]
 )
@@ -62,9 +64,9 @@ def reported_scores(scores: pa.Table) -> Scores:
     """(method, domain, metric) -> seed -> score, of the test split only."""
     kept = scores.filter((pc.field("task") == "perplexity") & (pc.field("split") == "test"))
     found: Scores = {}
-    for row in kept.select(["method", "domain", "metric", "seed", "value", "stderr"]).to_pylist():
+    for row in kept.select(["method", "domain", "metric", "seed", "value", "stderr", "documents"]).to_pylist():
         stderr = row["stderr"]
-        score = Score(row["value"], stderr if stderr is not None and math.isfinite(stderr) else None)
+        score = Score(row["value"], stderr if stderr is not None and math.isfinite(stderr) else None, row["documents"])
         found.setdefault((row["method"], row["domain"], row["metric"]), {})[row["seed"]] = score
     return found
 
@@ -115,7 +117,8 @@ def mixture_numbers(data: ReportData) -> pa.Table:
 def perplexity_numbers(data: ReportData) -> pa.Table:
     """Perplexity and loss per method and measured domain, mean over seeds; the last row of a method, domain "all", is the mean over domains.
 
-    `change_percent` is the change of the perplexity from uniform, seed by seed; negative is better; null without a seed in common.
+    `documents` is how many of the test split stand behind a number. `change_percent` is the change of the perplexity from uniform, seed by seed;
+    negative is better; null without a seed in common.
     """
     scores = reported_scores(data.scores)
     rows = []
@@ -134,6 +137,7 @@ def perplexity_numbers(data: ReportData) -> pa.Table:
                     "loss_nats_stderr": loss_estimate.stderr,
                     "stderr_over": perplexity_estimate.over,
                     "num_seeds": perplexity_estimate.num_seeds,
+                    "documents": next(iter(found.values())).documents,
                     "change_percent": change.mean if change else None,
                     "change_percent_stderr": change.stderr if change else None,
                 }
@@ -232,8 +236,10 @@ def sweep_numbers(sweep: pa.Table) -> list[dict[str, Any]]:
 
 
 def significance_numbers(pairs: Sequence[PairedDifference]) -> pa.Table:
-    """first - second for every pair of methods and both metrics, with 95 % intervals of the paired bootstrap."""
-    return pa.Table.from_pylist([{**asdict(pair), "excludes_zero": pair.excludes_zero} for pair in pairs], schema=SIGNIFICANCE_SCHEMA)
+    """first - second for every pair of methods and both metrics, with 95 % intervals; null where there is none."""
+    unknown = {"low": None, "high": None}
+    rows = [{**asdict(pair), **({} if pair.has_interval else unknown), "excludes_zero": pair.excludes_zero} for pair in pairs]
+    return pa.Table.from_pylist(rows, schema=SIGNIFICANCE_SCHEMA)
 
 
 def cost_numbers(data: ReportData) -> pa.Table:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 Over = Literal["seeds", "documents"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """One evaluation number of one seed; `stderr` is clustered by document, None where unknown."""
+    """One evaluation number of one seed over so many documents; `stderr` is clustered by document, None where unknown."""
 
     value: float
     stderr: float | None
+    documents: int
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,3 @@ def paired_difference(first: Mapping[int, Score], second: Mapping[int, Score]) -
 def paired_change_percent(first: Mapping[int, Score], second: Mapping[int, Score]) -> Estimate:
     """100 (first / second - 1), seed by seed."""
     return over_seeds([100 * (first[seed].value / second[seed].value - 1) for seed in common_seeds(first, second)])
-
-
-def interval(estimate: Estimate, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of a mean over two or more seeds."""
-    assert estimate.over == "seeds"
-    assert estimate.stderr is not None
-    half = float(stdtrit(estimate.num_seeds - 1, (1 + confidence) / 2)) * estimate.stderr
-    return estimate.mean - half, estimate.mean + half
-
-
-def within_noise(difference: Estimate) -> bool:
-    """Whether the 95 % t interval of a paired difference holds 0."""
-    low, high = interval(difference)
-    return low <= 0 <= high

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from scipy.special import stdtrit
 
 from chameleon_ray.artifacts import SPLITS
 from chameleon_ray.records import versions
@@ -19,6 +22,7 @@ from chameleon_ray.report.numbers import (
     spectrum_numbers,
     spread_numbers,
 )
+from chameleon_ray.settings import listed
 
 MAX_EIGENVALUES = 20
 
@@ -83,7 +87,7 @@ def perplexity_table(data: ReportData) -> Table:
         texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.measured)}" for label in labels)
         summary.append(text_row("domains better than uniform", texts))
     errors = _error_note({label: found[AVERAGE, label]["num_seeds"] for label in labels})
-    note = f"Test split; lower is better. {errors} Averages are arithmetic means over {_averaged(data)}."
+    note = f"Test split; lower is better. {errors} Averages are arithmetic means over {_averaged(data)}. {_documents_note(found, data.measured)}"
     if (reference := chameleon_label(data)) is not None:
         ratios = {row["method"]: row["paper_flops_ratio"] for row in cost_numbers(data).to_pylist()}
         summary.append(text_row(f"cost, × {reference}", (ratio(ratios.get(label)) for label in labels)))
@@ -205,6 +209,28 @@ def _error_note(seeds: Mapping[str, int]) -> str:
     if set(seeds.values()) == {1}:
         return "One seed: ± is the standard error clustered by document, and no error over seeds exists."
     if len(set(seeds.values())) == 1:
-        return f"Mean ± standard error over {next(iter(seeds.values()))} seeds."
-    listed = ", ".join(f"{label} {plural(num_seeds, 'seed')}" for label, num_seeds in seeds.items())
-    return f"Mean ± standard error over seeds ({listed}); where there is one seed, ± is the standard error clustered by document."
+        return f"Mean ± standard error over {next(iter(seeds.values()))} seeds, which is no interval: {_t_note(seeds)}."
+    numbers = ", ".join(f"{label} {plural(num_seeds, 'seed')}" for label, num_seeds in seeds.items())
+    single = "; where there is one seed, ± is the standard error clustered by document" if 1 in seeds.values() else ""
+    return f"Mean ± standard error over seeds ({numbers}){single}. Over seeds that is no interval: {_t_note(seeds)}."
+
+
+def _t_note(seeds: Mapping[str, int]) -> str:
+    """How wide 95 % intervals of so many seeds are."""
+    sizes = sorted(set(seeds.values()) - {1})
+    factors = " and ".join(f"{stdtrit(size - 1, 0.975):.1f}" for size in sizes)
+    return f"one of 95 % takes {factors} standard errors each way (Student's t with {' and '.join(map(str, sizes))} seeds)"
+
+
+def _documents_note(found: Mapping[tuple[str, str], Mapping[str, Any]], names: Sequence[str]) -> str:
+    """How many documents stand behind the perplexities, and where none of them tells how far they lie apart."""
+    documents = {domain: row["documents"] for (domain, _), row in found.items() if domain in names}
+    fewest, most = (pick(documents, key=lambda name: documents[name]) for pick in (min, max))
+    if documents[fewest] == documents[most]:
+        text = f"Test documents: {count(documents[most])} in every domain."
+    else:
+        text = f"Test documents: {count(documents[fewest])} ({fewest}) to {count(documents[most])} ({most}) in a domain."
+    single = [name for name in names if documents[name] == 1]
+    if single:
+        text += f" With a single one ({listed(single)}) no error over documents exists, neither there nor for the averages."
+    return text

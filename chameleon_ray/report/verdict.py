@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from chameleon_ray.report.data import BASELINE, ReportData
-from chameleon_ray.report.formatting import error_decimals, fixed, measured, number, plural
+from chameleon_ray.report.formatting import fixed, interval_decimals, measured, number, plural
 from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported_scores
 from chameleon_ray.report.significance import PairedDifference, by_pair
-from chameleon_ray.report.statistics import Estimate, Score, common_seeds, interval, over_seeds, paired_difference, summarise, within_noise
+from chameleon_ray.report.statistics import Estimate, Score, common_seeds, over_seeds, paired_difference, summarise
 from chameleon_ray.settings import listed
 
-MAX_NAMED_DOMAINS = 6
+SINGLE_DOCUMENT = "A domain has a single test document"
 
 
 def verdict(data: ReportData) -> str:
     """The headline method against uniform by the arithmetic mean over domains of test perplexities.
 
-    The difference is paired by seed; it is called noise when its 95 % t interval over seeds holds 0.
+    It is called noise when the 95 % interval of `data.differences` includes zero, as everywhere on the page.
     """
     averages = _averages(data)
     if not averages:
@@ -30,7 +30,8 @@ def verdict(data: ReportData) -> str:
     if not common_seeds(averages[label], averages[BASELINE]):
         return f"{_without_comparison(averages)} No seed was trained with both {label} and {BASELINE}, so they are not compared."
     wins = f"better on {domains_won(data, label)} of {_domains(data)}"
-    sentences = _comparison(label, averages[label], averages[BASELINE], wins)
+    tested = by_pair(data.differences, "mean_perplexity").get((label, BASELINE))
+    sentences = _comparison(label, averages[label], averages[BASELINE], wins, tested)
     if len(averages) > 2:
         sentences += " " + _best(averages)
     return sentences
@@ -79,29 +80,33 @@ def _losses_to_others(
     sentences = []
     for label in lost:
         pair = tested.get((chameleon, label))
-        if pair is None:
-            sentences.append(f"{chameleon} loses to {label} by {number(differences[label], 3)}.")
-            continue
-        low, high = (fixed(bound, error_decimals(pair.high - pair.low)) for bound in (pair.low, pair.high))
-        sentences.append(f"{chameleon} loses to {label} by {number(differences[label], 3)} (95 % interval {low} to {high}){_noise(pair)}.")
+        within = f" (95 % interval {_interval(pair)})" if pair is not None and pair.has_interval else ""
+        sentences.append(f"{chameleon} loses to {label} by {number(differences[label], 3)}{within}{_noise(pair)}.")
     return sentences
 
 
 def _noise(pair: PairedDifference | None) -> str:
-    if pair is None:
+    if pair is None or not pair.has_interval:
         return ""
     if pair.num_seeds == 1:
         return ", significant over documents only" if pair.excludes_zero else ", within the noise of the documents"
     return ", significant" if pair.excludes_zero else ", within the noise"
 
 
+def _interval(pair: PairedDifference) -> str:
+    decimals = interval_decimals(pair.low, pair.high)
+    return f"{fixed(pair.low, decimals)} to {fixed(pair.high, decimals)}"
+
+
 def _meaning(pairs: Sequence[PairedDifference]) -> str:
     if not pairs:
         return "No losses by document are at hand, so none of these differences was tested."
-    over = "held-out documents; with one seed, nothing says what another seed would do"
+    if not any(pair.has_interval for pair in pairs):
+        return f"{SINGLE_DOCUMENT}, so none of these differences was tested."
+    over = "held-out documents, not the fit of the mixtures; with one seed, nothing says what another seed would do"
     if max(pair.num_seeds for pair in pairs) > 1:
-        over = "seeds and held-out documents"
-    return f"Significant: the 95 % interval of a paired bootstrap excludes zero, over {over}."
+        over = "seeds of base models and held-out documents, not the fit of the mixtures, which was made once, with the first seed"
+    return f"Significant: the 95 % interval of the difference excludes zero. It covers {over}."
 
 
 def _averages(data: ReportData) -> dict[str, dict[int, Score]]:
@@ -115,7 +120,7 @@ def warnings(data: ReportData) -> list[str]:
     found = [f"{label}: {text}" for label, mixture in data.mixtures.items() for text in mixture.warnings]
     if unmeasured := data.corpus.unmeasured:
         found.append(
-            f"Trained on and not measured, because fewer than two distinct documents could be held out: {listed(unmeasured, MAX_NAMED_DOMAINS)}. "
+            f"Trained on and not measured, because fewer than two distinct documents could be held out: {listed(unmeasured)}. "
             f"Averages are over the other {plural(len(data.measured), 'domain')}."
         )
     return found + [text for label in evaluated(data) if (text := _undertrained(data, label))]
@@ -137,7 +142,7 @@ def _undertrained(data: ReportData, label: str) -> str | None:
     domains = f"{len(poor)} of {_domains(data)}"
     return (
         f"{models}: not trained long enough to compare. On {domains} the test loss does not beat the entropy of the domain's "
-        f"token frequencies, in nats per token: {listed(named, MAX_NAMED_DOMAINS)}."
+        f"token frequencies, in nats per token: {listed(named)}."
     )
 
 
@@ -145,26 +150,25 @@ def _domains(data: ReportData) -> str:
     return plural(len(data.measured), "domain" if data.measured == data.names else "measured domain")
 
 
-def _comparison(label: str, ours: dict[int, Score], uniform: dict[int, Score], wins: str) -> str:
+def _comparison(label: str, ours: dict[int, Score], uniform: dict[int, Score], wins: str, pair: PairedDifference | None) -> str:
     seeds = common_seeds(ours, uniform)
     first, second = (over_seeds([found[seed].value for seed in seeds]) for found in (ours, uniform))
-    difference = paired_difference(ours, uniform)
-    subject = f"{label[:1].upper()}{label[1:]}'s mixture gave an average perplexity of"
     change = _change(first, second)
-    if difference.stderr is None:
-        return (
-            f"{subject} {number(first.mean)} against {number(second.mean)} for {BASELINE} with one seed: {change}; {wins}. "
-            "With one seed no error over seeds exists, so nothing tells this difference from noise."
-        )
-    gave = f"{subject} {measured(first.mean, first.stderr)} against {measured(second.mean, second.stderr)} for {BASELINE} over {len(seeds)} seeds"
-    if difference.mean == difference.stderr == 0:
-        return f"{gave}: no difference on any seed; {wins}."
-    low, high = (fixed(bound, error_decimals(difference.stderr)) for bound in interval(difference))
-    noise = within_noise(difference)
+    gave = (
+        f"{label[:1].upper()}{label[1:]}'s mixture gave an average perplexity of {measured(first.mean, first.stderr)} against "
+        f"{measured(second.mean, second.stderr)} for {BASELINE} {'with one seed' if len(seeds) == 1 else f'over {len(seeds)} seeds'}"
+    )
+    if pair is None or not pair.has_interval:
+        missing = "No losses by document are at hand" if pair is None else SINGLE_DOCUMENT
+        return f"{gave}: {change}; {wins}. {missing}, so nothing tells this difference from noise."
+    if pair.low == pair.high == 0:
+        return f"{gave}: no difference on any {'document' if len(seeds) == 1 else 'seed'}; {wins}."
+    noise = "" if pair.excludes_zero else f", but{_noise(pair).removeprefix(',')}"
+    over = "held-out documents" if pair.num_seeds == 1 else "seeds of base models and held-out documents"
+    alone = " With one seed, nothing says what another seed would do." if pair.num_seeds == 1 else ""
     return (
-        f"{gave}: {change}{', but within the noise' if noise else ''}; {wins}. The paired difference is "
-        f"{measured(difference.mean, difference.stderr)} (standard error over seeds), and its 95 % interval (Student's t), {low} to {high}, "
-        f"{'includes' if noise else 'excludes'} zero."
+        f"{gave}: {change}{noise}; {wins}. The paired difference is {fixed(pair.difference, interval_decimals(pair.low, pair.high))}, and its 95 % interval "
+        f"over {over}, {_interval(pair)}, {'excludes' if pair.excludes_zero else 'includes'} zero.{alone}"
     )
 
 
@@ -184,10 +188,9 @@ def _best(averages: dict[str, dict[int, Score]]) -> str:
 def _without_comparison(averages: dict[str, dict[int, Score]]) -> str:
     estimates = {label: summarise(by_seed) for label, by_seed in averages.items()}
     parts = (f"{label} {measured(found.mean, _seed_error(found))} ({plural(found.num_seeds, 'seed')})" for label, found in estimates.items())
-    listed = "; ".join(parts)
     missing = f" The {BASELINE} mixture was not evaluated, so there is no baseline to compare with." if BASELINE not in averages else ""
     alone = " There is no other mixture to compare it with." if list(averages) == [BASELINE] else ""
-    return f"Average perplexity: {listed}.{missing}{alone}"
+    return f"Average perplexity: {'; '.join(parts)}.{missing}{alone}"
 
 
 def _seed_error(estimate: Estimate) -> float | None:

@@ -24,6 +24,7 @@ SCORES_SCHEMA = pa.schema(
         ("value", pa.float64()),
         ("stderr", pa.float64()),
         ("n", pa.int64()),
+        ("documents", pa.int64()),
     ]
 )
 
@@ -46,7 +47,7 @@ def scores(names: Sequence[str], perplexities: Perplexities, stderr: float = 0.5
     rows: list[dict[str, Any]] = []
     for method, by_seed in perplexities.items():
         for seed, values in enumerate(by_seed):
-            common = {"method": method, "seed": seed, "task": "perplexity", "n": 1000}
+            common = {"method": method, "seed": seed, "task": "perplexity", "n": 1000, "documents": 61}
             losses = np.log(np.asarray(values, dtype=np.float64))
             for name, value, loss in zip(names, values, losses, strict=True):
                 test = {**common, "split": "test", "domain": name}
@@ -57,6 +58,16 @@ def scores(names: Sequence[str], perplexities: Perplexities, stderr: float = 0.5
             rows.append({**average, "metric": "mean_perplexity", "value": float(np.mean(values)), "stderr": stderr})
             rows.append({**average, "metric": "mean_loss_nats", "value": float(losses.mean()), "stderr": None})
     return pa.Table.from_pylist(rows, schema=SCORES_SCHEMA)
+
+
+def even_losses(names: Sequence[str], perplexities: Perplexities, num_documents: int = 20) -> dict[tuple[str, int], SplitLosses]:
+    """Losses by document with these perplexities: every document of a domain has the same loss per token, so all noise lies in the seeds."""
+    document, tokens = np.arange(num_documents), np.arange(100, 100 + num_documents)
+    return {
+        (method, seed): {"test": {name: DocumentLosses(document, tokens * np.log(value), tokens) for name, value in zip(names, values, strict=True)}}
+        for method, by_seed in perplexities.items()
+        for seed, values in enumerate(by_seed)
+    }
 
 
 def curves(methods: Mapping[str, int], names: Sequence[str], steps: int = 6) -> pa.Table:
@@ -164,6 +175,12 @@ def many_methods(make_data: Callable[..., ReportData]) -> Callable[..., ReportDa
 @pytest.fixture
 def embeddings_of() -> Callable[..., Embeddings]:
     return embeddings
+
+
+@pytest.fixture(scope="session")
+def tested(make_data: Callable[..., ReportData]) -> Callable[[Perplexities], ReportData]:
+    """The same perplexities with losses by document beside them."""
+    return lambda perplexities: make_data(perplexities, losses=even_losses(("books", "code"), perplexities))
 
 
 @pytest.fixture(scope="session")

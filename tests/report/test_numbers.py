@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple, replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from chameleon_ray.artifacts import DocumentLosses
+from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import formatting, tables
 from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, perplexity_numbers
 from chameleon_ray.report.projection import embedding_map, principal_components
-from chameleon_ray.report.statistics import Score, interval, over_seeds, paired_change_percent, paired_difference, summarise, within_noise
+from chameleon_ray.report.statistics import Score, over_seeds, paired_change_percent, paired_difference, summarise
 from chameleon_ray.report.styles import domain_styles, method_styles
 
 # Two seeds, domains (books, code). Means: uniform 21 and 41, average 31; chameleon 19 and 42, average 30.5.
@@ -24,7 +27,7 @@ def texts(table: tables.Table) -> list[list[str]]:
 
 
 def scores_of(*values: float) -> dict[int, Score]:
-    return {seed: Score(value, 0.5) for seed, value in enumerate(values)}
+    return {seed: Score(value, 0.5, 60) for seed, value in enumerate(values)}
 
 
 def test_standard_error_over_seeds_by_hand():
@@ -40,19 +43,10 @@ def test_one_seed_keeps_the_document_error_and_says_so():
 
 
 def test_pairs_use_the_seeds_that_both_have():
-    first, second = {0: Score(10.0, None), 1: Score(12.0, None), 2: Score(99.0, None)}, {1: Score(16.0, None), 0: Score(12.5, None)}
+    first, second = {0: Score(10.0, None, 60), 1: Score(12.0, None, 60), 2: Score(99.0, None, 60)}, {1: Score(16.0, None, 60), 0: Score(12.5, None, 60)}
     assert paired_difference(first, second).mean == pytest.approx((-2.5 - 4.0) / 2)
     assert paired_difference(first, second).stderr == pytest.approx(0.75)
     assert paired_change_percent(first, second).mean == pytest.approx((-20 - 25) / 2)
-
-
-def test_interval_uses_student_t():
-    low, high = interval(over_seeds([1.0, 2.0, 3.0]))
-    half = 4.302652729911275 / math.sqrt(3)
-    assert (low, high) == (pytest.approx(2 - half), pytest.approx(2 + half))
-    assert within_noise(over_seeds([1.0, 2.0, 3.0]))
-    assert not within_noise(over_seeds([1.9, 2.0, 2.1]))
-    assert within_noise(over_seeds([0.0, 0.0]))
 
 
 def test_perplexity_numbers_by_hand(make_data):
@@ -63,6 +57,7 @@ def test_perplexity_numbers_by_hand(make_data):
     assert books["change_percent"] == pytest.approx((-10 - 100 / 11) / 2)
     assert rows["chameleon", "all"]["perplexity"] == pytest.approx(30.5)
     assert rows["uniform", "all"]["change_percent"] is None
+    assert books["documents"] == 61
 
 
 def test_perplexity_table_by_hand(make_data):
@@ -90,6 +85,29 @@ def test_one_seed_table_names_its_standard_error(make_data):
 def test_mixed_numbers_of_seeds_are_named(make_data):
     table = tables.perplexity_table(make_data({"uniform": [[20, 40], [21, 41]], "chameleon": [[18, 42]]}))
     assert "uniform 2 seeds, chameleon 1 seed" in table.note
+
+
+def test_a_standard_error_over_few_seeds_is_told_from_an_interval(make_data):
+    assert "12.7 standard errors each way (Student's t with 2 seeds)" in tables.perplexity_table(make_data(TWO_SEEDS)).note
+
+
+def test_the_documents_behind_the_numbers_are_told(many_methods):
+    data = many_methods(num_seeds=1)
+    assert "Test documents: 60 in every domain." in tables.perplexity_table(data).note
+    assert {row["documents"] for row in perplexity_numbers(data).to_pylist() if row["domain"] != "all"} == {60}
+
+
+def test_a_single_document_has_no_error_and_neither_have_the_averages(many_methods):
+    data = many_methods(num_seeds=1)
+    for losses in data.losses.values():
+        losses["test"]["code"] = DocumentLosses(*(column[:1] for column in astuple(losses["test"]["code"])))
+    data = replace(data, scores=pa.concat_tables(perplexity_scores(*run, losses) for run, losses in data.losses.items()))
+    rows = {row["domain"]: row for row in perplexity_numbers(data).to_pylist() if row["method"] == "chameleon"}
+    assert [rows[name]["perplexity_stderr"] is None for name in ("books", "code", "news", "web", "all")] == [False, True, False, False, True]
+    assert rows["all"]["loss_nats_stderr"] is None
+    note = tables.perplexity_table(data).note
+    assert "Test documents: 1 (code) to 60 (books) in a domain." in note
+    assert "With a single one (code) no error over documents exists, neither there nor for the averages." in note
 
 
 def test_mixture_score_and_cost_tables(make_data):

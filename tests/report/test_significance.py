@@ -1,18 +1,19 @@
-"""The paired bootstrap where the answer is known, and what the page makes of it."""
+"""Intervals of paired differences where the answer is known, and what the page makes of them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from chameleon_ray.artifacts import DocumentLosses
 from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
-from chameleon_ray.report import significance
 from chameleon_ray.report.comparison_tables import significance_table, significance_text
-from chameleon_ray.report.significance import by_pair, paired_bootstrap
+from chameleon_ray.report.numbers import significance_numbers
+from chameleon_ray.report.significance import by_pair, paired_differences
 
 NAMES = ("books", "code")
 
@@ -41,7 +42,7 @@ def permuted(losses: DocumentLosses, draws: np.random.Generator) -> DocumentLoss
 
 def test_differences_are_those_of_the_means_over_seeds():
     losses = world(np.random.default_rng(0), 3, 0.02, 0.05, shift=0.1)
-    for pair in paired_bootstrap(losses, seed=0, draws=50):
+    for pair in paired_differences(losses):
         mean = {"mean_perplexity": mean_perplexity, "mean_loss_nats": mean_nats}[pair.metric]
         by_hand = np.mean([mean(losses["a", seed]) - mean(losses["b", seed]) for seed in range(3)])
         assert (pair.first, pair.second, pair.num_seeds) == ("a", "b", 3)
@@ -51,7 +52,7 @@ def test_differences_are_those_of_the_means_over_seeds():
 @pytest.mark.parametrize("num_seeds", [1, 3])
 def test_equal_models_hold_zero(num_seeds):
     losses = world(np.random.default_rng(0), num_seeds, 0.0, 0.0)
-    pairs = paired_bootstrap(losses, seed=0)
+    pairs = paired_differences(losses)
     assert len(pairs) == 2
     assert all((pair.difference, pair.low, pair.high, pair.excludes_zero) == (0, 0, 0, False) for pair in pairs)
 
@@ -59,7 +60,7 @@ def test_equal_models_hold_zero(num_seeds):
 @pytest.mark.parametrize("num_seeds", [1, 3])
 def test_a_shift_excludes_zero_and_lies_in_the_interval(num_seeds):
     losses = world(np.random.default_rng(0), num_seeds, 0.001, 0.05, shift=0.1)
-    _, nats = paired_bootstrap(losses, seed=0)
+    _, nats = paired_differences(losses)
     assert nats.excludes_zero
     assert nats.low < -0.1 < nats.high < 0
     assert nats.turned().low == -nats.high
@@ -70,12 +71,12 @@ def test_documents_are_paired_by_number_and_not_by_place():
     losses = world(np.random.default_rng(0), 3, 0.01, 0.05)
     draws = np.random.default_rng(1)
     mixed = {run: {name: permuted(loss, draws) for name, loss in by_domain.items()} for run, by_domain in losses.items()}
-    assert paired_bootstrap(mixed, seed=0) == paired_bootstrap(losses, seed=0)
+    assert paired_differences(mixed) == paired_differences(losses)
 
 
 def test_pairing_cancels_what_documents_do_to_both():
     losses = world(np.random.default_rng(0), 1, 0.0, 0.001)
-    _, nats = paired_bootstrap(losses, seed=0)
+    _, nats = paired_differences(losses)
     unpaired = math.hypot(*(losses["a", 0][name].stderr_nats for name in NAMES)) / 2
     assert nats.high - nats.low < unpaired / 20
 
@@ -85,31 +86,63 @@ def test_models_measured_on_different_documents_are_refused():
     other = losses["b", 0]["books"]
     losses["b", 0]["books"] = DocumentLosses(other.document + 1, other.nats, other.tokens)
     with pytest.raises(AssertionError, match="different documents"):
-        paired_bootstrap(losses, seed=0)
+        paired_differences(losses)
 
 
-def test_same_seed_same_interval_whatever_the_chunks(monkeypatch):
-    losses = world(np.random.default_rng(0), 3, 0.01, 0.05)
-    found = paired_bootstrap(losses, seed=4)
-    assert found != paired_bootstrap(losses, seed=5)
-    monkeypatch.setattr(significance, "MAX_COUNTS", 60 * 7)
-    for pair, again in zip(found, paired_bootstrap(losses, seed=4), strict=True):
-        assert (again.low, again.high) == (pytest.approx(pair.low, abs=1e-12), pytest.approx(pair.high, abs=1e-12))
+def test_noise_in_seeds_alone_gives_students_t_interval():
+    by_seed = np.array([-0.03, 0.01, -0.02])
+    losses = world(np.random.default_rng(0), 3, 0.0, 0.0)
+    for seed, shift in enumerate(by_seed):
+        losses["a", seed] = {name: replace(loss, nats=loss.nats + shift * loss.tokens) for name, loss in losses["a", seed].items()}
+    _, nats = paired_differences(losses)
+    half = stdtrit(2, 0.975) * by_seed.std(ddof=1) / math.sqrt(3)
+    assert (nats.low, nats.high) == (pytest.approx(by_seed.mean() - half), pytest.approx(by_seed.mean() + half))
+
+
+def test_noise_in_documents_of_one_length_alone_gives_students_t_interval():
+    by_document = np.array([-0.3, -0.1, 0.0, 0.1, 0.3]) + 0.05  # without skewness
+    tokens = np.full(5, 10)
+    losses = {("a", 0): {"books": DocumentLosses(np.arange(5), (3 + by_document) * tokens, tokens)}}
+    losses["b", 0] = {"books": DocumentLosses(np.arange(5), 3.0 * tokens, tokens)}
+    _, nats = paired_differences(losses)
+    half = stdtrit(4, 0.975) * by_document.std(ddof=1) / math.sqrt(5)
+    assert (nats.low, nats.high) == (pytest.approx(0.05 - half), pytest.approx(0.05 + half))
+
+
+def test_a_rare_document_lengthens_the_interval_on_its_side():
+    tokens = np.full(10, 10)
+    nats = 30.0 + np.where(np.arange(10) == 3, 8.0, 0.0) + np.arange(10) / 10
+    losses = {("a", 0): {"books": DocumentLosses(np.arange(10), nats, tokens)}, ("b", 0): {"books": DocumentLosses(np.arange(10), 3.0 * tokens, tokens)}}
+    for pair in paired_differences(losses):
+        assert pair.high - pair.difference > 2 * (pair.difference - pair.low) > 0
+
+
+def test_a_single_document_in_one_domain_leaves_no_interval():
+    losses = world(np.random.default_rng(0), 3, 0.0, 0.05, shift=1.0)
+    for by_domain in losses.values():
+        by_domain["code"] = DocumentLosses(*(column[:1] for column in astuple(by_domain["code"])))
+    pairs = paired_differences(losses)
+    by_hand = np.mean([mean_nats(losses["a", seed]) - mean_nats(losses["b", seed]) for seed in range(3)])
+    assert pairs[1].difference == pytest.approx(by_hand)
+    assert all((pair.fewest_documents, pair.has_interval, pair.excludes_zero) == (1, False, False) for pair in pairs)
+    assert [(row["low"], row["high"], row["excludes_zero"]) for row in significance_numbers(pairs).to_pylist()] == [(None, None, False)] * 2
+    assert significance_table(pairs, "mean_loss_nats", ("a", "b")).rows[0][2].detail == "no interval"
+    assert "no difference has an interval" in significance_text(pairs)
 
 
 def test_a_third_method_changes_no_interval():
     losses = world(np.random.default_rng(0), 3, 0.01, 0.05)
     third = {("c", seed): losses["a", seed] for seed in range(2)}
-    pairs = by_pair(paired_bootstrap({**third, **losses}, seed=0), "mean_loss_nats")
-    alone = by_pair(paired_bootstrap(losses, seed=0), "mean_loss_nats")
+    pairs = by_pair(paired_differences({**third, **losses}), "mean_loss_nats")
+    alone = by_pair(paired_differences(losses), "mean_loss_nats")
     assert pairs["a", "b"].low == pytest.approx(alone["a", "b"].low, abs=1e-12)
     assert pairs["c", "b"].num_seeds == 2
 
 
 def test_methods_without_a_seed_in_common_are_no_pair():
     losses = world(np.random.default_rng(0), 1, 0.0, 0.0)
-    assert paired_bootstrap({("a", 0): losses["a", 0], ("b", 1): losses["b", 0]}, seed=0) == []
-    assert paired_bootstrap({}, seed=0) == []
+    assert paired_differences({("a", 0): losses["a", 0], ("b", 1): losses["b", 0]}) == []
+    assert paired_differences({}) == []
 
 
 @pytest.mark.parametrize(
@@ -118,15 +151,12 @@ def test_methods_without_a_seed_in_common_are_no_pair():
 )
 def test_intervals_cover_the_truth_about_as_often_as_they_say(num_seeds, seed_sd, document_sd, least):
     draws = np.random.default_rng(7)
-    covered = [
-        all(not pair.excludes_zero for pair in paired_bootstrap(world(draws, num_seeds, seed_sd, document_sd), seed=trial, draws=400)[1:])
-        for trial in range(200)
-    ]
+    covered = [all(not pair.excludes_zero for pair in paired_differences(world(draws, num_seeds, seed_sd, document_sd))[1:]) for _ in range(200)]
     assert least <= np.mean(covered) <= 0.99
 
 
 def test_table_is_antisymmetric_and_marks_what_excludes_zero():
-    pairs = paired_bootstrap(world(np.random.default_rng(0), 3, 0.001, 0.05, shift=0.1), seed=0)
+    pairs = paired_differences(world(np.random.default_rng(0), 3, 0.001, 0.05, shift=0.1))
     table = significance_table(pairs, "mean_loss_nats", ("b", "not evaluated", "a"))
     assert table.columns == ("row − column", "b", "a")
     (_, none, worse), (_, better, _) = table.rows
@@ -136,8 +166,11 @@ def test_table_is_antisymmetric_and_marks_what_excludes_zero():
     assert " to " in better.detail
 
 
-def test_text_says_what_was_resampled():
-    three, one = (paired_bootstrap(world(np.random.default_rng(0), num_seeds, 0.01, 0.05), seed=0, draws=20) for num_seeds in (3, 1))
-    assert "the 3 seeds that both methods have" in significance_text(three, 0)
-    assert "only documents are resampled" in significance_text(one, 0)
-    assert "nothing about another seed" in significance_text([*three, replace(one[0], second="c")], 0)
+def test_text_says_what_an_interval_covers():
+    three, one = (paired_differences(world(np.random.default_rng(0), num_seeds, 0.01, 0.05)) for num_seeds in (3, 1))
+    assert "the 3 seeds that both methods have" in significance_text(three)
+    assert "only documents count" in significance_text(one)
+    for text in (significance_text(three), significance_text(one)):
+        assert "It does not cover the mixtures themselves: each was fitted once, with the first seed." in text
+        assert "The domain with the fewest test documents has 60." in text
+    assert "nothing about another seed" in significance_text([*three, replace(one[0], second="c")])

@@ -2,46 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
+import numpy as np
+import pyarrow as pa
+
+from chameleon_ray.artifacts import DocumentLosses
+from chameleon_ray.evaluation.scores import perplexity_scores
 from chameleon_ray.mixture import Mixture
+from chameleon_ray.report.comparison_tables import significance_table
 from chameleon_ray.report.verdict import findings, verdict, warnings
 
 UNIFORM = [[20, 40], [22, 44], [24, 48]]
 
 
-def test_win(make_data):
-    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[18, 38], [20, 42], [22, 46]]}))
+def test_win(tested):
+    text = verdict(tested({"uniform": UNIFORM, "chameleon": [[18, 38], [20, 42], [22, 46]]}))
     assert text.startswith("Chameleon's mixture gave an average perplexity of 31.0 ± 1.7 against 33.0 ± 1.7 for uniform over 3 seeds: ")
     assert "6.1 % better; better on 2 of 2 domains." in text
     assert "excludes zero" in text
     assert "noise" not in text
 
 
-def test_loss(make_data):
-    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[22, 50], [24, 53], [26, 58]]}))
+def test_loss(tested):
+    text = verdict(tested({"uniform": UNIFORM, "chameleon": [[22, 50], [24, 53], [26, 58]]}))
     assert "17.7 % worse; better on 0 of 2 domains." in text
     assert "excludes zero" in text
 
 
-def test_difference_within_the_noise(make_data):
-    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[18, 40], [23, 45], [23, 48]]}))
+def test_difference_within_the_noise(tested):
+    text = verdict(tested({"uniform": UNIFORM, "chameleon": [[18, 40], [23, 45], [23, 48]]}))
     # differences of the averages: -1, 1, -0.5; mean -1/6, standard error 0.60, t interval -2.75 to 2.42
     assert "0.5 % better, but within the noise; better on 1 of 2 domains." in text
-    assert "The paired difference is −0.17 ± 0.60 (standard error over seeds), and its 95 % interval (Student's t), −2.75 to 2.42, includes zero." in text
+    interval = "its 95 % interval over seeds of base models and held-out documents, −2.8 to 2.4, includes zero."
+    assert f"The paired difference is −0.2, and {interval}" in text
 
 
-def test_one_seed(make_data):
-    text = verdict(make_data({"uniform": [[20, 40]], "chameleon": [[18, 38]]}))
+def test_one_seed(tested):
+    text = verdict(tested({"uniform": [[20, 40]], "chameleon": [[18, 38]]}))
     assert text == (
         "Chameleon's mixture gave an average perplexity of 28.00 against 30.00 for uniform with one seed: 6.7 % better; better on 2 of 2 domains. "
-        "With one seed no error over seeds exists, so nothing tells this difference from noise."
+        "The paired difference is −2.000000, and its 95 % interval over held-out documents, −2.000000 to −2.000000, excludes zero. "
+        "With one seed, nothing says what another seed would do."
     )
 
 
-def test_equal_models(make_data):
-    text = verdict(make_data({"uniform": UNIFORM, "chameleon": UNIFORM}))
+def test_equal_models(tested):
+    text = verdict(tested({"uniform": UNIFORM, "chameleon": UNIFORM}))
     assert text.endswith("for uniform over 3 seeds: no difference on any seed; better on 0 of 2 domains.")
+
+
+def test_without_losses_the_headline_tells_no_noise(make_data):
+    text = verdict(make_data({"uniform": UNIFORM, "chameleon": [[18, 38], [20, 42], [22, 46]]}))
+    assert text.endswith("6.1 % better; better on 2 of 2 domains. No losses by document are at hand, so nothing tells this difference from noise.")
+
+
+def test_a_page_has_one_meaning_of_noise(many_methods):
+    """Seeds that agree to .001 nats, documents that differ by .1: Student's t over seeds alone would call this significant."""
+    names, tokens, losses = ("books", "code"), np.full(10, 100), {}
+    taste = np.where(np.arange(10) % 2, 0.1, -0.1)
+    for method, shift in (("uniform", 0.0), ("chameleon", -0.02), ("doge", 0.02)):
+        for seed, of_run in enumerate((0.0, 0.001, -0.001)):
+            nats = tokens * (3 + of_run * (method == "chameleon") + shift + taste * (method != "uniform"))
+            losses[method, seed] = {"test": dict.fromkeys(names, DocumentLosses(np.arange(10), nats, tokens))}
+    scores = pa.concat_tables(perplexity_scores(method, seed, found) for (method, seed), found in losses.items())
+    data = many_methods(names=names, shifts=dict.fromkeys(("uniform", "chameleon", "doge"), 0.0), losses=losses, scores=scores)
+    assert "2.0 % better, but within the noise; better on 2 of 2 domains." in verdict(data)
+    assert "includes zero" in verdict(data)
+    assert "2.0 % better than uniform, within the noise;" in findings(data)[0]
+    (row,) = (row for row in significance_table(data.differences, "mean_perplexity", data.labels).rows if row[0].text == "chameleon")
+    assert not row[1].text.endswith("*")
+
+
+def test_a_single_document_leaves_the_headline_untested(many_methods):
+    data = many_methods()
+    for losses in data.losses.values():
+        losses["test"]["code"] = DocumentLosses(*(column[:1] for column in astuple(losses["test"]["code"])))
+    assert verdict(data).startswith("Chameleon's mixture")
+    assert "A domain has a single test document, so nothing tells this difference from noise." in verdict(data)
+    assert findings(data)[-1] == "A domain has a single test document, so none of these differences was tested."
+    assert not any("significant" in text for text in findings(data))
 
 
 def test_the_best_of_several_is_named(make_data):
@@ -55,11 +95,14 @@ def test_several_methods_get_one_sentence_each_best_first(many_methods):
     assert [text.split(":")[0] for text in found[:4]] == ["doge", "regmix", "chameleon", "doremi"]
     assert found[0].startswith("doge: average perplexity 19.548 ± 0.015, 6.0 % better than uniform, significant; better on 4 of 4 domains")
     assert found[3].startswith("doremi: average perplexity 21.198 ± 0.036, 1.9 % worse than uniform, significant; better on 0 of 4 domains")
-    assert found[4].startswith("chameleon loses to doge by 0.418 (95 % interval 0.0")
+    assert found[4].startswith("chameleon loses to doge by 0.418 (95 % interval 0.13 to 0.7")
     assert found[4].endswith("), significant.")
     assert found[5].startswith("chameleon loses to regmix by 0.0171 (95 % interval −0.")
     assert found[5].endswith("), within the noise.")
-    assert found[6] == "Significant: the 95 % interval of a paired bootstrap excludes zero, over seeds and held-out documents."
+    assert found[6] == (
+        "Significant: the 95 % interval of the difference excludes zero. It covers seeds of base models and held-out documents, "
+        "not the fit of the mixtures, which was made once, with the first seed."
+    )
 
 
 def test_one_seed_is_significant_over_documents_only(many_methods):
