@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow as pa
 from chameleon_ray.artifacts import NUM_GROUPS, Cost, DomainCounts, Embeddings, SplitCounts, TokenCorpus, TrainedModel
 from chameleon_ray.backend import FitContext, ProxyLosses, Seen, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, TrainingConfig
+from chameleon_ray.training.history import History
 from chameleon_ray.training.learner import Learner, learned
 
 ROW_TOKENS = 16
@@ -84,16 +84,16 @@ def learned_model(job: TrainJob, model: TrainedModel) -> TrainedModel:
     """What a rule ends with after the job's steps, or when it lets the run end."""
     assert job.rule is not None
     learner = Learner(job, None)
-    history: list[dict[str, Any]] = []
+    history = History()
     step = 0
     while step < job.training.steps and not learner.done:
         step += 1
         learner.begin(step, 1e-3)
         if learner.due:
             learner.see(**seen_by(job.rule.signal, learner.state.names, step).values)
-            history += learner.history()
+            learner.note(history)
     details = {"rule": learned(job.rule, learner.state, step)}
-    return LearnedModel(**{**vars(model), "details": details}, history=pa.Table.from_pylist(history))
+    return LearnedModel(**{**vars(model), "details": details}, history=history.table())
 
 
 def best_mixture(names: Sequence[str]) -> dict[str, float]:

@@ -22,7 +22,7 @@ KEYS = {
     "embed_vs_published": {"model", "batch", "threads", "pool_tokens_per_second", "other_tokens_per_second"},
     "embed_vs_forward": {"model", "batch", "threads", "pool_tokens_per_second", "other_tokens_per_second"},
     "train_vs_plain": {"model", "batch", "threads", "production_tokens_per_second", "plain_tokens_per_second"},
-    "plan_vs_training": {"model", "batch", "threads", "stream_rows_per_second", "training_rows_per_second"},
+    "plan_vs_training": {"model", "batch", "threads", "stream_rows_per_second", "training_rows_per_second", "many_ranks", "many_domains"},
     "krls_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "beside"},
     "tokenize_memory": {"text_megabytes", "used_megabytes", "runs"},
     "doge_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},

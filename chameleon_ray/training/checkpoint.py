@@ -1,9 +1,9 @@
 """DeepSpeed checkpoints as safetensors: nothing that is read back from storage is ever unpickled.
 
 DeepSpeed hands its state as nested dictionaries of tensors and plain values. One safetensors file holds the tensors under their path in
-the tree, and the tree itself as JSON in its header. Two kinds of objects that DeepSpeed adds are known: the static
-loss scaler of fp32 and bf16 training is its one number, and the addresses of parameters inside a flat partition, which follow from the
-shapes, are left out.
+the tree, and the tree itself as JSON in one more tensor of bytes: a header may not exceed 100 MB. Two kinds of objects that DeepSpeed adds
+are known: the static loss scaler of fp32 and bf16 training is its one number, and the addresses of parameters inside a flat partition,
+which follow from the shapes, are left out.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 _LEFT_OUT = ("fragment_address",)
+_TREE = "tree"  # every path in the tree begins with a slash
 
 
 def save_tree(tree: Any, path: str) -> None:
     """Write a tree of dictionaries, lists, tensors, arrays and plain values to one safetensors file."""
     tensors: dict[str, torch.Tensor] = {}
-    plain = _encode(tree, "", tensors)
-    save_file(tensors, path, metadata={"tree": json.dumps(plain, allow_nan=False)})
+    plain = json.dumps(_encode(tree, "", tensors), allow_nan=False)
+    tensors[_TREE] = torch.frombuffer(bytearray(plain.encode()), dtype=torch.uint8)
+    save_file(tensors, path, metadata={"tree": _TREE})
 
 
 def load_tree(path: str) -> Any:
     """Read back what `save_tree` wrote; tensors on the CPU, and arrays as tensors."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        return _decode(json.loads(file.metadata()["tree"]), tensors)
+        plain = tensors.pop(file.metadata()["tree"])
+    return _decode(json.loads(plain.numpy().tobytes()), tensors)
 
 
 def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:

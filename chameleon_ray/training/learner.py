@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chameleon_ray.backend import Rule, RuleState, Seen, TrainJob
+from chameleon_ray.training.history import History
 
 
 class Learner:
@@ -39,10 +40,9 @@ class Learner:
         self.state = self.rule.update(self.state, Seen(self._step, self._learning_rate, values))
         return self.state.weights
 
-    def history(self) -> list[dict[str, Any]]:
-        """The weights after this step: step, domain, weight, mean (the rule's answer by now)."""
-        found = zip(self.state.names, self.state.weights.tolist(), self.rule.answer(self.state).tolist(), strict=True)
-        return [{"step": self._step, "domain": name, "weight": weight, "mean": answer} for name, weight, answer in found]
+    def note(self, history: History) -> None:
+        """Add the weights after this step: `weight` now, and `mean`, the rule's answer by now."""
+        history.add(self._step, self.state.names, weight=self.state.weights, mean=self.rule.answer(self.state))
 
 
 def learned(rule: Rule, state: RuleState, step: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.flops import num_parameters, training_flops
+from chameleon_ray.training.history import History
 from chameleon_ray.training.learner import Learner, learned
 from chameleon_ray.training.plan import MixturePlan, PlanState
 from chameleon_ray.training.schedule import learning_rate
@@ -33,15 +34,15 @@ class Progress:
     step: int = 0
     plan: PlanState | None = None
     seconds: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    max_epochs: dict[str, int] = field(default_factory=dict)
+    curve: History = field(default_factory=History)
     rule: RuleState | None = None
-    weights: list[dict[str, Any]] = field(default_factory=list)
+    weights: History = field(default_factory=History)
 
     def to_dict(self, world_size: int, layout: str) -> dict[str, Any]:
         """With what the checkpoint's shards fit: a number of workers and a `layout` (see `engine.layout`)."""
-        rule = self.rule.to_dict() if self.rule else None
-        return {**asdict(replace(self, rule=None)), "rule": rule, "world_size": world_size, "layout": layout}
+        kept_apart = {"curve": self.curve.to_dict(), "weights": self.weights.to_dict(), "rule": self.rule.to_dict() if self.rule else None}
+        rest = asdict(replace(self, curve=History(), weights=History(), rule=None))
+        return {**rest, **kept_apart, "world_size": world_size, "layout": layout}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any], world_size: int, layout: str) -> Progress:
@@ -58,7 +59,8 @@ class Progress:
             )
         plan = {**state["plan"], "counts": tuple(state["plan"]["counts"]), "due": tuple(state["plan"]["due"])}
         rule = RuleState.from_dict(state["rule"]) if state["rule"] else None
-        return cls(state["step"], PlanState(**plan), state["seconds"], state["curve"], state["max_epochs"], rule, state["weights"])
+        curve, weights = History.from_dict(state["curve"]), History.from_dict(state["weights"])
+        return cls(state["step"], PlanState(**plan), state["seconds"], curve, rule, weights)
 
 
 def train(
@@ -108,20 +110,19 @@ def train(
         domains = torch.from_numpy(planned.domain[mine]).to(hardware.device)
         sums[:, 0].index_add_(0, domains, row_losses.double())
         sums[:, 1].index_add_(0, domains, torch.full_like(row_losses, corpus.row_tokens - 1, dtype=torch.float64))
-        _count_epochs(progress, plan, planned.domain, planned.epoch)
         progress.step, progress.plan, progress.seconds = step + 1, state, time.perf_counter() - started
         last = progress.step == training.steps
         if learner and look and learner.due:
             learner.see(**look(engine.module))
-            progress.weights.extend(learner.history())
+            learner.note(progress.weights)
             last = last or learner.done
         progress.rule = learner.state if learner else None
         save = progress.step % every == 0 and not last
         snapshot = (snapshots or {}).get(progress.step)
         if progress.step % log_every == 0 or save or last or snapshot:
-            progress.curve.extend(_log(sums, plan.names, progress.step, rate, job))
+            progress.curve.add(progress.step, **_log(sums, plan.names, progress.step, rate, job))
             if learner and not look:
-                progress.weights.extend(learner.history())
+                learner.note(progress.weights)
             sums.zero_()
         on_step(progress.step, float(row_losses.mean()) / (corpus.row_tokens - 1))
         if snapshot:
@@ -162,6 +163,7 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
     plain = training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size)
     again = plain / 3 if worker.micro_batch.recompute else 0.0
     flops = plain + again + (signal.flops(worker, progress.step) if signal else 0.0)
+    rows, drawn = corpus.rows(), dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True))
     found = {
         "cost": asdict(Cost(tokens, flops, progress.seconds, plain)),
         "seconds": progress.seconds,
@@ -171,26 +173,23 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "hardware": hardware.reason,
         "micro_batch_rows": worker.micro_batch.rows,
         "activations_recomputed": worker.micro_batch.recompute,
-        "epochs_begun": {name: epoch + 1 for name, epoch in progress.max_epochs.items()},
-        "rows_drawn": dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True)),
+        "epochs_begun": {name: -(-count // rows[name]) for name, count in drawn.items() if count},
+        "rows_drawn": drawn,
     }
     if job.rule is not None and progress.rule is not None and progress.rule.updates:
         found["rule"] = learned(job.rule, progress.rule, progress.step)
     return found
 
 
-def _count_epochs(progress: Progress, plan: MixturePlan, domains: np.ndarray, epochs: np.ndarray) -> None:
-    for index in np.unique(domains):
-        name = plan.names[index]
-        progress.max_epochs[name] = max(progress.max_epochs.get(name, 0), int(epochs[domains == index].max()))
-
-
-def _log(sums: torch.Tensor, names: tuple[str, ...], step: int, rate: float, job: TrainJob) -> list[dict[str, Any]]:
+def _log(sums: torch.Tensor, names: tuple[str, ...], step: int, rate: float, job: TrainJob) -> dict[str, Any]:
+    """An entry of the curve for the whole batch ("all") and for every domain that was drawn."""
     total = sums.clone()
     dist.all_reduce(total)
     table = total.cpu().numpy()
-    entries = [("all", *table.sum(axis=0)), *((name, *row) for name, row in zip(names, table, strict=True))]
-    logged = [{"step": step, "domain": name, "loss": loss / count, "tokens": int(count), "learning_rate": rate} for name, loss, count in entries if count]
     if not np.isfinite(table).all():
         raise UserError(f"{job.role}: the training loss is not finite at step {step}; lower {job.key('learning_rate')} or raise {job.key('warmup_steps')}")
-    return logged
+    table = np.concatenate([table.sum(axis=0, keepdims=True), table])
+    drawn = np.flatnonzero(table[:, 1])
+    loss, tokens = table[drawn].T
+    domains = [("all", *names)[index] for index in drawn.tolist()]
+    return {"domains": domains, "loss": loss / tokens, "tokens": tokens.astype(np.int64), "learning_rate": rate}

@@ -1,8 +1,9 @@
 """The order of the data: row j of a run -> (domain, row, epoch), a pure function of weights, sizes, seed and j.
 
 Two independent parts. *Which domain*: Tijdeman's rule for the chairman assignment problem (R. Tijdeman, "The chairman assignment problem",
-Discrete Mathematics 32, 1980) keeps the count of every domain within 1 - 1/(2k - 2) of weight * j at **every** j, the best constant there is.
-*Which row*: the n-th draw from a domain of R rows is position n mod R of epoch n // R, sent through a keyed permutation of the epoch.
+Discrete Mathematics 32, 1980) keeps the count of every domain within 1 - 1/(2k - 2) of weight * j at **every** j, the best constant there is
+(see `chairman`). *Which row*: the n-th draw from a domain of R rows is position n mod R of epoch n // R, sent through a keyed permutation of the
+epoch.
 
 Nothing here knows of workers or micro-batches: they only slice what the plan says.
 """
@@ -18,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chameleon_ray.errors import UserError
+from chameleon_ray.training.chairman import Chairman
 
 WINDOW_ROWS = 1 << 16
+KEY_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class MixturePlan:
     weights: Mapping[str, float]
     rows: Mapping[str, int]
     seed: int
-    _keys: dict[tuple[str, int], NDArray[np.uint64]] = field(default_factory=dict, compare=False, repr=False)
+    _keys: dict[int, tuple[int, bytes]] = field(default_factory=dict, compare=False, repr=False)
+    _last: dict[str, tuple[PlanState, Chairman]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():
@@ -77,95 +81,71 @@ class MixturePlan:
         return MixturePlan(ordered, self.rows, self.seed), PlanState(state.position, state.counts, state.position, tuple(due.tolist()))
 
     def take(self, state: PlanState, num_rows: int) -> tuple[PlannedRows, PlanState]:
-        """The next rows and the state after them. Cost: O(k) per row."""
-        counts = np.array(state.counts, np.int64)
-        before = counts.copy()
-        domain = self._assign(state, counts, num_rows)
-        draw = np.empty(num_rows, np.int64)
-        row, epoch = np.empty_like(draw), np.empty_like(draw)
-        for index in np.unique(domain):
-            where = np.flatnonzero(domain == index)
-            name = self.names[index]
-            draws = before[index] + np.arange(len(where))
-            epoch[where], position = np.divmod(draws, self.rows[name])
-            row[where] = self._permute(name, epoch[where], position)
-        after = PlanState(state.position + num_rows, tuple(counts.tolist()), state.origin, state.due)
+        """The next rows and the state after them.
+
+        Cost: O(log k) per row where `state` is the one that the last call returned, and O(k) to begin from any other.
+        """
+        chairman = self._chairman(state)
+        domain, draw = chairman.take(num_rows)
+        epoch, position = np.divmod(draw, self._sizes[domain])
+        keys = b"".join([self._key(index, at) for index, at in zip(domain.tolist(), epoch.tolist(), strict=True)])
+        row = permute(position, self._sizes[domain], np.frombuffer(keys, np.uint64).reshape(num_rows, KEY_BYTES // 8))
+        after = PlanState(state.position + num_rows, chairman.counts, state.origin, state.due)
+        self._last["take"] = after, chairman
         return PlannedRows(domain, row, epoch), after
 
     @cached_property
     def _shares(self) -> NDArray[np.float64]:
         return np.array([self.weights[name] for name in self.names], np.float64)
 
-    def _assign(self, state: PlanState, counts: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
-        active = np.flatnonzero(self._shares > 0)
-        if len(active) == 1:
-            counts[active[0]] += num_rows
-            return np.full(num_rows, active[0], np.int64)
-        shares, due = self._shares[active], np.asarray(state.due)[active]
-        slack = 1 / (2 * len(active) - 2)
-        taken = counts[active].astype(np.float64)
-        chosen = np.empty(num_rows, np.int64)
-        elapsed = state.position - state.origin
-        for i in range(num_rows):
-            lag = due + shares * (elapsed + i + 1) - taken
-            with np.errstate(over="ignore"):  # a share may be as small as a float can be
-                deadline = (1 - slack - lag) / shares
-            deadline[lag < slack] = np.inf
-            pick = int(deadline.argmin())
-            if deadline[pick] == np.inf:
-                pick = int(lag.argmax())
-            taken[pick] += 1
-            chosen[i] = pick
-        counts[active] = taken.astype(np.int64)
-        return active[chosen]
+    @cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        return np.array([self.rows.get(name, 0) for name in self.names], np.int64)
 
-    def _permute(self, name: str, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        size = self.rows[name]
-        result = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            where = epochs == epoch
-            result[where] = permute(positions[where], size, self._key(name, int(epoch)))
-        return result
+    def _chairman(self, state: PlanState) -> Chairman:
+        """The one that stands at this state, handed out once so that no two threads share it."""
+        last = self._last.pop("take", None)
+        if last is not None and last[0] is state:
+            return last[1]
+        return Chairman(self._shares, np.array(state.due), state.counts, state.position - state.origin)
 
-    def _key(self, name: str, epoch: int) -> NDArray[np.uint64]:
-        key = self._keys.get((name, epoch))
-        if key is None:
-            digest = hashlib.blake2b(f"{self.seed}/{epoch}/{name}".encode(), digest_size=64).digest()
-            key = self._keys[name, epoch] = np.frombuffer(digest, np.uint64)
+    def _key(self, index: int, epoch: int) -> bytes:
+        """A domain's epochs come one after the other, so that the last is all that is kept."""
+        at, key = self._keys.get(index, (-1, b""))
+        if at != epoch:
+            key = hashlib.blake2b(f"{self.seed}/{epoch}/{self.names[index]}".encode(), digest_size=KEY_BYTES).digest()
+            self._keys[index] = epoch, key
         return key
 
 
-def permute(positions: NDArray[np.int64], size: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """A keyed permutation of range(size), at some positions.
+def permute(positions: NDArray[np.int64], size: int | NDArray[np.int64], key: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A keyed permutation of range(size), at some positions [n]; `size` and `key` are those of all positions ([8]) or of each ([n] and [n, 8]).
 
     Rows are stored shuffled, so only locality is at stake: whole windows of 65,536 rows change places and rows change places inside their
     window, which keeps reads inside one shard at a time. A partial last window stays last.
     """
-    whole = size // WINDOW_ROWS
-    if whole == 0:
-        return _feistel(positions, size, key)
+    sizes, keys = np.broadcast_to(size, positions.shape), np.broadcast_to(key, (len(positions), key.shape[-1]))
+    whole = sizes // WINDOW_ROWS
     window, inside = np.divmod(positions, WINDOW_ROWS)
-    result = np.empty_like(positions)
     full = window < whole
-    if full.any():
-        result[full] = _feistel(window[full], whole, key[::-1]) * WINDOW_ROWS + _feistel(inside[full], WINDOW_ROWS, key)
-    if not full.all():
-        result[~full] = whole * WINDOW_ROWS + _feistel(inside[~full], size - whole * WINDOW_ROWS, key)
-    return result
+    window[full] = _feistel(window[full], whole[full], keys[full, ::-1])
+    return window * WINDOW_ROWS + _feistel(inside, np.where(full, WINDOW_ROWS, sizes - whole * WINDOW_ROWS), keys)
 
 
-def _feistel(values: NDArray[np.int64], size: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _feistel(values: NDArray[np.int64], sizes: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Balanced Feistel network on the smallest even number of bits that holds `size`, walked until it lands inside."""
-    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
+    bits = np.frexp(np.maximum(sizes - 1, 1))[1]
+    half = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
+    mask = (np.uint64(1) << half) - np.uint64(1)
     result = values.astype(np.uint64)
-    outside = np.ones(len(result), bool)
-    while outside.any():
-        left, right = result[outside] >> half, result[outside] & mask
-        for round_key in key[:6]:
+    outside = np.arange(len(result))
+    while len(outside):
+        low, at_most = half[outside], mask[outside]
+        left, right = result[outside] >> low, result[outside] & at_most
+        for round_key in keys[outside, :6].T:
             mixed = (right + round_key) * np.uint64(0x9E3779B97F4A7C15)
             mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        result[outside] = (left << half) | right
-        outside = result >= np.uint64(size)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & at_most)
+        result[outside] = (left << low) | right
+        outside = outside[result[outside] >= sizes[outside].astype(np.uint64)]
     return result.astype(np.int64)

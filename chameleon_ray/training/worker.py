@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 
@@ -177,9 +176,9 @@ def _publish(published: Run, run: Run, worker: Worker, model: Any, state: dict[s
     details = loop.details(replace(worker, job=job), progress)
     if published is not run:
         details["snapshot_of"] = {"model": run.digest, "steps": run.job.training.steps, "at_step": progress.step}
-    write_table(storage.join(published.address, "metrics.parquet"), pa.Table.from_pylist(progress.curve))
-    if progress.weights:
-        write_table(storage.join(published.address, "weights.parquet"), pa.Table.from_pylist(progress.weights))
+    write_table(storage.join(published.address, "metrics.parquet"), progress.curve.table())
+    if len(progress.weights):
+        write_table(storage.join(published.address, "weights.parquet"), progress.weights.table())
     content = {
         "weights": dict(job.weights),
         "vocab_size": corpus.vocab_size,

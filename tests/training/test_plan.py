@@ -2,19 +2,129 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from chameleon_ray.errors import UserError
-from chameleon_ray.training.plan import WINDOW_ROWS, MixturePlan, permute
+from chameleon_ray.training.chairman import Chairman
+from chameleon_ray.training.plan import WINDOW_ROWS, MixturePlan, PlanState, permute
 
 KEY = np.arange(1, 9, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
 
 def plan(weights: list[float], rows: int = 50, seed: int = 0) -> MixturePlan:
     return MixturePlan({f"d{i}": weight for i, weight in enumerate(weights)}, {f"d{i}": rows + i for i in range(len(weights))}, seed)
+
+
+def chosen_by_looking_at_every_domain(weights: NDArray[np.float64], state: PlanState, num_rows: int) -> NDArray[np.int64]:
+    """Tijdeman's rule as it is defined, at a cost of k per row."""
+    active = np.flatnonzero(weights > 0)
+    if len(active) == 1:
+        return np.full(num_rows, active[0], np.int64)
+    shares, due = weights[active], np.asarray(state.due)[active]
+    slack = 1 / (2 * len(active) - 2)
+    taken = np.array(state.counts, np.float64)[active]
+    chosen = np.empty(num_rows, np.int64)
+    elapsed = state.position - state.origin
+    for i in range(num_rows):
+        lag = due + shares * (elapsed + i + 1) - taken
+        with np.errstate(over="ignore"):
+            deadline = (1 - slack - lag) / shares
+        deadline[lag < slack] = np.inf
+        pick = int(deadline.argmin())
+        if deadline[pick] == np.inf:
+            pick = int(lag.argmax())
+        taken[pick] += 1
+        chosen[i] = pick
+    return active[chosen]
+
+
+def some_weights(kind: str, k: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Weights of which many deadlines are equal, all but equal, or out of a float's range."""
+    raw = {
+        "any": lambda: random.dirichlet(np.ones(k)),
+        "uneven": lambda: random.dirichlet(np.full(k, 0.05)) + 1e-30,
+        "equal": lambda: np.ones(k),
+        "nearly equal": lambda: 1 + random.normal(0, 10.0 ** -random.integers(9, 17), k),
+        "small whole numbers": lambda: random.integers(1, 4, k).astype(float),
+        "powers of two": lambda: 2.0 ** -random.integers(0, 12, k),
+        "some zero": lambda: np.where(random.random(k) < 0.5, 0, random.random(k)) + np.eye(k)[0],
+        "tiny": lambda: np.where(random.random(k) < 0.4, random.choice([1e-300, 5e-324, 1e-308, 1e-20, 1e-12], k), random.integers(1, 5, k)) + np.eye(k)[0],
+    }[kind]()
+    return raw / raw.sum()
+
+
+KINDS = ("any", "uneven", "equal", "nearly equal", "small whole numbers", "powers of two", "some zero", "tiny")
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3), st.sampled_from([1, 2, 3, 7, 20, 150]), st.integers(0, 1 << 32), st.integers(0, 10**9))
+def test_rows_are_those_of_looking_at_every_domain(kinds: list[str], k: int, seed: int, position: int) -> None:
+    """Whatever the weights, from the start or in the middle of a run, through changes of the weights, and however `take` is cut."""
+    random = np.random.default_rng(seed)
+    weights = some_weights(kinds[0], k, random)
+    mixture = plan(weights.tolist())
+    state = replace(mixture.start(), position=position, counts=tuple(np.floor(weights * position).astype(int).tolist()))
+    for i, kind in enumerate(kinds):
+        if i:
+            weights = some_weights(kind, k, random)
+            mixture, state = mixture.reweighted(state, dict(zip(mixture.names, weights.tolist(), strict=True)))
+        expected = chosen_by_looking_at_every_domain(weights, state, 600)
+        counts = np.add(state.counts, np.bincount(expected, minlength=k))
+        parts = []
+        for size in np.diff([0, *np.sort(random.integers(0, 601, 4)), 600]):
+            part, state = mixture.take(state, int(size))
+            parts.append(part.domain)
+        assert np.array_equal(np.concatenate(parts), expected)
+        assert state.counts == tuple(counts)
+
+
+@pytest.mark.parametrize("kind", ["any", "equal", "uneven"])
+def test_long_runs_are_those_of_looking_at_every_domain(kind: str) -> None:
+    weights = some_weights(kind, 300, np.random.default_rng(1))
+    mixture = plan(weights.tolist())
+    taken, _ = mixture.take(mixture.start(), 30_000)
+    assert np.array_equal(taken.domain, chosen_by_looking_at_every_domain(weights, mixture.start(), 30_000))
+
+
+def test_what_was_taken_before_changes_nothing() -> None:
+    """A plan remembers where its last `take` ended; only speed may tell."""
+    mixture = plan([0.61, 0.28, 0.11])
+    _, middle = mixture.take(mixture.start(), 40)
+    first, end = mixture.take(middle, 40)
+    mixture.take(mixture.start(), 7)
+    for state in (middle, replace(middle)):
+        again, found = mixture.take(state, 40)
+        assert found == end
+        assert np.array_equal(again.domain, first.domain) and np.array_equal(again.row, first.row)
+    fresh, found = plan([0.61, 0.28, 0.11]).take(middle, 40)
+    assert found == end and np.array_equal(fresh.domain, first.domain)
+
+
+@pytest.mark.parametrize("kind", ["any", "equal", "uneven"])
+def test_ten_thousand_domains_are_not_looked_at_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chairman, "_by_definition", lambda self: pytest.fail("every domain was looked at"))
+    mixture = plan(some_weights(kind, 10_000, np.random.default_rng(2)).tolist())
+    _, state = mixture.take(mixture.start(), 30_000)
+    assert np.abs(state.counts - np.multiply(mixture._shares, 30_000)).max() < 1
+
+
+def test_the_cost_of_a_row_hardly_grows_with_the_domains() -> None:
+    def seconds(k: int) -> float:
+        mixture = plan(some_weights("any", k, np.random.default_rng(3)).tolist(), rows=4000)
+        _, state = mixture.take(mixture.start(), 128)
+        started = time.process_time()
+        for _ in range(20):
+            _, state = mixture.take(state, 128)
+        return time.process_time() - started
+
+    assert min(seconds(10_000) for _ in range(5)) < 4 * min(seconds(7) for _ in range(5))
 
 
 @settings(max_examples=40, deadline=None)
