@@ -18,6 +18,7 @@ from typer.models import TyperInfo
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.cli_regmix import app as regmix_app
+from chameleon_ray.cli_regmix import check_out
 from chameleon_ray.config import load_changes
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, load_experiment
@@ -71,6 +72,7 @@ def mix(
 
     loaded = load_experiment(experiment, overrides or ())
     _check_method(loaded, method)
+    check_out(out)
     _show_mixture(pipeline.mix(loaded, method, _backend(loaded, as_json)), out, as_json)
 
 
@@ -128,6 +130,7 @@ def extend(
 
     loaded = load_experiment(experiment, overrides or ())
     _check_method(loaded, method)
+    check_out(out)
     changes = load_changes(corpus)
     _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method), out, as_json)
 
@@ -187,6 +190,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
     warnings.filterwarnings("ignore", message="Can't initialize NVML")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
 
 
 def main(arguments: list[str] | None = None) -> None:

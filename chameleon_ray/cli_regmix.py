@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from chameleon_ray import storage
-from chameleon_ray.errors import UserError
+from chameleon_ray.errors import UserError, naming
 from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.swarm import read_swarm
 from chameleon_ray.mixture import Mixture
@@ -41,6 +41,7 @@ def fit(
 
     given = {"target": target, "regressor": regressor, "prior": _read_prior(prior) if prior else None}
     method = validate(RegMix, given, "regmix fit")
+    check_out(out)
     swarm = read_swarm(ratios, metrics)
     correlations = method.rank_correlations(swarm, seed)
     if not as_json:
@@ -57,6 +58,13 @@ def fit(
     typer.echo(f"predicted loss: {mixture.details['predicted_loss']:.4f} (best run of the swarm: {mixture.details['best_loss_of_swarm']:.4f})")
     if out:
         typer.echo(f"written to {out}")
+
+
+def check_out(out: str | None) -> None:
+    """Raise `UserError` when the file of --out cannot be written, before anything is computed for it."""
+    if out:
+        with naming("--out"):
+            storage.check_file(storage.absolute(out))
 
 
 def _show_correlations(correlations: Mapping[str, float], target: str, num_runs: int) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -15,12 +16,27 @@ class UserError(ValueError):
     """
 
 
+class Unavailable(OSError):
+    """A remote place that does not answer: tasks are tried again, since that may help; what is left of it at the end is a `UserError`."""
+
+
+@contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """Put the setting before what is said of its value."""
+    try:
+        yield
+    except (UserError, Unavailable) as error:
+        raise type(error)(f"{setting}: {error}") from error
+
+
 def as_user_error(error: BaseException) -> UserError | None:
     """The user's view of an exception, if there is one: a `UserError` itself, or a full or forbidden place anywhere in the chain of causes."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):
             return seen
+        if isinstance(seen, Unavailable):
+            return UserError(str(seen))
         if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(seen):
             return UserError(f"storage: no space left on device ({seen}); free some space or set storage to another place, then run the same command again")
         if isinstance(seen, OSError) and seen.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
@@ -33,6 +49,8 @@ def as_outcome(function: Callable[..., Mapping[str, Any]], *arguments: Any) -> s
     """Call a task and return its JSON result, or `{"user_error": …}`: mistakes travel as data, since trying again would not help."""
     try:
         return json.dumps(function(*arguments))
+    except Unavailable:
+        raise
     except Exception as error:
         found = as_user_error(error)
         if found is None:

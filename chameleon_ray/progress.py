@@ -34,20 +34,20 @@ class Stage:
             self._progress.update(self._bars[name], completed=done, total=total, note=note)
         elif time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
-            self._console.print(f"{self._title}: {name} {done:,.0f}{f' of {total:,.0f}' if total else ''} {note}".rstrip(), highlight=False)
+            _line(self._console, f"{self._title}: {name} {done:,.0f}{f' of {total:,.0f}' if total else ''} {note}".rstrip())
 
     def __enter__(self) -> Stage:
         if self._live:
             self._progress.start()
         else:
-            self._console.print(f"{self._title} …", highlight=False)
+            _line(self._console, f"{self._title} …")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._live:
             self._progress.stop()
         outcome = "stopped" if kind else "done"
-        self._console.print(f"{self._title}: {outcome} in {time.monotonic() - self._started:.0f} s", highlight=False)
+        _line(self._console, f"{self._title}: {outcome} in {time.monotonic() - self._started:.0f} s")
 
 
 class Reporter:
@@ -62,10 +62,15 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line, for a person."""
-        self.console.print(text, highlight=False)
+        _line(self.console, text)
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Stage]:
         """Announce a stage and time it."""
         with Stage(title, self.console) as stage:
             yield stage
+
+
+def _line(console: Console, text: str) -> None:
+    """One line, whatever the width, and nothing in it taken for markup."""
+    console.print(text, soft_wrap=True, markup=False, emoji=False, highlight=False)

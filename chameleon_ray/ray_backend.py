@@ -14,10 +14,11 @@ from typing import Any
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, TrainJob
+from chameleon_ray.cache import check_cache
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_parts
-from chameleon_ray.errors import UserError
+from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
 from chameleon_ray.evaluation.scores import document_table, losses_of
 from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, foreign_digest, losses_digest, model_digest, proxy_digest
@@ -41,6 +42,9 @@ class RayBackend:
 
     def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
         """The corpus of an experiment; raises what reading it raises."""
+        with naming("storage"):
+            if not storage.is_folder(self.root):  # it will be written to; that it cannot be is better known before any text is read
+                storage.check_folder(self.root)
         parts = plan_parts(config)
         pretrained = config.tokenizer.pretrained
         sources = [(part.domain, part.heldout, part.fingerprint) for part in parts]
@@ -50,7 +54,7 @@ class RayBackend:
         def make() -> dict[str, Any]:
             from chameleon_ray.corpus.ray_tokenize import tokenize
 
-            self._ray.start_ray()
+            self._start()
             return tokenize(config, parts, seed, address, self.reporter)
 
         once(address, "corpus", digest, make)
@@ -76,7 +80,7 @@ class RayBackend:
         while missing := {run.address: run for run in wanted if not is_complete(run.address)}:
             from chameleon_ray.training.ray_train import train_runs
 
-            self._ray.start_ray()
+            self._start()
             runs = _longest(list(missing.values()))
             roles = " and ".join(sorted({run.job.role for run in runs}))
             title = f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}"
@@ -91,7 +95,7 @@ class RayBackend:
         runs = [Run(job, corpus, digest, storage.join(self.root, "proxies", digest)) for job, digest in zip(jobs, digests, strict=True)]
         missing = {run.address: run for run in runs if not is_complete(run.address)}
         if missing:
-            self._ray.start_ray()
+            self._start()
             train_swarm(list(missing.values()), corpus, split, tokens_per_domain, self.resources, self.reporter)
         return [load_losses(run.address) for run in runs]
 
@@ -105,7 +109,7 @@ class RayBackend:
         def make() -> dict[str, Any]:
             from chameleon_ray.embedding.ray_embed import embed
 
-            self._ray.start_ray()
+            self._start()
             return embed(model.address, layer, corpus, spec, self.resources, self.reporter, per_token, digest, self._pool_actors).save(address)
 
         once(address, "embeddings", digest, make)
@@ -121,7 +125,7 @@ class RayBackend:
         if missing:
             from chameleon_ray.evaluation.ray_evaluate import evaluate
 
-            self._ray.start_ray()
+            self._start()
             with self.reporter.stage(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as stage:
                 found = evaluate(missing, corpus, splits, self.resources, stage, self._pool_actors)
             for address, losses in zip(missing, found, strict=True):
@@ -140,7 +144,7 @@ class RayBackend:
         if missing:
             from chameleon_ray.ray_trials import run_trials
 
-            self._ray.start_ray()
+            self._start()
             failed = run_trials(
                 name, self.root, dict(missing.values()), _Measure(self.root, self.resources, corpus, tuple(splits)), self.resources, self.reporter
             )
@@ -170,6 +174,14 @@ class RayBackend:
     def _is_measured(self, run: Run, splits: Sequence[str]) -> bool:
         losses = storage.join(self.root, "losses", losses_digest(run.digest, run.corpus, splits))
         return is_complete(run.address) and is_complete(losses)
+
+    def _start(self) -> None:
+        """Before work: make sure that what comes out of it can be kept, then start Ray."""
+        with naming("storage"):
+            storage.check_folder(self.root)
+        if storage.is_remote(self.root):
+            check_cache()
+        self._ray.start_ray()
 
     @cached_property
     def _ray(self) -> Any:

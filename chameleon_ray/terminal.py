@@ -27,19 +27,19 @@ def show_comparison(console: Console, found: Comparison) -> None:
     for title, table in shown:
         _show(console, title, table(found.data))
     for warning in warnings(found.data):
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        _say(console, f"warning: {warning}", "yellow")
     for name, told in found.data.failures.items():
-        console.print(f"failed: {name}: {told}", style="red", markup=False)
-    console.print(verdict(found.data), style="bold", markup=False)
+        _say(console, f"failed: {name}: {told}", "red")
+    _say(console, verdict(found.data), "bold")
     for sentence in findings(found.data):
-        console.print(sentence, markup=False)
+        _say(console, sentence)
     console.print(f"report: {found.report}", markup=False, soft_wrap=True, highlight=False)
 
 
 def show_mixture(console: Console, mixture: Mixture) -> None:
     """One mixture: weights, scores, errors, cost."""
     grid = Grid(title=f"Mixture {mixture.method!r}: fraction of training tokens", title_justify="left")
-    grid.add_column("domain")
+    grid.add_column("domain", overflow="fold")
     grid.add_column("weight", justify="right")
     scores = mixture.scores or {}
     if scores:
@@ -55,7 +55,7 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
     if "proxy_address" in mixture.provenance:
         console.print(f"proxy: {mixture.provenance['proxy_address']}", markup=False, soft_wrap=True, highlight=False)
     for warning in mixture.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        _say(console, f"warning: {warning}", "yellow")
 
 
 def show_scores(console: Console, scores: pa.Table, title: str) -> None:
@@ -64,7 +64,7 @@ def show_scores(console: Console, scores: pa.Table, title: str) -> None:
     found = {(row["split"], row["domain"], row["metric"]): (row["value"], row["stderr"]) for row in rows}
     documents = {row["domain"]: row["documents"] for row in rows if row["split"] == "test"}
     grid = Grid(title=title, title_justify="left", title_style="none")
-    grid.add_column("domain")
+    grid.add_column("domain", overflow="fold")
     for column in ("valid perplexity", "test perplexity", "test loss, nats per token", "test documents"):
         grid.add_column(column, justify="right")
     for name in dict.fromkeys(domain for _, domain, _ in found if domain != "all"):
@@ -79,14 +79,21 @@ def show_scores(console: Console, scores: pa.Table, title: str) -> None:
 def show_examination(console: Console, found: Examination) -> None:
     """What `doctor` saw, and what to mend."""
     grid = Grid(show_header=False, box=None)
+    grid.add_column()
+    grid.add_column(overflow="fold")
     for name, value in found.facts.items():
         grid.add_row(escape(name), escape(value))
     console.print(grid)
     for problem in found.problems:
-        console.print(f"problem: {problem}", style="red", markup=False)
+        _say(console, f"problem: {problem}", "red")
     for advice in found.advice:
-        console.print(f"note: {advice}", style="yellow", markup=False)
+        _say(console, f"note: {advice}", "yellow")
     console.print("nothing is wrong" if not found.problems else f"{number(len(found.problems))} problem(s)", style="bold")
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """A sentence: wrapped between words on a terminal, elsewhere one line, since a width is only guessed there and paths would be cut."""
+    console.print(text, style=style, markup=False, emoji=False, soft_wrap=not console.is_terminal)
 
 
 def _show(console: Console, title: str, table: Table) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +16,10 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import base_job
-from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.training.loop import check_job
 from tests.corpora import make_corpus
+from tests.experiments import Refused, document, edited
 from tests.fakes import make_context
-
-Refused = Callable[..., str]
-
-
-def document(folder: Path) -> dict[str, Any]:
-    """An experiment file without mistakes."""
-    (folder / "web.jsonl").write_text('{"text": "some words"}\n')
-
-    def training() -> dict[str, Any]:
-        return {"model": {"layers": 1, "heads": 2, "width": 8}, "steps": 4, "batch_rows": 4}
-
-    return {
-        "name": "small",
-        "storage": str(folder / "runs"),
-        "corpus": {
-            "domains": {name: {"files": [str(folder / "web.jsonl")]} for name in ("web", "code")},
-            "tokenizer": {"train": {"vocab_size": 300}},
-            "row_tokens": 16,
-        },
-        "proxy": training(),
-        "base": training(),
-        "methods": {"uniform": {}},
-    }
-
-
-def edited(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """The document with one value replaced or added; sections are made as needed."""
-    *parents, last = path.split("/")
-    node = content
-    for parent in parents:
-        node = node.setdefault(parent, {})
-    node[last] = value
-    return content
-
-
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that must fail as the contract says, before Ray starts; returns the message."""
-    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: pytest.fail("Ray was reached: the mistake was not found before")))
-
-    def run(command: str, *arguments: str, content: Any = None, text: str | None = None) -> str:
-        file = tmp_path / "experiment.yaml"
-        file.write_text(yaml.safe_dump(document(tmp_path) if content is None else content, sort_keys=False) if text is None else text)
-        with pytest.raises(SystemExit) as exit_:
-            main([command, str(file), *arguments])
-        captured = capsys.readouterr()
-        assert exit_.value.code == 2
-        assert captured.out == ""
-        assert "Traceback" not in captured.err
-        assert captured.err.startswith("error: ")
-        assert captured.err.count("\n") == 1
-        assert not list(tmp_path.rglob("record.json"))
-        return captured.err.removeprefix("error: ").strip()
-
-    return run
 
 
 @pytest.mark.parametrize(

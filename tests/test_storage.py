@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,23 +18,6 @@ from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.records import is_complete, read_record
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="chameleon-test")
-        yield "s3://chameleon-test/runs"
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -115,3 +97,25 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 def test_addresses_that_are_not_supported() -> None:
     with pytest.raises(UserError, match=r"storage: address 'hdfs://x' is not supported"):
         storage.absolute("hdfs://x")
+    for address in ("s3://", "s3:///runs", "gs://"):
+        with pytest.raises(UserError, match=rf"storage: address '{address}' names no bucket; give one, as in {address[:2]}://bucket/folder"):
+            storage.absolute(address)
+
+
+def test_a_file_that_is_not_there_is_told_from_a_bucket_that_is_not(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not storage.is_file(storage.join(bucket, "nothing"))
+    with pytest.raises(UserError, match=r"^s3://nowhere-bucket/nothing: there is no bucket 'nowhere-bucket'"):
+        storage.is_file("s3://nowhere-bucket/nothing")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match=r"nothing: no credentials found; set AWS_ACCESS_KEY_ID"):
+        storage.is_file(storage.join(bucket, "nothing"))
+
+
+def test_the_words_of_the_library_stay_as_the_cause(bucket: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        storage.write_bytes("s3://nowhere-bucket/file", b"text")
+    assert str(refusal.value) == "s3://nowhere-bucket/file: there is no bucket 'nowhere-bucket'; create it or correct the address"
+    assert "NO_SUCH_BUCKET" in str(refusal.value.__cause__)

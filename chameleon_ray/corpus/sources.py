@@ -17,7 +17,7 @@ import zstandard
 from chameleon_ray import storage
 from chameleon_ray.config import CorpusConfig, DomainConfig, DomainsFrom, HuggingFaceSource
 from chameleon_ray.corpus.python_environment import environment_files
-from chameleon_ray.errors import UserError
+from chameleon_ray.errors import UserError, naming
 
 _FORMATS = (".jsonl", ".json", ".txt")  # each also with a compression; .json holds one object per line, as .jsonl does
 _COMPRESSIONS = (".gz", ".zst")
@@ -124,7 +124,8 @@ def _matches(where: str, patterns: Sequence[str]) -> list[str]:
     """The files of all patterns, each once."""
     found: dict[str, None] = {}
     for i, pattern in enumerate(patterns):
-        addresses = storage.glob(pattern)
+        with naming(f"{where}[{i}]"):
+            addresses = storage.glob(pattern)
         if not addresses:
             raise UserError(f"{where}[{i}]: {pattern!r} matches no file; give a local path, s3://… or gs://… (wildcards *, ? and **)")
         for address in addresses:

@@ -201,12 +201,14 @@ def _read_table(address: str, prefix: str, suffix: str) -> tuple[tuple[str, ...]
     if not storage.is_file(address):
         raise UserError(f"{address}: no such file; give a CSV file with a column 'run'")
     try:
-        lines = list(csv.reader(io.StringIO(storage.read_bytes(address).decode("utf-8-sig"))))
+        text = storage.read_bytes(address).decode("utf-8-sig")
+        lines = list(csv.reader(io.StringIO(text)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{address}: not a CSV file in UTF-8 ({error})") from None
     header = [name.strip() for name in lines[0]] if lines else []
     key = next((name for name in ("run", "index") if name in header), None)
     if key is None:
+        _check_delimiter(address, text.split("\n")[0])
         raise UserError(f"{address}: no column 'run' (or 'index') in the first line; found {', '.join(header) or 'nothing'}")
     place = header.index(key)
     names = [name.removeprefix(prefix).removesuffix(suffix) if key == "index" else name for i, name in enumerate(header) if i != place]
@@ -228,6 +230,12 @@ def _read_table(address: str, prefix: str, suffix: str) -> tuple[tuple[str, ...]
     if not rows:
         raise UserError(f"{address}: no runs below the header")
     return tuple(names), rows
+
+
+def _check_delimiter(address: str, header: str) -> None:
+    for delimiter, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if {"run", "index"} & {cell.strip(' "\r') for cell in header.split(delimiter)} and delimiter in header:
+            raise UserError(f"{address}: its columns seem to be separated by {name}; save it as CSV with commas, and points in numbers")
 
 
 def _number(address: str, run: str, column: str, cell: str) -> float:

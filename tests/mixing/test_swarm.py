@@ -169,5 +169,19 @@ def test_targets_that_are_refused(written: Written, target: str, metrics: str, w
         read_swarm(*written(RATIOS, metrics)).losses(target)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run;a;b\n1;0,25;0,75\n", "semicolons"),
+        ('"run"\t"a, b"\t"c"\r\n1\t0.25\t0.75\r\n', "tabs"),
+        ("index|train_a|train_b\n1|0.25|0.75\n", "bars"),
+    ],
+)
+def test_another_delimiter_is_named(written: Written, text: str, words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read_swarm(*written(text, METRICS))
+    assert str(refused.value).endswith(f"ratios.csv: its columns seem to be separated by {words}; save it as CSV with commas, and points in numbers")
+
+
 def test_a_failed_run_harms_only_its_own_target(written: Written) -> None:
     assert read_swarm(*written(RATIOS, METRICS.replace("2.5", "nan"))).losses("a").tolist() == [3.5, 3, 2]
