@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ConfigDict
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from chameleon_ray import storage
 from chameleon_ray.errors import UserError
 from chameleon_ray.records import read_record, read_table
+from chameleon_ray.tensors import read_tensors, write_tensors
 
 SPLITS = ("train", "valid", "test")
 NUM_GROUPS = 32
+MAX_GROUP_BYTES = 3_200_000  # of one dimension of all group sums: 2.5 GB at width 768
+CHUNK_DOMAINS = 256
 
 
 @dataclass(frozen=True)
@@ -201,20 +202,34 @@ class TrainedModel:
         return read_table(storage.join(self.address, "weights.parquet"))
 
 
+def group_layout(num_domains: int) -> tuple[int, type[np.float64] | type[np.float32]]:
+    """Hash groups kept of each domain, and the precision of their sums, so that those of many domains fit in memory.
+
+    32 in float64 up to 12,500 domains; beyond, float32 (what models compute in); from 25,000 on half as many groups whenever the domains double, at
+    least 4. A standard error from G groups is itself uncertain by 1 / sqrt(2 (G - 1)): 13 % with 32, 27 % with 8.
+    """
+    if num_domains * NUM_GROUPS * 8 <= MAX_GROUP_BYTES:
+        return NUM_GROUPS, np.float64
+    num_groups = NUM_GROUPS
+    while num_groups > 4 and num_domains * num_groups * 4 > MAX_GROUP_BYTES:
+        num_groups //= 2
+    return num_groups, np.float32
+
+
 @dataclass(frozen=True)
 class Embeddings:
-    """One vector per domain, and the sums of hash groups of its samples that the error bars resample.
+    """One vector per domain, and the sums of hash groups of its samples that the error bars are taken from.
 
     Attributes:
         names: k domain names.
-        group_sums: [k, 32, p] float64, sums over samples of the mean hidden state of a sample's tokens.
-        group_counts: [k, 32] samples in each group.
+        group_sums: [k, groups, p], sums over samples of the mean hidden state of a sample's tokens; float64, or as `group_layout` says.
+        group_counts: [k, groups] samples in each group.
         layer: index into `hidden_states` (0 is the token embedding).
         ledger: digest -> tokens and operations of the forward passes.
     """
 
     names: tuple[str, ...]
-    group_sums: NDArray[np.float64]
+    group_sums: NDArray[np.floating]
     group_counts: NDArray[np.int64]
     layer: int
     ledger: Mapping[str, Cost] = field(default_factory=dict)
@@ -222,10 +237,22 @@ class Embeddings:
     @property
     def means(self) -> NDArray[np.float64]:
         """X: [k, p] float64, mean over samples of the mean over tokens."""
-        counts = self.group_counts.sum(axis=1)
-        if (counts == 0).any():
-            raise UserError(f"domain {self.names[int(np.argmin(counts))]!r} has no samples to embed; add documents or remove the domain")
-        return self.group_sums.sum(axis=1) / counts[:, None]
+        return self.means_of(range(len(self.names)))
+
+    def means_of(self, index: Sequence[int]) -> NDArray[np.float64]:
+        """Rows of X, [n, p], without a copy of the group sums.
+
+        Raises:
+            UserError: a domain without samples.
+        """
+        means = np.empty((len(index), self.group_sums.shape[2]))
+        for start in range(0, len(index), CHUNK_DOMAINS):
+            some = list(index[start : start + CHUNK_DOMAINS])
+            counts = self.group_counts[some].sum(axis=1)
+            if (counts == 0).any():
+                raise UserError(f"domain {self.names[some[np.argmin(counts)]]!r} has no samples to embed; add documents or remove the domain")
+            means[start : start + len(some)] = self.group_sums[some].sum(axis=1, dtype=np.float64) / counts[:, None]
+        return means
 
     def select(self, names: Sequence[str]) -> Embeddings:
         """The embeddings of some of the domains, in the order given."""
@@ -234,16 +261,25 @@ class Embeddings:
 
     @classmethod
     def concat(cls, parts: Sequence[Embeddings]) -> Embeddings:
-        """Domains of several embeddings made by the same model at the same layer."""
+        """Domains of several embeddings made by the same model at the same layer.
+
+        Groups are merged to the fewest that a part has or that so many domains are kept in: g of 32 becomes g % 8 of 8, as `group_of` would have it.
+        """
         assert len({part.layer for part in parts}) == 1
         names = tuple(name for part in parts for name in part.names)
-        sums, counts = np.concatenate([p.group_sums for p in parts]), np.concatenate([p.group_counts for p in parts])
+        most, dtype = group_layout(len(names))
+        shape = len(names), min(most, *(part.group_sums.shape[1] for part in parts)), parts[0].group_sums.shape[2]
+        sums, counts = np.empty(shape, dtype), np.empty(shape[:2], np.int64)
+        start = 0
+        for part in parts:
+            some = slice(start, start := start + len(part.names))
+            part.group_sums.reshape(len(part.names), -1, *shape[1:]).sum(axis=1, out=sums[some])
+            part.group_counts.reshape(len(part.names), -1, shape[1]).sum(axis=1, out=counts[some])
         return cls(names, sums, counts, parts[0].layer, {digest: cost for part in parts for digest, cost in part.ledger.items()})
 
     def save(self, address: str) -> dict[str, Any]:
         """Write the arrays; what the record is to hold."""
-        arrays = {"group_sums": np.ascontiguousarray(self.group_sums), "group_counts": np.ascontiguousarray(self.group_counts)}
-        storage.write_bytes(storage.join(address, "embeddings.safetensors"), save_tensors(arrays))
+        write_tensors(storage.join(address, "embeddings.safetensors"), {"group_sums": self.group_sums, "group_counts": self.group_counts})
         ledger = {digest: asdict(cost) for digest, cost in self.ledger.items()}
         return {"names": list(self.names), "layer": self.layer, "ledger": ledger}
 
@@ -252,7 +288,7 @@ class Embeddings:
         """Read finished embeddings."""
         content = read_record(address)["content"]
         ledger = {digest: Cost(**cost) for digest, cost in content["ledger"].items()}
-        arrays = load_tensors(storage.read_bytes(storage.join(address, "embeddings.safetensors")))
+        arrays = read_tensors(storage.join(address, "embeddings.safetensors"))
         return cls(tuple(content["names"]), arrays["group_sums"], arrays["group_counts"], content["layer"], ledger)
 
 

@@ -197,17 +197,19 @@ def read_bytes(address: str) -> bytes:
 
 
 @_told
-def write_bytes(address: str, data: bytes | memoryview) -> None:
-    """Write a file atomically."""
+def write_bytes(address: str, *parts: bytes | memoryview) -> None:
+    """Write a file, the parts one after the other, atomically."""
     filesystem, path = resolve(address)
     if is_remote(address):
         with filesystem.open_output_stream(path, compression=None) as stream:
-            stream.write(data)
+            for part in parts:
+                stream.write(part)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        Path(temporary).write_bytes(data)
+        with open(temporary, "wb") as file:
+            file.writelines(parts)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

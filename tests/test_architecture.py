@@ -19,14 +19,14 @@ EVERYTHING = [path for folder in ("chameleon_ray", "analysis", "jobs", "tests") 
 
 # From the ground up: a file imports only from its own floor or from those before it. Folders follow the data.
 FLOORS = (
-    *("errors", "cache", "storage", "settings", "presets", "config", "records", "artifacts", "mixture", "progress", "backend", "identity"),
+    *("errors", "cache", "storage", "settings", "presets", "config", "tensors", "records", "artifacts", "mixture", "progress", "backend", "identity"),
     *("ray_session", "ray_progress"),
     *("mixing", "experiment", "corpus", "models", "embedding", "training", "evaluation", "report"),
     *("fitting", "results", "transfer", "pipeline", "ray_trials", "ray_backend"),
     *("__init__", "ray_doctor", "terminal", "cli_regmix", "cli", "__main__"),
 )
 # What takes long to import, or need not be there: it may be imported inside a function, and so may our own modules that need it.
-HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets", "tokenizers", "lightgbm", "scipy", "umap", "matplotlib"}
+HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets", "tokenizers", "lightgbm", "scipy", "umap", "matplotlib", "botocore"}
 MODULES = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
 
 

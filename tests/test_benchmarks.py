@@ -24,13 +24,14 @@ KEYS = {
     "train_vs_plain": {"model", "batch", "threads", "production_tokens_per_second", "plain_tokens_per_second"},
     "plan_vs_training": {"model", "batch", "threads", "stream_rows_per_second", "training_rows_per_second", "many_ranks", "many_domains"},
     "krls_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "beside"},
+    "weigh_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "domains", "width", "groups", "beside"},
     "tokenize_memory": {"text_megabytes", "used_megabytes", "runs"},
     "doge_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "doge_step_k17": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "doremi_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "regmix_swarm": {"model", "batch", "threads", "swarm_proxies_per_minute", "alone_proxies_per_minute"},
 }
-SHORT = {"plan_vs_training", "krls_100k"}
+SHORT = {"plan_vs_training", "krls_100k", "weigh_100k"}
 
 
 @pytest.mark.parametrize("name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in BENCHMARKS])

@@ -17,7 +17,7 @@ from chameleon_ray.corpus.rows import Rows, open_shard, write_shard
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.records import is_complete, read_record
+from chameleon_ray.records import is_complete, once, read_record
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -45,16 +45,17 @@ def test_files_and_folders(root: str, tmp_path: Path) -> None:
 
 def test_artifacts_are_complete_when_their_record_is_there(root: str) -> None:
     sums, counts = np.random.default_rng(0).normal(size=(2, 32, 5)), np.ones((2, 32), np.int64)
-    made = Embeddings(("a", "b"), sums, counts, 1, Cost(3, 4.0, 5.0))
+    made = Embeddings(("a", "b"), sums, counts, 1, {"x": Cost(3, 4.0, 5.0)})
     address = storage.join(root, "embeddings", "x")
     assert not is_complete(address)
     with pytest.raises(UserError, match=r"no record\.json"):
         read_record(address)
-    made.save(address, "x")
+    content = once(address, "embeddings", "x", lambda: made.save(address))
     assert is_complete(address)
+    assert once(address, "embeddings", "x", lambda: pytest.fail("made twice")) == content
     found = Embeddings.load(address)
     assert np.array_equal(found.group_sums, sums)
-    assert found.cost == made.cost
+    assert found.ledger == made.ledger
     mixture = Mixture("fixed", {"a": 0.25, "b": 0.75})
     mixture.save(storage.join(root, "mixture.json"))
     assert Mixture.load(storage.join(root, "mixture.json")) == mixture

@@ -9,6 +9,7 @@ BENCHMARKS = (
     "train_vs_plain",
     "plan_vs_training",
     "krls_100k",
+    "weigh_100k",
     "tokenize_memory",
     "doge_step_k7",
     "doge_step_k17",

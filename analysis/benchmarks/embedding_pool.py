@@ -144,10 +144,10 @@ def pool_calls(setting: Setting) -> list[Call]:
     chunks = chunks_of(setting.corpus, [setting.folder], ["train"], CHUNK_ROWS)
     arguments = {"folder": setting.folder, "layer": setting.layer, "use_gpu": False, "threads": threads}
     with Reporter.silent().stage("") as stage:
-        results = stream(setting.corpus, chunks, TimedEmbedWorker, arguments, Resources(cpus_per_worker=threads), stage)
+        results = list(stream(setting.corpus, chunks, TimedEmbedWorker, arguments, Resources(cpus_per_worker=threads), stage))
     return [
         Call(int(result["actor"]), float(result["began"]), float(result["ended"]), int(result["counts"].sum()) * setting.corpus.row_tokens)
-        for result in results
+        for _, result in results
     ]
 
 

@@ -1,12 +1,12 @@
 """Rows of a corpus through a pool of actors that hold a model, with Ray Data: the one way that models meet rows outside training.
 
-What an actor returns carries the number of its chunk; the driver puts results in that order before it reduces them, so that neither the
-number of actors nor the order of arrival changes a bit.
+Results come in any order, each with its chunk, whose number is its place in the order that does not depend on the actors. Who reduces them does so
+as they come and in that order where it matters, so that neither the number of actors nor the order of arrival changes a bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,15 +27,15 @@ def stream(
     resources: Resources,
     stage: Stage,
     pool_actors: int | None = None,
-) -> list[dict[str, Any]]:
+) -> Iterator[tuple[Chunk, dict[str, Any]]]:
     """Send chunks through a pool of `worker` actors.
 
     Args:
         worker: a class called with a batch of one row, the fields of a `Chunk`, that returns a batch of one row with the chunk's `number`.
         arguments: of the class's constructor, beside `corpus`.
         pool_actors: at most so many actors; by default as many as the cluster has room for.
-    Returns:
-        One dictionary per chunk, in the order of the chunks.
+    Yields:
+        Every chunk with its result, as they come. Nothing of a result is kept here.
     """
     quiet_data()
     actors = min(pool_actors or pool_size(resources), len(chunks))
@@ -50,9 +50,8 @@ def stream(
         num_cpus=resources.cpus_per_worker,
         **gpus,
     )
-    found: dict[int, dict[str, Any]] = {}
-    for row in results.iter_rows():
-        found[int(row["number"])] = row
-        stage.update("chunks", len(found), len(chunks))
-    assert len(found) == len(chunks), f"{len(found)} of {len(chunks)} chunks came back"
-    return [found[number] for number in range(len(chunks))]
+    done = 0
+    for done, row in enumerate(results.iter_rows(), 1):
+        stage.update("chunks", done, len(chunks))
+        yield chunks[int(row["number"])], row
+    assert done == len(chunks), f"{done} of {len(chunks)} chunks came back"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import numpy as np
 
-from chameleon_ray.artifacts import NUM_GROUPS, Cost, Embeddings, TokenCorpus
+from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus
 from chameleon_ray.config import EmbeddingConfig, Resources
 from chameleon_ray.corpus.chunks import chunks_of
 from chameleon_ray.corpus.ray_stream import stream
-from chameleon_ray.embedding.worker import EmbedWorker
+from chameleon_ray.embedding.groups import accumulate
+from chameleon_ray.embedding.worker import EmbedWorker, chunk_rows
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter
-
-CHUNK_ROWS = 64
 
 
 def embed(
@@ -39,7 +39,8 @@ def embed(
         UserError: a domain without rows; an embedding that is not finite.
     """
     started = time.perf_counter()
-    chunks = chunks_of(corpus, [folder], ["train"], CHUNK_ROWS, spec.samples_per_domain)
+    used = [min(rows, spec.samples_per_domain) for rows in corpus.rows().values()]
+    chunks = chunks_of(corpus, [folder], ["train"], chunk_rows(used), spec.samples_per_domain)
     arguments = {
         "folder": folder,
         "layer": layer,
@@ -48,15 +49,11 @@ def embed(
     }
     with reporter.stage(f"embedding {len(corpus.names)} domains at layer {layer}") as stage:
         results = stream(corpus, chunks, EmbedWorker, arguments, resources, stage, pool_actors)
-    index = {name: i for i, name in enumerate(corpus.names)}
-    width = results[0]["sums"].shape[1]
-    sums, counts = np.zeros((len(index), NUM_GROUPS, width)), np.zeros((len(index), NUM_GROUPS), np.int64)
-    for result in results:
-        sums[index[result["domain"]]] += result["sums"]
-        counts[index[result["domain"]]] += result["counts"]
-    bad = [name for name, i in index.items() if not np.isfinite(sums[i]).all()]
+        expected = dict.fromkeys(corpus.names, 0) | Counter(chunk.domain for chunk in chunks)
+        sums, counts = accumulate(expected, ((chunk.domain, chunk.number, result["sums"], result["counts"]) for chunk, result in results))
+    bad = next((name for name, found in zip(corpus.names, sums, strict=True) if not np.isfinite(found).all()), None)
     if bad:
-        raise UserError(f"the embedding of domain {bad[0]!r} is not finite; the model in {folder} diverged: train it again with a lower proxy.learning_rate")
+        raise UserError(f"the embedding of domain {bad!r} is not finite; the model in {folder} diverged: train it again with a lower proxy.learning_rate")
     tokens = int(counts.sum()) * corpus.row_tokens
     cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)
     return Embeddings(corpus.names, sums, counts, layer, {digest: cost})

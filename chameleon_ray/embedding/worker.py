@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus, group_layout
 from chameleon_ray.corpus.chunks import ChunkReader
 from chameleon_ray.embedding.groups import group_sums
 
+CHUNK_ROWS = 64
+MAX_CHUNKS = 2048
 FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
@@ -27,12 +30,27 @@ class EmbedWorker:
         torch.set_num_threads(threads)
         hardware = detect(use_gpu)
         self._chunks = ChunkReader(corpus)
+        self._num_groups, _ = group_layout(len(corpus.names))
         self._forward_tokens = FORWARD_TOKENS[hardware.device.type]
         self._embed = MeanHiddenState(load_truncated(storage.local_directory(folder), layer, hardware), layer)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = self._chunks.read(batch)
         step = max(1, self._forward_tokens // rows.tokens.shape[1])
-        vectors = [self._embed(rows.tokens[i : i + step], rows.length[i : i + step]).numpy() for i in range(0, len(rows), step)]
-        sums, counts = group_sums(np.concatenate(vectors), rows.document)
-        return {"number": batch["number"], "domain": batch["domain"], "sums": sums[None], "counts": counts[None]}
+        total = None
+        for start in range(0, len(rows), CHUNK_ROWS):
+            block = slice(start, start + CHUNK_ROWS)
+            tokens, length = rows.tokens[block], rows.length[block]
+            vectors = [self._embed(tokens[i : i + step], length[i : i + step]).numpy() for i in range(0, len(tokens), step)]
+            found = group_sums(np.concatenate(vectors), rows.document[block], self._num_groups)
+            total = found if total is None else (total[0] + found[0], total[1] + found[1])
+        assert total is not None
+        return {"number": batch["number"], "sums": total[0][None], "counts": total[1][None]}
+
+
+def chunk_rows(rows: Iterable[int]) -> int:
+    """Rows of a chunk, for domains of so many rows: 64, or so many times that as leave no more than 2,048 chunks beside one per domain.
+
+    It follows from the corpus alone, and bounds what the driver may have to hold of chunks whose domain is not complete.
+    """
+    return CHUNK_ROWS * max(1, -(-sum(rows) // (CHUNK_ROWS * MAX_CHUNKS)))

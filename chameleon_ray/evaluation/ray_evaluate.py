@@ -24,7 +24,8 @@ def evaluate(
     chunks = chunks_of(corpus, models, splits, CHUNK_ROWS)
     arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for chunk, result in zip(chunks, stream(corpus, chunks, EvaluateWorker, arguments, resources, stage, pool_actors), strict=True):
+    results = stream(corpus, chunks, EvaluateWorker, arguments, resources, stage, pool_actors)
+    for chunk, result in sorted(results, key=lambda pair: pair[0].number):
         found.setdefault((chunk.model, chunk.split, chunk.domain), []).append(result)
     return [{split: {name: _merge(found[model, split, name]) for name in corpus.measured} for split in splits} for model in models]
 

@@ -10,43 +10,30 @@ The proxy is trained once, on uniform weights; domains that come later are embed
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from chameleon_ray.artifacts import Embeddings, TrainedModel
 from chameleon_ray.backend import Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing import krls
-from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
+from chameleon_ray.mixing.formula import Formula, Stage, Temperature
+from chameleon_ray.mixing.krls import Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, softmax, spread, uniform
+from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, spread, uniform
+from chameleon_ray.mixing.standard_errors import standard_errors
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.settings import Settings
 
-Stage = Literal["pretrain", "finetune"]
 MAX_EIGENVALUES = 1000
 MAX_AFFINITY_DOMAINS = 200
+MAX_SAMPLE_WARNINGS = 10
 MIN_RELATIVE_SPREAD = 0.01
-
-
-class Temperature(AbsoluteOrRelative):
-    """tau itself, or t relative to the mean score: the same t means the same for every k and every ridge."""
-
-    def resolve(self, mean_score: float, stage: Stage) -> float:
-        """tau for scores of this mean."""
-        if self.absolute is not None:
-            return self.absolute
-        assert self.relative is not None
-        return self.relative / mean_score if stage == "pretrain" else self.relative * mean_score
-
 
 _PRESETS: dict[str, dict[str, bool]] = {
     "paper": {"center": False, "normalize": False},
@@ -54,32 +41,6 @@ _PRESETS: dict[str, dict[str, bool]] = {
 }
 _RIDGE = Ridge(absolute=10.0)
 _TEMPERATURE: dict[Stage, Temperature] = {"pretrain": Temperature(absolute=5.0), "finetune": Temperature(absolute=0.2)}
-
-
-class _Formula(Settings):
-    """The formula a variant and its overrides amount to."""
-
-    stage: Stage
-    ridge: Ridge
-    temperature: Temperature
-    center: bool
-    normalize: bool
-
-    def scores(self, leverage: Array) -> Array:
-        """[k] what enters the softmax."""
-        return krls.normalise(leverage) if self.normalize else leverage
-
-    def tau(self, scores: Array) -> float | None:
-        """The absolute temperature; None where every score is 0, since no temperature matters there."""
-        return self.temperature.resolve(float(scores.mean()), self.stage) if scores.any() else None
-
-    def weights(self, scores: Array) -> Array:
-        """[k] alpha; uniform where every score is 0."""
-        tau = self.tau(scores)
-        if tau is None:
-            return normalised(np.ones(len(scores)))
-        with np.errstate(divide="ignore", over="ignore"):
-            return softmax(1 / (scores * tau) if self.stage == "pretrain" else scores / tau)
 
 
 def proxy_job(context: FitContext) -> TrainJob:
@@ -111,8 +72,8 @@ class Chameleon(Method):
     `variant` presets the fields that are left None. `paper`: no centring, no normalisation; `released` (the authors' script): centred Gram matrix,
     scores divided by their sum. Both: lam = 10, tau = 5 (pretrain) or 0.2 (finetune).
 
-    Beyond the paper: relative ridge and temperature, bootstrap standard errors over the hash groups of the samples (`bootstrap_draws`, 0 for none),
-    warnings where the weights say little.
+    Beyond the paper: relative ridge and temperature, standard errors over the hash groups of the samples (by `bootstrap_draws`, 0 for none; in closed
+    form where domains are too many to repeat everything), warnings where the weights say little.
     """
 
     name: ClassVar[str] = "chameleon"
@@ -175,7 +136,7 @@ class Chameleon(Method):
             A mixture whose ledger is that of the embeddings; `details` holds the spectrum, effective dimension, lam, tau and, up to 200 domains, Omega.
         Raises:
             UserError: a domain without samples, embeddings that are not finite, or a ridge lost in rounding.
-        Cost: (1 + bootstrap_draws) times O(k p min(k, p)).
+        Cost: O(k p min(k, p)), times 1 + bootstrap_draws up to 1,000 domains, a few times that beyond (see standard_errors.py).
         """
         formula = self._formula()
         order = sorted(range(len(embeddings.names)), key=embeddings.names.__getitem__)
@@ -183,11 +144,12 @@ class Chameleon(Method):
         for name, following in pairwise(names):
             if name == following:
                 raise UserError(f"domain {name!r} is embedded twice; rename one of the two or leave it out")
-        means = embeddings.means[order]  # X, [k, p]
-        leverage = krls.scores(means, formula.ridge, formula.center, names)
+        means = embeddings.means_of(order)  # X, [k, p]
+        affinity = {"affinity": {"names": names, "values": (means @ means.T).tolist()}} if len(names) <= MAX_AFFINITY_DOMAINS else {}
+        leverage = krls.scores(means, formula.ridge, formula.center, names, overwrite=True)
         scores = formula.scores(leverage.scores)
         weights = formula.weights(scores)
-        errors = _standard_errors(embeddings, order, formula, self.bootstrap_draws) if self.bootstrap_draws else None
+        errors = standard_errors(embeddings, order, leverage, formula, self.bootstrap_draws) if self.bootstrap_draws else None
 
         def labelled(values: Array) -> dict[str, float]:
             by_name = named(names, values)
@@ -197,23 +159,23 @@ class Chameleon(Method):
             method=self.name,
             weights=labelled(weights),
             scores=labelled(scores),
-            weights_stderr=labelled(errors[1]) if errors else None,
-            scores_stderr=labelled(errors[0]) if errors else None,
+            weights_stderr=labelled(errors.weights) if errors else None,
+            scores_stderr=labelled(errors.scores) if errors else None,
             ledger=embeddings.ledger,
-            provenance=self._provenance(formula, embeddings),
+            provenance={**self._provenance(formula, embeddings), **({"standard_errors": errors.method} if errors else {})},
             details={
                 "eigenvalues": leverage.eigenvalues[:MAX_EIGENVALUES].tolist(),
                 "effective_dimension": leverage.effective_dimension,
                 "ridge": leverage.ridge,
                 "temperature": formula.tau(scores),
-                **({"affinity": {"names": names, "values": (means @ means.T).tolist()}} if len(names) <= MAX_AFFINITY_DOMAINS else {}),
+                **affinity,
             },
             warnings=(*_spread_warnings(leverage.scores, formula.center), *_weight_warnings(weights), *_sample_warnings(embeddings)),
         )
 
-    def _formula(self) -> _Formula:
+    def _formula(self) -> Formula:
         preset = _PRESETS[self.variant]
-        return _Formula(
+        return Formula(
             stage=self.stage,
             ridge=self.ridge or _RIDGE,
             temperature=self.temperature or _TEMPERATURE[self.stage],
@@ -221,7 +183,7 @@ class Chameleon(Method):
             normalize=preset["normalize"] if self.normalize is None else self.normalize,
         )
 
-    def _provenance(self, formula: _Formula, embeddings: Embeddings) -> dict[str, Any]:
+    def _provenance(self, formula: Formula, embeddings: Embeddings) -> dict[str, Any]:
         samples = embeddings.group_counts.sum(axis=1).tolist()
         settings = {**self.model_dump(mode="json"), **formula.model_dump(mode="json")}
         return {"settings": settings, "layer": embeddings.layer, "samples": dict(zip(embeddings.names, samples, strict=True))}
@@ -277,36 +239,6 @@ class SettledRule:
         return bool(np.abs(weights[now] - weights[before]).sum() <= tolerance)
 
 
-def _standard_errors(embeddings: Embeddings, order: Sequence[int], formula: _Formula, draws: int) -> tuple[Array, Array]:
-    """Bootstrap standard errors ([k] of the scores, [k] of the weights), domains in `order`.
-
-    Every draw resamples each domain's hash groups with replacement and repeats the whole computation, relative ridge and temperature included.
-    """
-    picks = _resamples(embeddings, draws)  # [draws, k, groups]
-    scores, weights = (np.empty((draws, len(order))) for _ in range(2))
-    for draw, pick in enumerate(picks):
-        sums = np.matmul(pick[:, None, :].astype(np.float64), embeddings.group_sums)[:, 0, :]  # [k, p]
-        counts = (pick * embeddings.group_counts).sum(axis=1)  # [k]
-        rows = krls.prepare((sums / counts[:, None])[order], formula.center)
-        scores[draw] = formula.scores(krls.leverage(rows, formula.ridge)[0])
-        weights[draw] = formula.weights(scores[draw])
-    return scores.std(axis=0, ddof=1), weights.std(axis=0, ddof=1)
-
-
-def _resamples(embeddings: Embeddings, draws: int) -> NDArray[np.uint8]:
-    """[draws, k, groups] how often each hash group is drawn: as many draws as the domain has groups with samples, from those only.
-
-    The generator depends on the domain's name alone, so neither the order of the domains nor the others change its draws.
-    """
-    picks = np.zeros((draws, *embeddings.group_counts.shape), dtype=np.uint8)
-    for i, name in enumerate(embeddings.names):
-        filled = np.flatnonzero(embeddings.group_counts[i])
-        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
-        generator = np.random.default_rng(np.random.SeedSequence([0, key]))
-        picks[:, i, filled] = generator.multinomial(len(filled), np.full(len(filled), 1 / len(filled)), size=draws)
-    return picks
-
-
 def _spread_warnings(leverage: Array, centered: bool) -> list[str]:
     if len(leverage) == 1:
         return []
@@ -341,8 +273,8 @@ def _weight_warnings(weights: Array) -> list[str]:
 
 def _sample_warnings(embeddings: Embeddings) -> list[str]:
     filled = (embeddings.group_counts > 0).sum(axis=1)  # [k]
-    return [
-        f"Domain {name!r} has samples in only {groups} hash group, so that its standard errors leave out its own noise; embed more samples."
-        for name, groups in zip(embeddings.names, filled.tolist(), strict=True)
-        if groups < 2
-    ]
+    alone = [embeddings.names[i] for i in (filled < 2).nonzero()[0]]
+    what = "samples in only 1 hash group, so that {} standard errors leave out {} own noise; embed more samples."
+    named = [f"Domain {name!r} has {what.format('its', 'its')}" for name in alone[:MAX_SAMPLE_WARNINGS]]
+    more = len(alone) - len(named)
+    return [*named, f"{more:,} more domains have {what.format('their', 'their')}"] if more else named

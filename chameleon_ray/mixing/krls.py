@@ -69,12 +69,14 @@ class Leverage:
         effective_dimension: sum of S.
         eigenvalues: [min(k, p)] of Omega, descending; the other k - p are 0.
         ridge: lam that was used.
+        rows: [k, p] what the scores are of: the embeddings, centred where that was asked for.
     """
 
     scores: Array
     effective_dimension: float
     eigenvalues: Array
     ridge: float
+    rows: Array
 
 
 def ridge_leverage_scores(gram: Array, ridge: float) -> Array:
@@ -92,7 +94,7 @@ def ridge_leverage_scores(gram: Array, ridge: float) -> Array:
     Cost: one k x k Cholesky factor and k solves, O(k^3).
     """
     shift = len(gram) * ridge
-    factor = _cholesky(np.array(gram, dtype=np.float64, order="F"), shift)
+    factor = cholesky(np.array(gram, dtype=np.float64, order="F"), shift)
     solution = linalg.cho_solve((factor, True), gram, check_finite=False)  # [k, k] (Omega + k lam I)^-1 Omega
     return np.diagonal(solution).copy()
 
@@ -111,7 +113,7 @@ def ridge_leverage_scores_primal(embeddings: Array, ridge: float, moment: Array 
     Cost: O(k p^2) in two passes over X, with one chunk of rows and one p x p matrix in memory.
     """
     moment = second_moment(embeddings) if moment is None else np.array(moment, order="F")
-    factor = _cholesky(moment, len(embeddings) * ridge)  # [p, p]
+    factor = cholesky(moment, len(embeddings) * ridge)  # [p, p]
     scores = np.empty(len(embeddings))
     start = 0
     for chunk in _chunks(embeddings):
@@ -147,7 +149,7 @@ def spectrum(embeddings: Array, moment: Array | None = None) -> Array:
     return np.maximum(eigenvalues, 0.0)
 
 
-def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str]) -> Leverage:
+def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str], overwrite: bool = False) -> Leverage:
     """Leverage scores of domain embeddings, with their spectrum.
 
     Args:
@@ -155,26 +157,28 @@ def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str]
         ridge: lam or relative to the mean eigenvalue.
         centered: whether the mean row is subtracted first (H Omega H instead of Omega).
         names: k domain names, for errors.
+        overwrite: whether X may be changed, which saves a copy of it if centred.
     Raises:
         UserError: an embedding that is not finite (or whose square is not), or a ridge lost in rounding.
-    Cost: O(k p min(k, p)); one copy of X if centred.
+    Cost: O(k p min(k, p)); one copy of X if centred without `overwrite`.
     """
     squares = np.einsum("kp,kp->k", embeddings, embeddings)
     if not np.isfinite(squares).all():
         name = names[int(np.argmin(np.isfinite(squares)))]
         raise UserError(f"domain {name!r}: its embedding is not finite; the proxy's training has diverged, lower proxy.learning_rate")
-    rows = prepare(embeddings, centered)
+    rows = prepare(embeddings, centered, overwrite)
     moment = second_moment(rows) if rows.shape[0] > rows.shape[1] else None
     values, absolute = leverage(rows, ridge, moment)
-    return Leverage(values, math.fsum(values.tolist()), spectrum(rows, moment), absolute)
+    return Leverage(values, math.fsum(values.tolist()), spectrum(rows, moment), absolute, rows)
 
 
-def prepare(embeddings: Array, centered: bool) -> Array:
+def prepare(embeddings: Array, centered: bool, overwrite: bool = False) -> Array:
     """[k, p] embeddings with their mean row subtracted if `centered`; exactly 0 where they differ by less than single precision resolves."""
     if not centered:
         return embeddings
-    rows = embeddings - embeddings.mean(axis=0)
-    return rows if _trace(rows) > NO_DIFFERENCE**2 * _trace(embeddings) else np.zeros_like(rows)
+    trace = _trace(embeddings)
+    rows = np.subtract(embeddings, embeddings.mean(axis=0), out=embeddings if overwrite else None)
+    return rows if _trace(rows) > NO_DIFFERENCE**2 * trace else np.zeros_like(rows)
 
 
 def leverage(rows: Array, ridge: Ridge, moment: Array | None = None) -> tuple[Array, float]:
@@ -187,8 +191,12 @@ def leverage(rows: Array, ridge: Ridge, moment: Array | None = None) -> tuple[Ar
     return (ridge_leverage_scores(rows @ rows.T, absolute) if k <= p else ridge_leverage_scores_primal(rows, absolute, moment)), absolute
 
 
-def _cholesky(matrix: Array, shift: float) -> Array:
-    """Lower factor of matrix + shift * I; only the lower triangle is read and `matrix` is overwritten."""
+def cholesky(matrix: Array, shift: float) -> Array:
+    """Lower factor of matrix + shift * I; only the lower triangle is read and `matrix` is overwritten.
+
+    Raises:
+        UserError: the shift, k lam, is lost in rounding.
+    """
     matrix.flat[:: len(matrix) + 1] += shift
     trace = float(np.trace(matrix))
     try:

@@ -1,6 +1,6 @@
 """Domain embeddings by the model as it is: group sums of the mean hidden state after the middle layer, of a small fixed sample of every domain.
 
-A rule sees `group_sums` [k, 32, p], `group_counts` [k, 32] and `layer`, and says with `samples_per_domain` how many train rows of each domain to take.
+A rule sees `group_sums` [k, groups, p], `group_counts` [k, groups] and `layer`, and says with `samples_per_domain` how many train rows of each domain to take.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import NUM_GROUPS, TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus, group_layout
 from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.groups import group_sums
@@ -45,13 +45,14 @@ class EmbeddingLook:
 
     def __call__(self, model: Any) -> dict[str, NDArray[np.float64]]:
         embed = MeanHiddenState(model, self._layer)
-        sums = torch.zeros(self._num_domains, NUM_GROUPS, embed.width, dtype=torch.float64)
-        counts = torch.zeros(self._num_domains, NUM_GROUPS, dtype=torch.float64)
+        num_groups, _ = group_layout(self._num_domains)
+        sums = torch.zeros(self._num_domains, num_groups, embed.width, dtype=torch.float64)
+        counts = torch.zeros(self._num_domains, num_groups, dtype=torch.float64)
         model.eval()
         for i, rows in self._rows.items():
             parts = (slice(j, j + FORWARD_ROWS) for j in range(0, len(rows), FORWARD_ROWS))
             vectors = np.concatenate([embed(rows.tokens[part], rows.length[part]).numpy() for part in parts])
-            found, number = group_sums(vectors, rows.document)
+            found, number = group_sums(vectors, rows.document, num_groups)
             sums[i], counts[i] = torch.from_numpy(found), torch.from_numpy(number)
         model.train()
         sums, counts = sums.to(self._device), counts.to(self._device)
