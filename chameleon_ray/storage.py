@@ -258,6 +258,8 @@ def _local_copy(address: str, filesystem: pafs.FileSystem, root: str, *files: st
     key = hashlib.sha256(json.dumps([address, files, states]).encode()).hexdigest()[:24]
 
     def fetch(target: str) -> None:
+        if files:
+            os.mkdir(target)
         pafs.copy_files(root, target, source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem(), chunk_size=8 << 20)
 
     return local_copy(key, Path(address).name, sum(size for size, _ in states), fetch)

@@ -90,6 +90,12 @@ def test_a_replaced_model_is_seen(home: Path, bucket: str) -> None:
     assert (Path(storage.local_directory(address)) / "extra").read_bytes() == b""
 
 
+def test_a_folder_without_folders(home: Path, bucket: str) -> None:
+    address = storage.join(bucket, "flat")
+    storage.write_bytes(storage.join(address, "tokenizer.json"), b"{}")
+    assert (Path(storage.local_directory(address)) / "tokenizer.json").read_bytes() == b"{}"
+
+
 def test_the_least_recently_used_goes_first_and_recent_ones_stay(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAMELEON_CACHE_BYTES", "40")
     for age, key in enumerate(KEYS[:4]):
