@@ -130,17 +130,17 @@ def _make_room(cache: Path, size_bytes: int) -> None:
     bound = _bound_bytes(cache)
     doomed = []
     with _locked(cache, "all"):
-        found = [(match, cache / match[0]) for name in os.listdir(cache) if (match := _COPY.fullmatch(name))]
-        rubbish = [path for match, path in found if match["partial"] and _is_left_over(cache, match["key"])]
-        total = size_bytes + sum(int(match["size"]) for match, path in found if path not in rubbish)
+        found = [match for name in os.listdir(cache) if (match := _COPY.fullmatch(name))]
+        rubbish = {match[0] for match in found if match["partial"] and _is_left_over(cache, match["key"])}
+        total = size_bytes + sum(int(match["size"]) for match in found if match[0] not in rubbish)
         if total > bound:
-            used = sorted((path.stat().st_mtime, path, int(match["size"])) for match, path in found if not match["partial"])
-            for last_use, path, size in used:
+            used = sorted(((cache / match[0]).stat().st_mtime, match[0], int(match["size"])) for match in found if not match["partial"])
+            for last_use, name, size in used:
                 if total <= (1 - ROOM) * bound or last_use > time.time() - GRACE_SECONDS:
                     break
-                doomed.append(path.rename(cache / f"{path.name}.{uuid.uuid4().hex}.partial"))
+                doomed.append((cache / name).rename(cache / f"{name}.{uuid.uuid4().hex}.partial"))
                 total -= size
-    for path in (*rubbish, *doomed):
+    for path in (*(cache / name for name in rubbish), *doomed):
         shutil.rmtree(path, ignore_errors=True)
 
 
