@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from chameleon_ray.models.flops import num_parameters
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import fixed, interval_decimals, measured, number, plural
 from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported_scores
@@ -11,6 +12,7 @@ from chameleon_ray.report.significance import PairedDifference, by_pair
 from chameleon_ray.report.statistics import Estimate, Score, common_seeds, over_seeds, paired_difference, summarise
 from chameleon_ray.settings import listed
 
+MIN_TOKENS_PER_PARAMETER = 100
 SINGLE_DOCUMENT = "A domain has a single test document"
 
 
@@ -115,15 +117,29 @@ def _averages(data: ReportData) -> dict[str, dict[int, Score]]:
 
 
 def warnings(data: ReportData) -> list[str]:
-    """The mixtures' own warnings, then the domains that are not measured, then every method whose models know a domain no better than its token
-    frequencies do (worst seed)."""
+    """The mixtures' own warnings, the domains that are not measured, base models with few tokens a parameter, and every method whose models know a domain
+    no better than its token frequencies do (worst seed)."""
     found = [f"{label}: {text}" for label, mixture in data.mixtures.items() for text in mixture.warnings]
     if unmeasured := data.corpus.unmeasured:
         found.append(
             f"Trained on and not measured, because fewer than two distinct documents could be held out: {listed(unmeasured)}. "
             f"Averages are over the other {plural(len(data.measured), 'domain')}."
         )
+    found += _few_tokens(data) if evaluated(data) else []
     return found + [text for label in evaluated(data) if (text := _undertrained(data, label))]
+
+
+def _few_tokens(data: ReportData) -> list[str]:
+    base, corpus = data.experiment.base, data.corpus
+    tokens = base.steps * base.batch_rows * corpus.row_tokens
+    each = tokens / num_parameters(base.model, corpus.vocab_size, corpus.row_tokens)
+    if each >= MIN_TOKENS_PER_PARAMETER:
+        return []
+    return [
+        f"Base models start from scratch and see {number(each, 2)} tokens a parameter: not trained long enough to compare what mixtures are worth. Under some "
+        f"{MIN_TOKENS_PER_PARAMETER} such models tell how fast they learn, which text that repeats itself speeds up: look whether domains that got less text "
+        "gain with the rest."
+    ]
 
 
 def _undertrained(data: ReportData, label: str) -> str | None:

@@ -32,7 +32,7 @@ from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.signals import Signal
 from chameleon_ray.training.steps import Worker
 from tests import fakes
-from tests.conformance import test_mixers, test_rules
+from tests.conformance import test_every_rule, test_mixers
 from tests.corpora import make_corpus
 
 
@@ -99,7 +99,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
         return toy if signal == "toy" else plain(signal, names, step)
 
     monkeypatch.setattr(fakes, "seen_by", seen_by)
-    monkeypatch.setattr(test_rules, "seen_by", seen_by)
+    monkeypatch.setattr(test_every_rule, "seen_by", seen_by)
 
 
 def suite(module: Any, argument: str) -> list[Callable[..., None]]:
@@ -116,7 +116,7 @@ def test_a_new_method_passes_the_suite(test: Callable[..., None], tmp_path: Path
 
 
 @pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("test", suite(test_rules, "rule"), ids=lambda test: test.__name__)
+@pytest.mark.parametrize("test", suite(test_every_rule, "rule"), ids=lambda test: test.__name__)
 def test_a_new_rule_passes_the_suite(test: Callable[..., None], tmp_path: Path) -> None:
     given = {"rule": ToyRule(), "tmp_path": tmp_path}
     test(**{name: given[name] for name in inspect.signature(test).parameters})

@@ -203,7 +203,7 @@ def make_data() -> Callable[..., ReportData]:
             "name": "made-up",
             "corpus": {"domains": {name: {"files": ["a.txt"]} for name in names}},
             "proxy": {"model": {"preset": "cpu-tiny"}, "steps": 10},
-            "base": {"model": {"preset": "cpu-tiny"}, "steps": 10},
+            "base": {"model": {"preset": "cpu-tiny"}, "steps": 1100},
         }
         fields = {
             "experiment": parse_experiment(document),

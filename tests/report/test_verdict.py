@@ -163,3 +163,12 @@ def test_models_that_know_no_more_than_frequencies_are_named(make_data):
     assert len(found) == 1
     assert found[0].startswith("uniform, seeds 1, 2: not trained long enough to compare. On 2 of 2 domains")
     assert "books (7.003 against 7.000), code (7.170 against 7.000)" in found[0]
+
+
+def test_base_models_with_few_tokens_a_parameter_are_told(make_data):
+    data = make_data({"uniform": [[20.0, 30.0]], "chameleon": [[19.0, 29.0]]})
+    assert not [text for text in warnings(data) if "tokens a parameter" in text]
+    short = replace(data, experiment=data.experiment.model_copy(update={"base": data.experiment.base.model_copy(update={"steps": 100})}))
+    (told,) = [text for text in warnings(short) if "tokens a parameter" in text]
+    assert told.startswith("Base models start from scratch and see 10.0 tokens a parameter: not trained long enough to compare")
+    assert not warnings(replace(short, scores=short.scores.slice(0, 0)))
