@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 ROUNDING = 16 * 2.0**-53
 LAST_ROW = 1 << 53  # whole numbers beyond are no floats
 MOST_CANDIDATES = 64
+LONGEST = 1e307  # rows: later deadlines may overflow, and have no bounds
 
-LONGEST = 1e307  # beyond, deadlines in rows are all but infinite and not bounded
 _Key = tuple[float, float, int]  # share, due, n: domains of the same key have the same deadline
 
 
