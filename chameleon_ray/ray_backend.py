@@ -22,7 +22,7 @@ from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
 from chameleon_ray.evaluation.scores import document_table, losses_of
 from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, foreign_digest, losses_digest, model_digest, proxy_digest
-from chameleon_ray.models.flops import forward_flops_per_token
+from chameleon_ray.models.flops import embedding_flops_per_token, forward_flops_per_token
 from chameleon_ray.progress import Reporter
 from chameleon_ray.records import is_complete, once, read_record, read_table, write_record, write_table
 from chameleon_ray.training.run import Run
@@ -245,7 +245,7 @@ def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -
 
     config = AutoConfig.from_pretrained(storage.local_directory(model.address))
     layer = middle_layer(config.num_hidden_layers) if spec.layer == "middle" else spec.layer
-    flops = forward_flops_per_token(layer, config.hidden_size, corpus.row_tokens, corpus.vocab_size, head=False)
+    flops = embedding_flops_per_token(layer, config.hidden_size, corpus.row_tokens)
     return layer, Cost(1, flops, 0.0, forward_flops_per_token(config.num_hidden_layers, config.hidden_size, corpus.row_tokens, corpus.vocab_size))
 
 

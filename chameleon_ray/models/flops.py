@@ -15,6 +15,15 @@ def forward_flops_per_token(layers: int, width: int, row_tokens: int, vocab_size
     return float(layers * per_layer + (2 * width * vocab_size if head else 0))
 
 
+def embedding_flops_per_token(layers: int, width: int, row_tokens: int) -> float:
+    """Operations of all matrix products that embed a row at a layer (`pooling.py`), per token.
+
+    The last projection, 8 width^2, runs on a row's mean instead of its tokens; the two means over tokens, of width and 4 width, are products too.
+    """
+    per_row = 8 * width**2
+    return forward_flops_per_token(layers, width, row_tokens, 0, head=False) - per_row + 10 * width + per_row / row_tokens
+
+
 def training_flops(config: ModelConfig, tokens: int, row_tokens: int, vocab_size: int) -> float:
     """Operations of training on so many tokens, output head included."""
     layers, _, width = config.shape

@@ -9,6 +9,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from chameleon_ray.artifacts import SPLITS
+from chameleon_ray.mixture import total_cost
 from chameleon_ray.records import versions
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import DASH, count, duration, fixed, measured, number, plural, power, ratio
@@ -134,13 +135,20 @@ def cost_table(data: ReportData) -> Table:
         for column in ("paper_flops", "flops"):
             cells += [power(row[column])] if reference is None else [power(row[column]), ratio(row[f"{column}_ratio"])]
         rows.append(text_row(f"{row['method']}{' ¹' if row['method'] in snapshots else ''}", cells))
+    several = sum(bool(mixture.cost.tokens) for mixture in data.mixtures.values()) > 1
+    if several:
+        together, blank = total_cost(mixture.ledger for mixture in data.mixtures.values()), [DASH] if reference is not None else []
+        flops = (power(together.paper_flops), *blank, power(together.flops), *blank)
+        rows.append(text_row("all together", (count(together.tokens), duration(together.seconds), *flops)))
     note = (
         "Everything needed to get the weights; the base models are not counted. All matrix products are those that were run; the paper's convention "
         "counts embeddings at full depth and leaves out DoReMi's reference passes, DoGE's work on gradients and the output head of RegMix's proxies."
     )
+    if several:
+        note += " The last row counts once what several mixtures share."
     if reference is not None:
         note += f" Ratios are to {reference}."
-    return Table(tuple(columns), tuple(rows), " ".join([note, *_snapshot_notes(data, snapshots)]))
+    return Table(tuple(columns), tuple(rows), " ".join([note, *_snapshot_notes(data, snapshots)]), num_summary_rows=int(several))
 
 
 def stage_table(data: ReportData) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from chameleon_ray.ray_backend import RayBackend
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session")]
 NAMES = ("recipes", "letters", "numbers")
+PASSAGE_TOKENS = 24  # words are drawn at random, so that no two documents share a passage this long
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -53,23 +55,21 @@ def corpus(experiment: Experiment, backend: RayBackend) -> TokenCorpus:
 
 
 def test_corpus_counts_and_splits(corpus: TokenCorpus) -> None:
-    from transformers import AutoTokenizer
 
     assert corpus.names == NAMES
     assert sum(counts.duplicates for counts in corpus.domains.values()) == 3 + 2
-    tokenizer = AutoTokenizer.from_pretrained(storage.local_directory(corpus.tokenizer_address))
-    texts: dict[str, set[str]] = {}
-    for split in ("train", "valid", "test"):
-        for name in NAMES:
-            counts = corpus.domains[name].split(split)
-            rows = RowReader(corpus, split).read(name, np.arange(counts.rows))
-            assert (rows.length == corpus.row_tokens).all() or split != "train"
-            text = tokenizer.decode(np.concatenate([row[:n] for row, n in zip(rows.tokens, rows.length, strict=True)]))
-            texts.setdefault(split, set()).update(part for part in text.split(tokenizer.eos_token) if len(part) > 60)
-            assert counts.tokens >= rows.length.sum()
-    assert len(texts["valid"]) > 5
-    assert not texts["valid"] & texts["test"]
-    assert not (texts["valid"] | texts["test"]) & texts["train"]
+    passages: dict[str, set[tuple[int, ...]]] = {"train": set(), "valid": set(), "test": set()}
+    for split, name in itertools.product(passages, NAMES):
+        counts = corpus.domains[name].split(split)
+        rows = RowReader(corpus, split).read(name, np.arange(counts.rows))
+        assert (rows.length == corpus.row_tokens).all() or split != "train"
+        assert counts.tokens >= rows.length.sum()
+        for row, length in zip(rows.tokens.tolist(), rows.length, strict=True):
+            found = (tuple(row[i : i + PASSAGE_TOKENS]) for i in range(length - PASSAGE_TOKENS + 1))
+            passages[split].update(passage for passage in found if corpus.end_of_document not in passage)
+    assert all(len(found) > 100 for found in passages.values())
+    assert not passages["valid"] & passages["test"]
+    assert not (passages["valid"] | passages["test"]) & passages["train"]
     assert not storage.exists(storage.join(corpus.address, "scratch"))
 
 

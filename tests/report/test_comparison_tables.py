@@ -7,6 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
+from chameleon_ray.artifacts import Cost
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.report import tables
 from chameleon_ray.report.comparison_tables import drift_table, failure_table, sweep_table
@@ -39,7 +40,17 @@ def test_without_chameleon_there_are_no_ratios(many_methods):
 def test_a_chameleon_without_cost_has_no_ratio(many_methods):
     data = many_methods()
     free = replace(data, mixtures={**data.mixtures, "chameleon": replace(data.mixtures["chameleon"], ledger={})})
-    assert [row[4] for row in texts(tables.cost_table(free))] == ["–"] * 5
+    assert [row[4] for row in texts(tables.cost_table(free))] == ["–"] * 6  # the last row is for all together
+
+
+def test_what_mixtures_share_is_counted_once(many_methods):
+    data = many_methods()
+    proxy, whole = Cost(1000, 2e6, 3.0, 1e6), Cost(5000, 10e6, 15.0, 5e6)
+    ledgers = {"chameleon": {"run": proxy, "embeddings": Cost(10, 1e3, 0.5, 2e3)}, "doremi": {"run": whole, "own": Cost(5000, 12e6, 16.0, 5e6)}}
+    mixtures = {label: replace(data.mixtures[label], ledger=ledger) for label, ledger in ledgers.items()}
+    last = texts(tables.cost_table(replace(data, mixtures=mixtures)))[-1]
+    assert last[:3] == ["all together", "10,010", "31.5 s"], "the proxy is the beginning of the reference's run"
+    assert (last[3], last[5]) == ("1.00e+07", "2.20e+07")
 
 
 def test_chameleon_is_known_by_its_label_or_its_settings(many_methods):
@@ -57,7 +68,7 @@ def test_a_snapshot_proxy_has_a_footnote(many_methods):
     at_a_point = "chameleon at proxy.steps=500"
     mixtures = {**data.mixtures, **{label: replace(data.mixtures["chameleon"], provenance=own) for label in ("chameleon", at_a_point)}}
     table = tables.cost_table(replace(data, mixtures=mixtures))
-    assert [row[0] for row in texts(table)] == ["uniform", "chameleon ¹", "doremi", "doge", "regmix", f"{at_a_point} ¹"]
+    assert [row[0] for row in texts(table)] == ["uniform", "chameleon ¹", "doremi", "doge", "regmix", f"{at_a_point} ¹", "all together"]
     charged = "on the same schedule; its cost is charged up to that step."
     assert table.note.endswith(f"¹ chameleon, {at_a_point}: the proxy is the step-200 checkpoint of a longer run (2,000 steps) {charged}")
     assert "¹" not in tables.cost_table(data).note

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from chameleon_ray.config import ModelConfig, TrainingConfig
 from chameleon_ray.models.build import build_model
-from chameleon_ray.models.flops import forward_flops_per_token, num_parameters, training_flops
+from chameleon_ray.models.flops import embedding_flops_per_token, forward_flops_per_token, num_parameters, training_flops
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.losses import row_losses
+from chameleon_ray.models.pooling import MeanHiddenState
 from chameleon_ray.presets import PRESETS
 from chameleon_ray.training.schedule import learning_rate
 
@@ -45,6 +47,17 @@ def test_parameters_and_operations_are_counted_right() -> None:
         model(input_ids=tokens).logits.sum().backward()
     assert training_flops(TINY, 48, 16, 101) == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert forward_flops_per_token(2, 32, 16, 101, head=False) == 2 * (24 * 32**2 + 4 * 16 * 32)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_operations_of_embedding_are_those_that_are_run(layer: int) -> None:
+    model = build_model(TINY, 101, 16, 0, seed=0)
+    model.config._attn_implementation = "eager"
+    embed = MeanHiddenState(model, layer)
+    with FlopCounterMode(display=False) as counter:
+        embed(np.ones((3, 16), np.int64), np.full(3, 16))
+    _, _, width = TINY.shape
+    assert embedding_flops_per_token(layer, width, 16) * 48 == counter.get_total_flops()
 
 
 def test_the_seed_alone_decides_the_initial_weights() -> None:

@@ -17,7 +17,7 @@ from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.groups import group_sums
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.flops import forward_flops_per_token
+from chameleon_ray.models.flops import embedding_flops_per_token
 from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
 from chameleon_ray.training.steps import Worker
 
@@ -72,5 +72,4 @@ def flops(worker: Worker, steps: int) -> float:
     rule: Any = worker.job.rule
     corpus, (layers, _, width) = worker.corpus, worker.job.training.model.shape
     rows = sum(min(count, rule.samples_per_domain) for count in corpus.rows().values())
-    per_token = forward_flops_per_token(middle_layer(layers), width, corpus.row_tokens, corpus.vocab_size, head=False)
-    return steps // rule.every_steps * rows * corpus.row_tokens * per_token
+    return steps // rule.every_steps * rows * corpus.row_tokens * embedding_flops_per_token(middle_layer(layers), width, corpus.row_tokens)
