@@ -82,18 +82,19 @@ def bootstrap(embeddings: Embeddings, order: Sequence[int], formula: Formula, dr
     return StandardErrors(scores.std(axis=0, ddof=1), weights.std(axis=0, ddof=1), "bootstrap")
 
 
-def deviations(embeddings: Embeddings, index: Sequence[int]) -> Array:
-    """d_g of some domains, [n, groups, p]: sum_g d_g d_g^T estimates the covariance of a domain's mean. 0 where one group has all samples.
+def deviations(sums: Array, counts: NDArray[np.int64]) -> Array:
+    """d_g, [n, groups, p]: sum_g d_g d_g^T estimates the covariance of a domain's mean. 0 where one group has all samples.
 
     d_g = sqrt(G / (G - 1)) (S_g - n_g x) / n over the G groups with samples, of sums S_g and counts n_g: the variance of a ratio of sums over groups
     (W. Cochran, Sampling Techniques, 1977, section 6.3).
+
+    Args:
+        sums: [n, groups, p] of n domains, or linear functions of them: those of the deviations are returned then.
+        counts: [n, groups].
     """
-    counts = embeddings.group_counts[index][:, :, None]  # [n, groups, 1]
-    found = embeddings.group_sums[index].astype(np.float64)
-    total, filled = counts.sum(axis=1, keepdims=True), (counts > 0).sum(axis=1, keepdims=True)
-    found -= counts * (found.sum(axis=1, keepdims=True) / total)
-    found *= np.sqrt(filled / np.maximum(filled - 1, 1)) / total
-    return found
+    total, filled = counts.sum(axis=1)[:, None, None], (counts > 0).sum(axis=1)[:, None, None]
+    centred = sums - counts[:, :, None] * (sums.sum(axis=1, keepdims=True) / total)
+    return np.asarray(centred * (np.sqrt(filled / np.maximum(filled - 1, 1)) / total))
 
 
 def delta_method(embeddings: Embeddings, order: Sequence[int], leverage: Leverage, formula: Formula) -> StandardErrors:
@@ -148,6 +149,12 @@ class _Derivatives:
             some = slice(start, start + CHUNK_ROWS)
             yield some, self.rows[some], self.rows[some] @ self.inverse
 
+    def quadratic(self, matrix: Array) -> Array:
+        """u_i^T matrix u_i, [k]."""
+        between = self.inverse @ matrix @ self.inverse
+        starts = range(0, len(self.rows), CHUNK_ROWS)
+        return np.concatenate([np.einsum("kp,kp->k", y @ between, y) for y in (self.rows[start : start + CHUNK_ROWS] for start in starts)])
+
 
 @dataclass(frozen=True)
 class _Sum:
@@ -190,7 +197,7 @@ class _Noise:
         # sum_j H_ij^2 = y_i^T P (P^-1 - mu I) P y_i
         entering = np.maximum(c + scores - mu * squares - (c + scores) ** 2, 0.0)  # [k] sum over j != i of (c + H_ij)^2
         grams, pooled = _covariances(embeddings, order, derivatives, sums, entering)
-        quadratic = np.concatenate([np.einsum("kp,kp->k", u @ pooled, u) for _, _, u in derivatives.chunks()])
+        quadratic = derivatives.quadratic(pooled)
         return cls(weightings, 1 - c - scores, -2 * derivatives.rho * squares, grams, entering * quadratic)
 
     def errors(self, by_score: Array, by_sums: Sequence[Array]) -> Array:
@@ -227,12 +234,12 @@ def _covariances(embeddings: Embeddings, order: Sequence[int], derivatives: _Der
     every = -(-k // POOLED_DOMAINS)
     grams, pooled = np.empty((k, 2 + len(sums), 2 + len(sums))), np.zeros((p, p))
     for some, y, u in derivatives.chunks():
-        noise = deviations(embeddings, order[some])  # [rows, groups, p]
+        group_sums, counts = embeddings.group_sums[order[some]].astype(np.float64), embeddings.group_counts[order[some]]  # [rows, groups, p], [rows, groups]
         fields = np.stack([u, y, *(each.gradient(derivatives, some, y, u) for each in sums)], axis=2)  # [rows, p, 2 + n]
-        projected = noise @ fields  # [rows, groups, 2 + n]
+        projected = deviations(group_sums @ fields, counts)  # [rows, groups, 2 + n]
         grams[some] = projected.transpose(0, 2, 1) @ projected
         taken = np.arange(k)[some] % every == 0
-        weighted = (np.sqrt(entering[some][taken])[:, None, None] * noise[taken]).reshape(-1, p)
+        weighted = (np.sqrt(entering[some][taken])[:, None, None] * deviations(group_sums[taken], counts[taken])).reshape(-1, p)
         pooled += weighted.T @ weighted
     pool = entering[::every].sum()
     return grams, pooled / pool if pool > 0 else pooled
