@@ -188,6 +188,14 @@ def test_a_domain_in_one_hash_group_is_warned_about() -> None:
     assert all(math.isfinite(error) for error in mixture.weights_stderr.values())
 
 
+def test_many_domains_in_one_hash_group_are_named_up_to_ten() -> None:
+    embeddings = noisy_embeddings(spread(13), 64, 0.3)
+    counts, sums = embeddings.group_counts.copy(), embeddings.group_sums.copy()
+    counts[1:, 1:], sums[1:, 1:] = 0, 0
+    found = [each for each in Chameleon(**RELATIVE).weigh(replace(embeddings, group_counts=counts, group_sums=sums)).warnings if "hash group" in each]
+    assert len(found) == 11 and found[-1].startswith("2 more domains have samples in only 1 hash group")
+
+
 def test_empty_hash_groups_do_not_disturb_the_bootstrap() -> None:
     embeddings = noisy_embeddings(spread(4), samples=5, noise=0.3)
     assert (embeddings.group_counts == 0).any()
