@@ -33,7 +33,7 @@ VERSIONS: dict[str, int] = {
     "model": 2,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
     "proxy": 3,  # one run of a swarm, and its measurement
-    "embeddings": 2,  # layer, samples, pooling, groups
+    "embeddings": 3,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
     "mixture": 2,  # what is around a method; the method has a version of its own

@@ -21,11 +21,8 @@ def test_a_result_changes_only_with_its_version(name: str, tmp_path: Path) -> No
     stored = STORED[name]
     same = len(values) == len(stored["values"]) and np.allclose(values, stored["values"], rtol=TOLERANCE, atol=TOLERANCE)
     anew = "write the results anew with `python -m tests.golden.results`"
-    if version == stored["version"]:
-        assert same, f"{name}: another result under the same version; raise the version of what makes it (identity.VERSIONS, or `version` of it), then {anew}"
-    else:
-        assert not same, f"{name}: the same result under {version} as under {stored['version']}; take the version back"
-        pytest.fail(f"{name}: stored for {stored['version']}, computed by {version}; {anew}")
+    assert version == stored["version"], f"{name}: stored for {stored['version']}, computed by {version}; {anew}"
+    assert same, f"{name}: another result under the same version; raise the version of what makes it (identity.VERSIONS, or `version` of it), then {anew}"
 
 
 def test_everything_with_a_version_is_stored(tmp_path: Path) -> None:
