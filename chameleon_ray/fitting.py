@@ -11,7 +11,7 @@ from typing import Any
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import Backend, FitContext
-from chameleon_ray.errors import as_user_error
+from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
 from chameleon_ray.mixing.method import Method
@@ -79,9 +79,9 @@ def fit(job: MixtureJob, backend: Backend) -> Mixture:
     """The mixture, under the label that the experiment gives its method; kept, since a method may have trained for it.
 
     Raises:
-        UserError: as `check_all`, before anything is trained, or what fitting raises.
+        UserError: as `check`, before anything is trained, or what fitting raises.
     """
-    check_all([job], backend)
+    check(job, backend)
     address = storage.join(backend.root, "mixtures", f"{job.method}-{job.digest}")
     path = storage.join(address, "mixture.json")
 
@@ -103,27 +103,31 @@ def with_sizes(mixture: Mixture, corpora: Sequence[TokenCorpus]) -> Mixture:
     return replace(mixture, tokenizer_sha256=corpora[0].tokenizer_sha256, domains=sizes)
 
 
-def check_all(jobs: Sequence[MixtureJob], backend: Backend) -> None:
-    """Raise every `UserError` that can be known before anything is trained, for every method."""
-    for job in jobs:
-        job.mixer.check(job.context(backend))
-        backend.check(job.corpus, job.mixer.jobs(job.context(backend)))
+def check(job: MixtureJob, backend: Backend) -> None:
+    """Raise the `UserError` that can be known of a method before anything is trained."""
+    job.mixer.check(job.context(backend))
+    backend.check(job.corpus, job.mixer.jobs(job.context(backend)))
 
 
 def fit_all(jobs: Sequence[MixtureJob], backend: Backend) -> tuple[dict[str, Mixture], dict[str, str]]:
     """Mixtures by label, and for each method that failed twice what went wrong.
 
-    The runs that need nothing of each other are started together first; a method whose run failed there tries again alone.
-
-    Raises:
-        UserError: as `check_all`, before anything is trained.
+    Every method is checked before anything is trained; one that cannot work is left out, and said to be. The runs that need nothing of each other are
+    started together; a method whose run failed there tries again alone.
     """
-    check_all(jobs, backend)
+    mixtures: dict[str, Mixture] = {}
+    failures: dict[str, str] = {}
+    for job in jobs:
+        try:
+            check(job, backend)
+        except UserError as error:
+            failures[job.label] = str(error)
+            logging.getLogger(__name__).warning("%s is left out: %s", job.label, error)
+    jobs = [job for job in jobs if job.label not in failures]
     for corpus in {job.corpus.digest: job.corpus for job in jobs}.values():
         runs = [run for job in jobs if job.corpus.digest == corpus.digest for run in job.mixer.jobs(job.context(backend)) if run.ahead]
         with suppress(Exception):
             backend.train_many(corpus, runs)
-    mixtures, failures = {}, {}
     for job in jobs:
         try:
             mixtures[job.label] = fit(job, backend)

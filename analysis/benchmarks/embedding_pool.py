@@ -20,8 +20,7 @@ from chameleon_ray.config import ModelConfig, Resources
 from chameleon_ray.corpus.chunks import chunks_of
 from chameleon_ray.corpus.ray_stream import stream
 from chameleon_ray.corpus.rows import RowReader
-from chameleon_ray.embedding.ray_embed import CHUNK_ROWS
-from chameleon_ray.embedding.worker import FORWARD_TOKENS, EmbedWorker
+from chameleon_ray.embedding.worker import CHUNK_ROWS, FORWARD_TOKENS, EmbedWorker
 from chameleon_ray.models.pooling import middle_layer
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_session import cluster_cpus, start_ray

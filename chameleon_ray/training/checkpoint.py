@@ -31,7 +31,8 @@ def save_tree(tree: Any, path: str) -> None:
 def load_tree(path: str) -> Any:
     """Read back what `save_tree` wrote; tensors on the CPU, and arrays as tensors."""
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        # Copies: what is loaded is mapped from the file, which the next checkpoint may overwrite while it is still in use.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         plain = tensors.pop(file.metadata()["tree"])
     return _decode(json.loads(plain.numpy().tobytes()), tensors)
 
