@@ -278,3 +278,20 @@ def test_domains_without_samples_or_embedded_twice_are_named() -> None:
 def test_wrong_settings_are_refused(fields: dict) -> None:
     with pytest.raises(ValidationError):
         Chameleon(**fields)
+
+
+def test_finetuning_weights_of_a_proxy_trained_from_scratch_are_refused() -> None:
+    told = (
+        r"methods\.mine\.stage: finetune, but here a proxy is trained from scratch, and finetuning weights come from .* set stage=pretrain, or .* --method mine"
+    )
+    with pytest.raises(UserError, match=told):
+        Chameleon(stage="finetune").check_settings("mine")
+    Chameleon().check_settings("mine")
+
+
+def test_a_layer_that_the_proxy_does_not_have_is_found_before_it_is_trained() -> None:
+    context = make_context({"a": 10, "b": 20})
+    context = replace(context, embedding=context.embedding.model_copy(update={"layer": 99}))
+    with pytest.raises(UserError, match=r"embedding\.layer: 99, but the proxy has 2 layers; choose 1 to 2, or middle"):
+        Chameleon().fit(context)
+    assert context.backend.jobs == []
