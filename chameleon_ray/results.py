@@ -60,6 +60,7 @@ def gather(
         histories=_histories(chosen),
         failures={**failures, **failures_of(runs)},
         sweep=_sweep(swept, mixtures),
+        precisions={key: model.details["precision"] for key, model in models.items()},
     )
 
 

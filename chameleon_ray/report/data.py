@@ -34,6 +34,7 @@ class ReportData:
         histories: method, step, domain, weight, mean: weights while a proxy trained; for methods that learn them step by step `mean` is the mean
             over the steps so far, which is their answer; elsewhere it equals `weight`.
         failures: label, or "label, seed N" -> what went wrong, in one line; the other runs are reported without them.
+        precisions: (label, seed) -> the number format that the base model was trained in.
         sweep: point, label, domain, weight, stderr, tokens, flops, seconds: weights at every point of a sweep; `point` reads "key=value, …".
     """
 
@@ -48,6 +49,7 @@ class ReportData:
     histories: pa.Table | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
     sweep: pa.Table | None = None
+    precisions: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

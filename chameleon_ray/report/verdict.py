@@ -117,8 +117,8 @@ def _averages(data: ReportData) -> dict[str, dict[int, Score]]:
 
 
 def warnings(data: ReportData) -> list[str]:
-    """The mixtures' own warnings, the domains that are not measured, base models with few tokens a parameter, and every method whose models know a domain
-    no better than its token frequencies do (worst seed)."""
+    """The mixtures' own warnings; the domains that are not measured; base models with few tokens a parameter or in several number formats; and every method
+    whose models know a domain no better than its token frequencies do (worst seed)."""
     found = [f"{label}: {text}" for label, mixture in data.mixtures.items() for text in mixture.warnings]
     if unmeasured := data.corpus.unmeasured:
         found.append(
@@ -126,6 +126,12 @@ def warnings(data: ReportData) -> list[str]:
             f"Averages are over the other {plural(len(data.measured), 'domain')}."
         )
     found += _few_tokens(data) if evaluated(data) else []
+    formats = sorted(set(data.precisions.values()))
+    if len(formats) > 1:
+        runs = [f"{label}, seed {seed} in {found_in}" for (label, seed), found_in in data.precisions.items()]
+        found.append(
+            f"Base models were trained in {' and '.join(formats)} ({listed(runs)}), so that they differ by more than mixtures and seeds; set base.precision."
+        )
     return found + [text for label in evaluated(data) if (text := _undertrained(data, label))]
 
 

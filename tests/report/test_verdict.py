@@ -172,3 +172,10 @@ def test_base_models_with_few_tokens_a_parameter_are_told(make_data):
     (told,) = [text for text in warnings(short) if "tokens a parameter" in text]
     assert told.startswith("Base models start from scratch and see 10.0 tokens a parameter: not trained long enough to compare")
     assert not warnings(replace(short, scores=short.scores.slice(0, 0)))
+
+
+def test_base_models_in_several_number_formats_are_told(make_data):
+    data = make_data({"uniform": [[20.0, 30.0]], "chameleon": [[19.0, 29.0]]})
+    assert not [text for text in warnings(replace(data, precisions={("uniform", 0): "fp32", ("chameleon", 0): "fp32"})) if "set base.precision" in text]
+    (told,) = [text for text in warnings(replace(data, precisions={("uniform", 0): "fp32", ("chameleon", 0): "bf16"})) if "set base.precision" in text]
+    assert told.startswith("Base models were trained in bf16 and fp32 (uniform, seed 0 in fp32, chameleon, seed 0 in bf16), so that they differ")
