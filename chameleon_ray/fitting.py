@@ -16,7 +16,7 @@ from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.records import once
+from chameleon_ray.records import is_complete, once
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class MixtureJob:
         """Of the mixture: covers what the method says that it needs."""
         sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.needs)}
         return mixture_digest(self.method, self.mixer, sections, self.corpus, self.experiment.seeds[0])
+
+    def address(self, backend: Backend) -> str:
+        """Where the mixture is kept."""
+        return storage.join(backend.root, "mixtures", f"{self.method}-{self.digest}")
 
     def context(self, backend: Backend) -> FitContext:
         """What the method gets to work with."""
@@ -82,7 +86,7 @@ def fit(job: MixtureJob, backend: Backend) -> Mixture:
         UserError: as `check`, before anything is trained, or what fitting raises.
     """
     check(job, backend)
-    address = storage.join(backend.root, "mixtures", f"{job.method}-{job.digest}")
+    address = job.address(backend)
     path = storage.join(address, "mixture.json")
 
     def make() -> dict[str, Any]:
@@ -104,7 +108,9 @@ def with_sizes(mixture: Mixture, corpora: Sequence[TokenCorpus]) -> Mixture:
 
 
 def check(job: MixtureJob, backend: Backend) -> None:
-    """Raise the `UserError` that can be known of a method before anything is trained."""
+    """Raise the `UserError` that can be known of a method before anything is trained; what is finished passed before."""
+    if is_complete(job.address(backend)):
+        return
     job.mixer.check(job.context(backend))
     backend.check(job.corpus, job.mixer.jobs(job.context(backend)))
 

@@ -66,10 +66,10 @@ class RayBackend:
 
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
         """Raise the `UserError` with which training one of the jobs would begin; nothing is started."""
-        if jobs:
-            from chameleon_ray.training.loop import check_job
+        for job in jobs:
+            if not is_complete(self._run(job, corpus).address):
+                from chameleon_ray.training.loop import check_job
 
-            for job in jobs:
                 check_job(job, corpus, self.resources.num_workers)
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
