@@ -30,7 +30,7 @@ NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_s
 VERSIONS: dict[str, int] = {
     "corpus": 3,  # reading, splitting, packing, order of rows
     "tokenizer": 2,  # what tells one tokenizer from another
-    "model": 2,  # order of the data, initialisation, optimizer, steps
+    "model": 3,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
     "proxy": 3,  # one run of a swarm, and its measurement
     "embeddings": 3,  # layer, samples, pooling, groups

@@ -62,6 +62,7 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
 
     from chameleon_ray.models.build import build_model
     from chameleon_ray.models.hardware import Hardware
+    from chameleon_ray.models.head import TokenLosses
     from chameleon_ray.training.engine import build_engine
     from chameleon_ray.training.learner import Learner
     from chameleon_ray.training.micro_batch import MicroBatch
@@ -71,7 +72,7 @@ def _side(job: TrainJob, corpus: TokenCorpus) -> Callable[[], float]:
     os.environ.update({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})
     hardware = Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU")
     training = job.training
-    model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
+    model = TokenLosses(build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed))
     engine = build_engine(model, training, hardware, training.batch_rows, 1)
     engine.train()
     learner = Learner(job, None) if job.rule else None

@@ -39,6 +39,7 @@ def in_turns(config: dict[str, Any]) -> dict[str, Any]:
     from chameleon_ray.corpus.rows import RowReader
     from chameleon_ray.models.build import build_model
     from chameleon_ray.models.hardware import Hardware
+    from chameleon_ray.models.head import TokenLosses
     from chameleon_ray.training import loop
     from chameleon_ray.training.engine import build_engine
     from chameleon_ray.training.micro_batch import choose_micro_batch
@@ -50,7 +51,7 @@ def in_turns(config: dict[str, Any]) -> dict[str, Any]:
     hardware = Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU")
     chosen = choose_micro_batch(job, corpus, hardware, 1)
     micro = chosen.rows
-    model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
+    model = TokenLosses(build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed))
     engine = build_engine(model, job.training, hardware, micro, 1)
     plain = PlainLoop(job.training, corpus, job.seed, micro)
     plan = MixturePlan(job.weights, corpus.rows(), job.seed)

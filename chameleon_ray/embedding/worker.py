@@ -14,7 +14,6 @@ from chameleon_ray.embedding.groups import group_sums
 
 CHUNK_ROWS = 64
 MAX_CHUNKS = 2048
-FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 
 class EmbedWorker:
@@ -25,18 +24,19 @@ class EmbedWorker:
 
         from chameleon_ray.models.hardware import detect
         from chameleon_ray.models.load import load_truncated
+        from chameleon_ray.models.memory import forward_rows
         from chameleon_ray.models.pooling import MeanHiddenState
 
         torch.set_num_threads(threads)
         hardware = detect(use_gpu)
         self._chunks = ChunkReader(corpus)
         self._num_groups, _ = group_layout(len(corpus.names))
-        self._forward_tokens = FORWARD_TOKENS[hardware.device.type]
+        self._forward_rows = forward_rows(hardware, corpus.row_tokens)
         self._embed = MeanHiddenState(load_truncated(storage.local_directory(folder), layer, hardware), layer)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = self._chunks.read(batch)
-        step = max(1, self._forward_tokens // rows.tokens.shape[1])
+        step = self._forward_rows
         total = None
         for start in range(0, len(rows), CHUNK_ROWS):
             block = slice(start, start + CHUNK_ROWS)

@@ -10,8 +10,6 @@ from chameleon_ray.artifacts import DocumentLosses, TokenCorpus
 from chameleon_ray.corpus.chunks import ChunkReader
 from chameleon_ray.evaluation.losses import document_of_target
 
-FORWARD_BYTES = 1 << 28
-
 
 class EvaluateWorker:
     """Holds one model at a time; turns the rows of a chunk into (document, nats, tokens)."""
@@ -33,7 +31,7 @@ class EvaluateWorker:
         model = self._model(str(batch["model"][0]))
         rows = self._chunks.read(batch)
         row_tokens = rows.tokens.shape[1]
-        step = forward_rows(self._hardware, row_tokens, model.config.vocab_size, FORWARD_BYTES)
+        step = forward_rows(self._hardware, row_tokens)
         nats = np.concatenate([self._losses(model, rows.tokens[i : i + step], rows.length[i : i + step]) for i in range(0, len(rows), step)])
         counted = np.arange(row_tokens)[None, :] < rows.length[:, None] - 1
         of_target = document_of_target(rows.tokens, rows.document, self._end_of_document)
@@ -44,19 +42,17 @@ class EvaluateWorker:
     def _losses(self, model: Any, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
         import torch
 
-        from chameleon_ray.models.losses import row_losses
-
         with torch.inference_mode():
-            ids = torch.from_numpy(tokens.astype(np.int64)).to(self._hardware.device)
-            found = row_losses(model(input_ids=ids, use_cache=False).logits, ids, torch.from_numpy(length.astype(np.int64)).to(ids.device))
-        return found.double().cpu().numpy()
+            ids, lengths = (torch.from_numpy(values.astype(np.int64)).to(self._hardware.device) for values in (tokens, length))
+            found: np.ndarray = model(ids, lengths).double().cpu().numpy()
+        return found
 
     def _model(self, folder: str) -> Any:
-        from chameleon_ray.models.load import load_causal_lm
+        from chameleon_ray.models.load import load_losses
 
         if self._loaded[0] != folder:
             self._loaded = ("", None)  # the model before is given back first
-            self._loaded = (folder, load_causal_lm(folder, self._hardware))
+            self._loaded = (folder, load_losses(folder, self._hardware))
         return self._loaded[1]
 
 

@@ -5,7 +5,7 @@ Sizes are in bytes. L layers of width w, rows of T tokens, a vocabulary of V, e 
     activations   (16 L + 1) T w e   what autograd keeps of a row: of every block the inputs of its two norms, of attention's three projections, of
                                      attention itself (q, k, v, its result), of the feed-forward network (w, 4 w, 4 w); and of the last norm
     recomputed    (L + 17) T w e     the same if only the inputs of blocks are kept and one block at a time is computed again
-    logits        (e + 8) T V        logits, their logarithms and gradients; in bf16 also a copy in fp32 and a gradient in bf16: (2 e + 12) T V
+    logits        e T V              logits, and in their place their gradients (`head.py`); beside them a part in fp32
     states        16 N               parameters, gradients and AdamW's two moments of N parameters in fp32; 20 N with bf16 and fp32 masters
 """
 
@@ -19,6 +19,10 @@ from chameleon_ray.models.hardware import Hardware
 
 # On a CPU small blocks, which stay near the caches, are faster than large ones: what rows may take there does not grow with the machine.
 CPU_BYTES = 1 << 30
+# Logits that are in fp32 at a time, whatever the batch.
+PART_BYTES = {"cpu": 1 << 22, "cuda": 1 << 30}
+# Tokens of one forward pass without gradients: enough to keep the device busy.
+FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
 # Of what a GPU has free: fragments of the allocator, buffers of collectives, kernels' workspaces.
 RESERVE = 0.1
 
@@ -30,8 +34,8 @@ def activation_bytes(model: ModelConfig, row_tokens: int, number_bytes: int, rec
 
 
 def logits_bytes(row_tokens: int, vocab_size: int, number_bytes: int) -> int:
-    """Of one row in training, around the loss."""
-    return (number_bytes + 8 if number_bytes >= 4 else 2 * number_bytes + 12) * row_tokens * vocab_size
+    """Of one row in training."""
+    return row_tokens * vocab_size * number_bytes
 
 
 def state_bytes(model: ModelConfig, vocab_size: int, row_tokens: int, number_bytes: int, zero_stage: int, world_size: int) -> int:
@@ -44,10 +48,10 @@ def state_bytes(model: ModelConfig, vocab_size: int, row_tokens: int, number_byt
 
 
 def free_bytes(hardware: Hardware) -> int:
-    """What rows may take: of a GPU's free memory all but a reserve, of a CPU's a fixed amount."""
+    """What rows may take: of a GPU's free memory all but a reserve and what the loss needs at a time, of a CPU's a fixed amount."""
     if hardware.device.type != "cuda":
         return CPU_BYTES
-    return int((1 - RESERVE) * torch.cuda.mem_get_info(hardware.device)[0])
+    return int((1 - RESERVE) * torch.cuda.mem_get_info(hardware.device)[0]) - 3 * PART_BYTES["cuda"]
 
 
 def number_bytes(hardware: Hardware) -> int:
@@ -55,12 +59,6 @@ def number_bytes(hardware: Hardware) -> int:
     return torch.finfo(hardware.dtype).bits // 8
 
 
-def forward_rows(hardware: Hardware, row_tokens: int, vocab_size: int, cpu_bytes: int) -> int:
-    """Rows of one forward pass without gradients: as many as a quarter of a GPU's free memory holds in logits and their logarithms.
-
-    Args:
-        cpu_bytes: what the logits may take on a CPU.
-    """
-    if hardware.device.type != "cuda":
-        return max(1, cpu_bytes // (4 * row_tokens * vocab_size))
-    return max(1, free_bytes(hardware) // 4 // ((number_bytes(hardware) + 8) * row_tokens * vocab_size))
+def forward_rows(hardware: Hardware, row_tokens: int) -> int:
+    """Rows of one forward pass without gradients."""
+    return max(1, FORWARD_TOKENS[hardware.device.type] // row_tokens)

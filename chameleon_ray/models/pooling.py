@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from chameleon_ray.models.compiled import blocks_of
+
 LAST_PROJECTIONS = ("mlp.c_proj", "mlp.down_proj", "mlp.dense_4h_to_h")
 
 
@@ -32,7 +34,7 @@ class MeanHiddenState:
 
     def __init__(self, model: Any, layer: int) -> None:
         self._decoder = model.base_model
-        self._block = _blocks(self._decoder)[layer - 1]
+        self._block = blocks_of(self._decoder)[layer - 1]
         self.width = int(model.config.hidden_size)
         self.vocab_size = int(model.config.vocab_size)
 
@@ -101,10 +103,6 @@ def _mean_before_last_projection(block: nn.Module, weights: torch.Tensor, width:
                 setattr(parent, name, projection)
             return
     yield projected
-
-
-def _blocks(decoder: nn.Module) -> nn.ModuleList:
-    return next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
 
 
 def weighted_mean(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

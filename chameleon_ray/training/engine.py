@@ -12,6 +12,7 @@ import torch
 
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.training.checkpoint import load_tree, save_tree
 
 BETAS = (0.9, 0.95)
@@ -33,7 +34,7 @@ def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_r
     }
 
 
-def build_engine(model: torch.nn.Module, training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int) -> Any:
+def build_engine(model: TokenLosses, training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int) -> Any:
     """A DeepSpeed engine with AdamW; matrices decay, biases and layer norms do not."""
     if hardware.device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -72,11 +73,11 @@ def layout(training: TrainingConfig, hardware: Hardware) -> str:
 
 
 def consolidated_state(engine: Any) -> dict[str, torch.Tensor] | None:
-    """The whole model on rank 0 (None elsewhere), whatever the ZeRO stage. A collective: every rank calls it."""
+    """The weights of the causal LM on rank 0 (None elsewhere), whatever the ZeRO stage. A collective: every rank calls it."""
     if engine.zero_optimization_stage() == 3:
         state = engine._zero3_consolidated_16bit_state_dict()
-        return state if engine.global_rank == 0 else None
-    return engine.module.state_dict() if engine.global_rank == 0 else None
+        return {name.removeprefix("model."): value for name, value in state.items()} if engine.global_rank == 0 else None
+    return engine.module.model.state_dict() if engine.global_rank == 0 else None
 
 
 def _safetensors_engine() -> Any:

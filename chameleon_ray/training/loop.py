@@ -1,4 +1,4 @@
-"""One training run, the same on one CPU and on many GPUs: plan -> rows -> loss -> step, with exact resumption.
+"""One training run, the same on one CPU and on many GPUs: batch -> loss -> step, with exact resumption.
 
 Knows DeepSpeed's engine and torch.distributed, not Ray. What happens at a checkpoint is the caller's business.
 """
@@ -19,6 +19,8 @@ from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.flops import num_parameters, training_flops
+from chameleon_ray.training.batches import batches
+from chameleon_ray.training.gauge import Gauge
 from chameleon_ray.training.history import History
 from chameleon_ray.training.learner import Learner, learned
 from chameleon_ray.training.plan import MixturePlan, PlanState
@@ -77,7 +79,7 @@ def train(
         engine: from `engine.build_engine`.
         checkpoint: called on every rank after every `checkpoint_every_steps` steps but the last.
         snapshots: by number of steps, called on every rank when so many are done: what a shorter run on the same schedule would end with.
-        on_step: called on every rank with the steps done and the latest mean loss of this rank, in nats per token.
+        on_step: called on every rank with the steps done and the latest mean loss of this rank that has come from the device, in nats per token.
     Returns:
         The final progress; `curve` has, per logged step and domain, the mean training loss over the steps since the last (summed over ranks),
         and `weights`, where the job has a rule, its weights.
@@ -87,30 +89,27 @@ def train(
     job, corpus, hardware = worker.job, worker.corpus, worker.hardware
     training, signal = job.training, signal_of(job)
     plan = MixturePlan(job.weights, corpus.rows(), job.seed)
-    reader = RowReader(corpus)
-    state = progress.plan or plan.start()
     learner = Learner(job, progress.rule) if job.rule else None
     take_step = make_step(worker, learner)
     look = signal.look(worker) if signal and signal.look else None
     every = checkpoint_interval(training.steps, training.checkpoint_every_steps)
     log_every = max(1, training.steps // 100)
     sums = torch.zeros(len(plan.names), 2, dtype=torch.float64, device=hardware.device)
+    gauge = Gauge()
     engine.train()
     started = time.perf_counter() - progress.seconds
-    for step in range(progress.step, training.steps):
-        planned, state = plan.take(state, training.batch_rows)
-        mine = take_step.mine(planned.domain)
-        rows = reader.read_mixed(plan.names, planned.domain[mine], planned.row[mine])
+    stream = batches(plan, progress.plan or plan.start(), RowReader(corpus), training.batch_rows, take_step.mine, training.steps - progress.step)
+    for step, batch in enumerate(stream, progress.step):
         rate = learning_rate(training, step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         if learner:
             learner.begin(step + 1, rate)
-        row_losses = take_step(engine, rows, planned.domain[mine])
-        domains = torch.from_numpy(planned.domain[mine]).to(hardware.device)
+        row_losses = take_step(engine, batch.rows, batch.domains)
+        domains = torch.from_numpy(batch.domains).to(hardware.device)
         sums[:, 0].index_add_(0, domains, row_losses.double())
         sums[:, 1].index_add_(0, domains, torch.full_like(row_losses, corpus.row_tokens - 1, dtype=torch.float64))
-        progress.step, progress.plan, progress.seconds = step + 1, state, time.perf_counter() - started
+        progress.step, progress.plan, progress.seconds = step + 1, batch.after, time.perf_counter() - started
         last = progress.step == training.steps
         if learner and look and learner.due:
             learner.see(**look(engine.module))
@@ -124,7 +123,7 @@ def train(
             if learner and not look:
                 learner.note(progress.weights)
             sums.zero_()
-        on_step(progress.step, float(row_losses.mean()) / (corpus.row_tokens - 1))
+        on_step(progress.step, gauge.read(row_losses) / (corpus.row_tokens - 1))
         if snapshot:
             snapshot(progress)
         if save:

@@ -34,8 +34,12 @@ class MicroBatch:
         )
 
 
-def choose_micro_batch(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, world_size: int) -> MicroBatch:
-    """As configured, else the largest divisor of a worker's rows that fits; with recomputation only where a single row would not fit without."""
+def choose_micro_batch(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, world_size: int, kept_bytes: int = 0) -> MicroBatch:
+    """As configured, else the largest divisor of a worker's rows that fits; with recomputation only where a single row would not fit without.
+
+    Args:
+        kept_bytes: what the device keeps beside the model's own states.
+    """
     training = job.training
     rows = training.batch_rows // world_size
     if training.micro_batch_rows is not None:
@@ -43,7 +47,7 @@ def choose_micro_batch(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, w
     bytes_each = memory.number_bytes(hardware)
     room = memory.free_bytes(hardware)
     if hardware.device.type == "cuda":
-        room -= memory.state_bytes(training.model, corpus.vocab_size, corpus.row_tokens, bytes_each, training.zero_stage, world_size)
+        room -= kept_bytes + memory.state_bytes(training.model, corpus.vocab_size, corpus.row_tokens, bytes_each, training.zero_stage, world_size)
     logits = memory.logits_bytes(corpus.row_tokens, corpus.vocab_size, bytes_each)
     for recompute in (False, True):
         fitting = room // (memory.activation_bytes(training.model, corpus.row_tokens, bytes_each, recompute) + logits)

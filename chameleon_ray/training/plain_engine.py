@@ -15,8 +15,8 @@ class PlainEngine:
         self._accumulation, self._clipping = accumulation, clipping
         self._backwards = 0
 
-    def __call__(self, **inputs: Any) -> Any:
-        return self.module(**inputs)
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
 
     def train(self) -> None:
         """Training mode."""

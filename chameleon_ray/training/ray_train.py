@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,8 +111,12 @@ def _body(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(resources.cpus_per_worker)
     hardware = detect(bool(resources.gpus_per_worker), run.job.training.precision)
     pulse = Pulse(config["board"] if dist.get_rank() == 0 else None, run.label, run.job.training.steps)
+
+    def on_step(step: int, loss: float) -> None:
+        pulse(step, hardware.precision if math.isnan(loss) else f"loss {loss:.3f}, {hardware.precision}")
+
     try:
-        train_run(run, hardware, _RayCheckpoints(config["checkpoints"]), lambda step, loss: pulse(step, f"loss {loss:.3f}, {hardware.precision}"))
+        train_run(run, hardware, _RayCheckpoints(config["checkpoints"]), on_step)
     except UserError as error:
         return {"user_error": str(error)}
     return {}

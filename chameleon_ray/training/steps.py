@@ -13,7 +13,6 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.models.hardware import Hardware
-from chameleon_ray.models.losses import row_losses
 from chameleon_ray.training.micro_batch import MicroBatch
 
 
@@ -54,7 +53,7 @@ class PlainStep:
     def __call__(self, engine: Any, rows: Rows, domains: NDArray[np.int64]) -> torch.Tensor:
         found = []
         for tokens in micro_batches(rows, self._worker):
-            losses = row_losses(engine(input_ids=tokens, use_cache=False).logits, tokens).sum(dim=1)
+            losses = engine(tokens).sum(dim=1)
             engine.backward(losses.mean() / (tokens.shape[1] - 1))
             engine.step()
             found.append(losses.detach())

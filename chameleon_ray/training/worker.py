@@ -22,8 +22,10 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import ProxyLosses, TrainJob
 from chameleon_ray.models.build import build_model
+from chameleon_ray.models.compiled import compile_blocks, compiles
 from chameleon_ray.models.flops import forward_flops_per_token
 from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.models.losses import domain_losses, measured_rows
 from chameleon_ray.records import is_complete, write_record, write_table
 from chameleon_ray.training import loop
@@ -32,7 +34,7 @@ from chameleon_ray.training.engine import build_engine, build_optimizer, consoli
 from chameleon_ray.training.micro_batch import MicroBatch, choose_micro_batch
 from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.run import Run
-from chameleon_ray.training.signals import engine_micro_batch
+from chameleon_ray.training.signals import engine_micro_batch, signal_of
 from chameleon_ray.training.steps import Worker
 
 TAG = "state"
@@ -67,7 +69,7 @@ def train_run(run: Run, hardware: Hardware, checkpoints: Checkpoints, on_step: C
     job, corpus = run.job, run.corpus
     noted = storage.join(checkpoints.address, MICRO_BATCH)
     worker = _worker(job, corpus, hardware, noted)
-    model = _model(worker)
+    model = _losses(worker)
     engine = build_engine(model, job.training, hardware, engine_micro_batch(worker), worker.world_size)
     progress = _resume(engine, worker, checkpoints)
 
@@ -119,7 +121,7 @@ def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:
     """In this process from scratch, with half as many rows at a time whenever memory runs out."""
     training = worker.job.training
     while True:
-        model = _model(worker).to(worker.hardware.device)
+        model = _losses(worker).to(worker.hardware.device)
         engine = PlainEngine(model, build_optimizer(model, training), training.batch_rows // worker.micro_batch.rows, training.gradient_clipping)
         try:
             return model, loop.train(engine, worker, loop.Progress(), lambda _: None)
@@ -127,12 +129,14 @@ def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:
             worker = replace(worker, micro_batch=worker.micro_batch.halved(worker.job, worker.corpus.row_tokens))
 
 
-def _model(worker: Worker) -> Any:
+def _losses(worker: Worker) -> TokenLosses:
     job, corpus = worker.job, worker.corpus
     model: Any = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
     if worker.micro_batch.recompute:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return model
+    if compiles(worker.hardware.device.type) and job.training.zero_stage < 3:
+        compile_blocks(model)
+    return TokenLosses(model)
 
 
 def _worker(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, noted: str | None = None) -> Worker:
@@ -142,7 +146,8 @@ def _worker(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, noted: str |
         noted: address of the micro-batch that an attempt before, which ran out of memory, left for this one.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    chosen = choose_micro_batch(job, corpus, hardware, world_size)
+    signal = signal_of(job)
+    chosen = choose_micro_batch(job, corpus, hardware, world_size, signal.kept_bytes(job, corpus, world_size) if signal else 0)
     if noted is not None and storage.exists(noted):
         before = MicroBatch(**json.loads(storage.read_bytes(noted)))
         chosen = MicroBatch(min(chosen.rows, before.rows), chosen.recompute or before.recompute)
@@ -166,11 +171,11 @@ def _resume(engine: Any, worker: Worker, checkpoints: Checkpoints) -> loop.Progr
     return progress
 
 
-def _publish(published: Run, run: Run, worker: Worker, model: Any, state: dict[str, Any], progress: loop.Progress) -> None:
+def _publish(published: Run, run: Run, worker: Worker, model: TokenLosses, state: dict[str, Any], progress: loop.Progress) -> None:
     """Hugging Face layout (weights as safetensors, configuration, tokenizer), loss curve, weights over the steps; the record last."""
     job, corpus = published.job, published.corpus
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        model.model.save_pretrained(folder, state_dict=state, safe_serialization=True)
         storage.publish(storage.local_directory(corpus.tokenizer_address), folder)
         storage.publish(folder, published.address)
     details = loop.details(replace(worker, job=job), progress)

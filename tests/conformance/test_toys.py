@@ -25,6 +25,7 @@ from chameleon_ray.mixing.simplex import domain_names, normalised, uniform
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.training import loop, signals
 from chameleon_ray.training.engine import build_optimizer
 from chameleon_ray.training.micro_batch import MicroBatch
@@ -141,7 +142,7 @@ def test_a_new_signal_is_taken_in_the_real_loop(tmp_path: Path) -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     worker = Worker(job, corpus, Hardware(torch.device("cpu"), torch.float32, "test"), MicroBatch(4))
-    model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0)
+    model = TokenLosses(build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0))
     progress = loop.train(PlainEngine(model, build_optimizer(model, training), 1, 1.0), worker, loop.Progress(), lambda _: None)
     assert progress.step == 6 and progress.rule is not None and progress.rule.updates == 2
     found = loop.details(worker, progress)

@@ -71,7 +71,7 @@ def test_684m_on_one_gpu_takes_no_more_than_it_has(monkeypatch: pytest.MonkeyPat
 
 
 def test_activations_are_computed_again_only_where_a_single_row_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    job, corpus = job_of("684M", 4), corpus_of(16384, 50257)
+    job, corpus = job_of("684M", 60), corpus_of(16384, 50257)
     states = memory.state_bytes(job.training.model, 50257, 16384, 2, 0, 1)
     row = memory.activation_bytes(job.training.model, 16384, 2) + memory.logits_bytes(16384, 50257, 2)
     for free, recompute in ((states + 1.1 * row, False), (states + 0.9 * row, True)):
@@ -109,5 +109,5 @@ def test_halving_ends_in_one_row_computed_again_and_then_in_words() -> None:
 
 def test_forward_passes_fill_a_gpu_and_stay_small_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 << 30, 80 << 30))
-    assert memory.forward_rows(CPU, 512, 50257, 1 << 28) == 2
-    assert memory.forward_rows(H100, 512, 50257, 1 << 28) == 65
+    assert memory.forward_rows(CPU, 512) == 8
+    assert memory.forward_rows(H100, 512) == 128

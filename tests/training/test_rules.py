@@ -122,8 +122,9 @@ def test_doremi_agrees_with_the_loss_written_down(corpus: TokenCorpus, reference
     means = torch.stack([losses[torch.from_numpy(domains == i)].mean() for i in range(3)])
     adam_step(model, list(torch.autograd.grad((alpha.float() * means).sum(), list(model.parameters()))))
 
-    for micro in (12, 4):
-        found = run_world(tmp_path / str(micro), 1, **settings(corpus, "doremi", reference, steps=1, micro_batch_rows=micro))
+    for micro, stage in ((12, 0), (4, 0), (4, 1)):  # one graph that waits, one gradient per domain, one forward pass more
+        training = {"zero_stage": stage}
+        found = run_world(tmp_path / f"{micro}-{stage}", 1, **settings(corpus, "doremi", reference, steps=1, micro_batch_rows=micro, training=training))
         assert weights_after(found, 1) == pytest.approx(alpha.tolist(), abs=1e-5)
         assert disagreement(fresh(corpus, seed=0), model, found) < 1e-3
 

@@ -13,7 +13,6 @@ from chameleon_ray.config import ModelConfig, TrainingConfig
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.flops import embedding_flops_per_token, forward_flops_per_token, num_parameters, training_flops
 from chameleon_ray.models.hardware import Hardware
-from chameleon_ray.models.losses import row_losses
 from chameleon_ray.models.pooling import MeanHiddenState
 from chameleon_ray.presets import PRESETS
 from chameleon_ray.training.schedule import learning_rate
@@ -64,14 +63,3 @@ def test_the_seed_alone_decides_the_initial_weights() -> None:
     first, again, other = (build_model(TINY, 64, 16, 0, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["transformer.wte.weight"], other["transformer.wte.weight"])
-
-
-def test_row_losses_are_next_token_losses_and_leave_padding_out() -> None:
-    torch.manual_seed(0)
-    logits, tokens = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
-    losses = row_losses(logits, tokens, torch.tensor([5, 3]))
-    expected = -torch.log_softmax(logits, -1)
-    for row, length in ((0, 5), (1, 3)):
-        for t in range(5):
-            want = expected[row, t, tokens[row, t + 1]] if t + 1 < length else 0.0
-            assert losses[row, t].item() == pytest.approx(float(want), abs=1e-6)

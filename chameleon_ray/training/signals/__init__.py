@@ -31,19 +31,27 @@ class Signal:
         flops: operations of its matrix products beyond plain training in so many steps.
         step: a strategy that shows the learner its signal within every step.
         look: a function from the model to the arrays that the rule sees. A collective: every worker calls it.
-        whole_batch: whether the step hands the engine the gradient of a whole batch at once, whatever the micro-batches.
+        whole_batch: whether a worker's step hands the engine the gradient of a whole batch at once, whatever the micro-batches.
+        kept_bytes: what it keeps on a worker's device beside the model: job, corpus, number of workers.
     """
 
     check: Callable[[TrainJob, TokenCorpus, int], None]
     flops: Callable[[Worker, int], float]
     step: Callable[[Worker, Learner], Step] | None = None
     look: Callable[[Worker], Look] | None = None
-    whole_batch: bool = False
+    whole_batch: Callable[[Worker], bool] = lambda worker: False
+    kept_bytes: Callable[[TrainJob, TokenCorpus, int], int] = lambda job, corpus, world_size: 0
 
 
 SIGNALS: dict[str, Signal] = {
-    "excess_losses": Signal(excess_losses.check, excess_losses.flops, step=excess_losses.ExcessLossStep),
-    "gradients": Signal(gradients.check, gradients.flops, step=gradients.GradientStep, whole_batch=True),
+    "excess_losses": Signal(
+        excess_losses.check,
+        excess_losses.flops,
+        step=excess_losses.ExcessLossStep,
+        whole_batch=excess_losses.by_domain,
+        kept_bytes=excess_losses.kept_bytes,
+    ),
+    "gradients": Signal(gradients.check, gradients.flops, step=gradients.GradientStep, whole_batch=lambda worker: True, kept_bytes=gradients.kept_bytes),
     "embeddings": Signal(embeddings.check, embeddings.flops, look=embeddings.EmbeddingLook),
 }
 
@@ -65,4 +73,4 @@ def make_step(worker: Worker, learner: Learner | None) -> Step:
 def engine_micro_batch(worker: Worker) -> int:
     """Rows between two calls of the engine's `step`."""
     signal = signal_of(worker.job)
-    return worker.job.training.batch_rows // worker.world_size if signal is not None and signal.whole_batch else worker.micro_batch.rows
+    return worker.job.training.batch_rows // worker.world_size if signal is not None and signal.whole_batch(worker) else worker.micro_batch.rows

@@ -44,7 +44,7 @@ class EmbeddingLook:
         self._rows = {i: reader.read(names[i], np.arange(min(counts[names[i]], rule.samples_per_domain))) for i in mine}
 
     def __call__(self, model: Any) -> dict[str, NDArray[np.float64]]:
-        embed = MeanHiddenState(model, self._layer)
+        embed = MeanHiddenState(model.model, self._layer)
         num_groups, _ = group_layout(self._num_domains)
         sums = torch.zeros(self._num_domains, num_groups, embed.width, dtype=torch.float64)
         counts = torch.zeros(self._num_domains, num_groups, dtype=torch.float64)

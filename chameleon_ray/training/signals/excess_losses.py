@@ -17,57 +17,68 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.flops import forward_flops_per_token
-from chameleon_ray.models.load import load_causal_lm
-from chameleon_ray.models.losses import row_losses
+from chameleon_ray.models.flops import forward_flops_per_token, num_parameters
+from chameleon_ray.models.load import load_losses
+from chameleon_ray.models.memory import forward_rows
 from chameleon_ray.training.learner import Learner
+from chameleon_ray.training.signals.domain_gradients import DomainGradients, matrix_bytes
 from chameleon_ray.training.steps import PlainStep, Worker, micro_batches
 
-# Logits of a reference pass on a CPU: what is kept of them is one number per token, so that small parts, which stay near the caches, lose nothing.
-REFERENCE_BYTES = 1 << 24
+# What gradients side by side may take, for the sake of one forward pass less.
+MATRIX_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 
 
 class ExcessLossStep(PlainStep):
     """loss = sum_i alpha_i l_i over the global batch, alpha from the same batch.
 
-    With one micro-batch the model runs forward once. With several it runs once more, without gradients, since alpha needs the whole batch
-    before the first backward pass.
+    Alpha is known only when the whole batch has run forward. With one micro-batch its graph waits for that. With several, one gradient per domain waits
+    where there is room for them (`by_domain`); elsewhere the model runs forward once more, without gradients, before the first backward pass.
     """
 
     def __init__(self, worker: Worker, learner: Learner) -> None:
         super().__init__(worker)
         assert worker.job.reference is not None
         self._learner = learner
-        self._reference = load_causal_lm(worker.job.reference.address, worker.hardware)
-        corpus = worker.corpus
-        self._token_count = corpus.row_tokens - 1
-        fitting = max(1, REFERENCE_BYTES // (4 * corpus.row_tokens * corpus.vocab_size))
-        self._reference_rows = min(fitting, worker.micro_batch.rows) if worker.hardware.device.type == "cpu" else worker.micro_batch.rows
+        self._reference = load_losses(worker.job.reference.address, worker.hardware)
+        self._reference_rows = forward_rows(worker.hardware, worker.corpus.row_tokens)
+        self._token_count = worker.corpus.row_tokens - 1
+        self._gradients = DomainGradients(worker, np.arange(len(worker.job.weights))) if by_domain(worker) else None
+
+    def mine(self, domains: NDArray[np.int64]) -> NDArray[np.int64]:
+        """An equal slice; all rows, domain by domain, where gradients are taken of each."""
+        return super().mine(domains) if self._gradients is None else np.argsort(domains, kind="stable")
 
     def __call__(self, engine: Any, rows: Rows, domains: NDArray[np.int64]) -> torch.Tensor:
-        batches = micro_batches(rows, self._worker)
         index = torch.from_numpy(domains).to(self._worker.hardware.device)
-        first = row_losses(engine(input_ids=batches[0], use_cache=False).logits, batches[0]) if len(batches) == 1 else None
+        if self._gradients is not None:
+            return self._step_by_domain(self._gradients, engine, rows, domains, index)
+        batches = micro_batches(rows, self._worker)
+        first = engine(batches[0]) if len(batches) == 1 else None
         with torch.no_grad():
-            losses = [first.detach()] if first is not None else [row_losses(engine.module(input_ids=b, use_cache=False).logits, b) for b in batches]
-            excess = torch.cat([self._excess(found, tokens) for found, tokens in zip(losses, batches, strict=True)])  # [n]
-            per_token = self._reweigh(excess, index)
-        weights = per_token[index].split(self._worker.micro_batch.rows)
-        for tokens, weight in zip(batches, weights, strict=True):
-            found = first if first is not None else row_losses(engine(input_ids=tokens, use_cache=False).logits, tokens)
+            losses = first.detach() if first is not None else torch.cat([engine.module(tokens) for tokens in batches])
+            per_token, _ = self._reweigh(losses, torch.cat(batches), index)
+        for tokens, weight in zip(batches, per_token[index].split(self._worker.micro_batch.rows), strict=True):
+            found = first if first is not None else engine(tokens)
             # DeepSpeed takes the mean over ranks and micro-batches; what is wanted is the sum.
             engine.backward((found.sum(dim=1) * weight).sum() * (self._worker.world_size * len(batches)))
             engine.step()
-        return torch.cat([found.sum(dim=1) for found in losses])
+        return losses.sum(dim=1)
+
+    def _step_by_domain(self, gradients: DomainGradients, engine: Any, rows: Rows, domains: NDArray[np.int64], index: torch.Tensor) -> torch.Tensor:
+        _, losses = gradients.take(engine.module, rows, domains)
+        with torch.no_grad():
+            per_token, counts = self._reweigh(losses, torch.cat(micro_batches(rows, self._worker)), index)
+        gradients.step(engine, per_token * counts)
+        return losses.sum(dim=1)
 
     def _excess(self, losses: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """[n] per row, the sum of what each token's loss exceeds the reference's by; clipped token by token."""
-        parts = tokens.split(self._reference_rows)
-        reference = torch.cat([row_losses(self._reference(input_ids=part, use_cache=False).logits, part) for part in parts])
+        reference = torch.cat([self._reference(part) for part in tokens.split(self._reference_rows)])
         return (losses - reference).clamp_(min=0).double().sum(dim=1)
 
-    def _reweigh(self, excess: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
-        """Show the learner all ranks' rows; [k] what one token of each domain counts for: alpha_i over the batch's tokens of i."""
+    def _reweigh(self, losses: torch.Tensor, tokens: torch.Tensor, domains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Show the learner all ranks' rows; [k] what one token of each domain counts for, alpha_i over the batch's tokens of i, and [k] these tokens."""
+        excess = self._excess(losses, tokens)
         sums = torch.zeros(2, len(self._learner.state.names), dtype=torch.float64, device=excess.device)
         sums[0].index_add_(0, domains, excess)
         sums[1].index_add_(0, domains, torch.full_like(excess, self._token_count))
@@ -77,7 +88,18 @@ class ExcessLossStep(PlainStep):
             job = self._worker.job
             raise UserError(f"{job.role}: the training loss is not finite; lower {job.key('learning_rate')} or raise {job.key('warmup_steps')}")
         per_token = self._learner.see(excess=totals, tokens=counts) / np.maximum(counts, 1)
-        return torch.from_numpy(per_token.astype(np.float32)).to(excess.device)
+        return torch.from_numpy(per_token.astype(np.float32)).to(excess.device), sums[1].float()
+
+
+def by_domain(worker: Worker) -> bool:
+    """Whether one gradient per domain waits for alpha: with several micro-batches on one rank that has room for them."""
+    training, device = worker.job.training, worker.hardware.device.type
+    return (
+        worker.micro_batch.rows < training.batch_rows
+        and worker.world_size == 1
+        and training.zero_stage == 0
+        and matrix_bytes(worker.job, worker.corpus, 1) <= MATRIX_BYTES[device]
+    )
 
 
 def check(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
@@ -85,8 +107,16 @@ def check(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
 
 
 def flops(worker: Worker, steps: int) -> float:
-    """Operations of the reference's forward pass, and of the model's second one where there are several micro-batches."""
+    """Operations of the reference's forward pass, and where there are several micro-batches, of the model's second one or of the sum of k gradients."""
     training, corpus = worker.job.training, worker.corpus
     layers, _, width = training.model.shape
-    passes = 1 if worker.micro_batch.rows * worker.world_size == training.batch_rows else 2
-    return passes * forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size) * steps * training.batch_rows * corpus.row_tokens
+    several = worker.micro_batch.rows * worker.world_size < training.batch_rows
+    passes = 2 if several and not by_domain(worker) else 1
+    sums = 2.0 * len(worker.job.weights) * num_parameters(training.model, corpus.vocab_size, corpus.row_tokens) if by_domain(worker) else 0.0
+    return steps * (sums + passes * forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size) * training.batch_rows * corpus.row_tokens)
+
+
+def kept_bytes(job: TrainJob, corpus: TokenCorpus, world_size: int) -> int:
+    """The reference in bf16, and on one rank what gradients by domain may take."""
+    reference = 2 * num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens)
+    return reference + (min(matrix_bytes(job, corpus, 1), MATRIX_BYTES["cuda"]) if world_size == 1 else 0)

@@ -1,11 +1,10 @@
-"""One gradient per domain at the cost of one batch, and a step on their weighted sum: what DoGE trains with.
+"""Products of the domains' gradients, and a step on their weighted sum: what DoGE trains with.
 
 A rule sees `products` [k], <g_i, G> with every g_i clipped to the rule's `max_norm` and G the sum over its `target_mask`, and `norms` [k], |g_i| after
 clipping, 0 for a domain that the batch does not show.
 
-The global batch is regrouped by domain, so that k backward passes see as many rows as one would; every rank owns some of the domains and
-keeps their gradients as rows of one matrix M [owned, N]. Two products with M give the scores and the model's gradient. That gradient is
-handed to DeepSpeed as the gradient of a linear function of the parameters, so that averaging, clipping and the optimizer stay its own.
+The global batch is regrouped by domain, so that k backward passes see as many rows as one would; every rank owns some of the domains and keeps their
+gradients (`domain_gradients.py`). Two products with them give the scores and the model's gradient.
 
     ranks exchange    G [N] once more than a plain step, and k numbers
     memory            4 N bytes per owned domain (82M parameters: 2.3 GB at k = 7 on one rank)
@@ -25,9 +24,9 @@ from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.flops import num_parameters
-from chameleon_ray.models.losses import row_losses
 from chameleon_ray.training.learner import Learner
-from chameleon_ray.training.steps import Worker, micro_batches
+from chameleon_ray.training.signals.domain_gradients import DomainGradients, matrix_bytes
+from chameleon_ray.training.steps import Worker
 
 
 class GradientRule(Rule, Protocol):
@@ -46,60 +45,28 @@ class GradientStep:
     def __init__(self, worker: Worker, learner: Learner) -> None:
         self._rule: Any = learner.rule  # a GradientRule
         self._worker, self._learner = worker, learner
-        self._device = worker.hardware.device
         self._num_domains = len(worker.job.weights)
-        self._owned = np.array_split(np.arange(self._num_domains), worker.world_size)[worker.rank]
-        self._gradients: torch.Tensor | None = None
+        self._gradients = DomainGradients(worker, np.array_split(np.arange(self._num_domains), worker.world_size)[worker.rank])
 
     def mine(self, domains: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of the domains this rank owns, domain by domain."""
         order = np.argsort(domains, kind="stable")
-        return order[np.isin(domains[order], self._owned)]
+        return order[np.isin(domains[order], self._gradients.owned)]
 
     def __call__(self, engine: Any, rows: Rows, domains: NDArray[np.int64]) -> torch.Tensor:
-        parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-        matrix = self._domain_matrix(parameters)
-        losses = torch.cat([self._differentiate(engine.module, parameters, i, rows.take(np.flatnonzero(domains == d))) for i, d in enumerate(self._owned)])
-        scale = self._reweigh(matrix)
-        # DeepSpeed takes the mean over ranks; what is wanted is the sum.
-        combined = torch.mv(matrix.T, scale * self._worker.world_size)
-        shares = combined.split([parameter.numel() for parameter in parameters])
-        linear = sum(torch.dot(parameter.flatten(), share.to(parameter.dtype)) for parameter, share in zip(parameters, shares, strict=True))
-        engine.backward(linear)
-        engine.step()
-        return losses
-
-    def _domain_matrix(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-        """M, allocated once; [owned, N] fp32."""
-        if self._gradients is None:
-            total = sum(parameter.numel() for parameter in parameters)
-            self._gradients = torch.empty(len(self._owned), total, device=self._device)
-        return self._gradients
-
-    def _differentiate(self, module: torch.nn.Module, parameters: list[torch.nn.Parameter], place: int, rows: Rows) -> torch.Tensor:
-        """Write the gradient of the rows' mean loss into row `place` of M; the rows' losses, [n]."""
-        assert self._gradients is not None
-        if not len(rows):
-            self._gradients[place].zero_()
-            return torch.zeros(0, device=self._device)
-        views = [v.view_as(p) for v, p in zip(self._gradients[place].split([p.numel() for p in parameters]), parameters, strict=True)]
-        found = []
-        for number, tokens in enumerate(micro_batches(rows, self._worker)):
-            losses = row_losses(module(input_ids=tokens, use_cache=False).logits, tokens).sum(dim=1)
-            gradients = torch.autograd.grad(losses.sum() / (len(rows) * (tokens.shape[1] - 1)), parameters)
-            (torch._foreach_add_ if number else torch._foreach_copy_)(views, gradients)
-            found.append(losses.detach())
-        return torch.cat(found)
+        matrix, losses = self._gradients.take(engine.module, rows, domains)
+        self._gradients.step(engine, self._reweigh(matrix))
+        return losses.sum(dim=1)
 
     def _reweigh(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Show the learner the products; [owned] what each row of M counts for in the model's gradient."""
+        """Show the learner the products; [owned] what each gradient, a row of M, counts for in the model's."""
         norms = torch.linalg.vector_norm(matrix, dim=1)
         clip = (self._rule.max_norm / norms.clamp(min=self._rule.max_norm)).float()
-        mask = torch.from_numpy(self._rule.target_mask(self._num_domains)[self._owned]).float().to(matrix.device)
+        mask = torch.from_numpy(self._rule.target_mask(self._num_domains)[self._gradients.owned]).float().to(matrix.device)
         target = torch.mv(matrix.T, clip * mask)  # G, [N]
         dist.all_reduce(target)
         numbers = torch.zeros(2, self._num_domains, dtype=torch.float64, device=matrix.device)
-        owned = torch.from_numpy(self._owned).to(matrix.device)
+        owned = torch.from_numpy(self._gradients.owned).to(matrix.device)
         numbers[0, owned] = (torch.mv(matrix, target) * clip).double()
         numbers[1, owned] = (norms * clip).double()
         dist.all_reduce(numbers)
@@ -133,3 +100,8 @@ def flops(worker: Worker, steps: int) -> float:
     """Operations of the four products with k gradients."""
     corpus = worker.corpus
     return 8.0 * steps * len(worker.job.weights) * num_parameters(worker.job.training.model, corpus.vocab_size, corpus.row_tokens)
+
+
+def kept_bytes(job: TrainJob, corpus: TokenCorpus, world_size: int) -> int:
+    """The gradients, and two more: G and what is handed to the engine."""
+    return matrix_bytes(job, corpus, world_size) + 2 * matrix_bytes(job, corpus, len(job.weights))
