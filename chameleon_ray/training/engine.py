@@ -5,6 +5,7 @@ Import this module inside a worker only: DeepSpeed probes the machine when it is
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -19,16 +20,23 @@ BETAS = (0.9, 0.95)
 
 
 def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration of one run (ZeRO 0 to 3; clipping as in section B.2)."""
+    """DeepSpeed's configuration of one run (ZeRO 0 to 3; clipping as in section B.2).
+
+    Gradients are summed over micro-batches and ranks in fp32, whatever the model computes in. Without ZeRO DeepSpeed would sum those of a bf16 model in
+    bf16 and knows no other way: such a run has its optimizer's states cut over the workers, as in stage 1.
+    """
+    in_bf16 = hardware.dtype == torch.bfloat16
     return {
         "train_batch_size": training.batch_rows,
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": training.batch_rows // (micro_batch_rows * world_size),
         "gradient_clipping": training.gradient_clipping,
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": {"stage": max(training.zero_stage, 1) if in_bf16 else training.zero_stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": hardware.dtype == torch.bfloat16},
+        "bf16": {"enabled": in_bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "steps_per_print": 1 << 40,
         "wall_clock_breakdown": False,
     }
@@ -41,6 +49,7 @@ def build_engine(model: TokenLosses, training: TrainingConfig, hardware: Hardwar
     import deepspeed
     import deepspeed.ops
 
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # gloo carries every collective on CPUs. DeepSpeed's own shared-memory op would need a compiler at first use, for a small gain.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = build_optimizer(model, training)
@@ -48,11 +57,6 @@ def build_engine(model: TokenLosses, training: TrainingConfig, hardware: Hardwar
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if hardware.device.type == "cuda" else "gloo", verbose=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    if hasattr(engine.optimizer, "fp32_groups"):
-        # DeepSpeed's wrapper of bf16 without ZeRO takes a step on zero gradients to allocate AdamW's state: without this, every run would start
-        # one step late in its bias correction, with one decay at the full learning rate behind it.
-        engine.optimizer.optimizer.state.clear()
-        engine.optimizer.refresh_fp32_params()
     engine.checkpoint_engine = _safetensors_engine()
     return engine
 

@@ -87,7 +87,7 @@ def main(request: str) -> None:
         if step == asked.get("out_of_memory_after"):
             raise torch.OutOfMemoryError("made up")
 
-    train_run(run, Hardware(torch.device("cpu"), torch.float32, "test"), FolderCheckpoints(folder / "checkpoint"), on_step)
+    train_run(run, Hardware(torch.device("cpu"), getattr(torch, asked.get("dtype", "float32")), "test"), FolderCheckpoints(folder / "checkpoint"), on_step)
     if dist.get_rank() == 0:
         model = TrainedModel.load(run.address)
         weights = model.weight_history().to_pylist() if "rule" in model.details else []

@@ -1,0 +1,103 @@
+"""Training in bf16, on a CPU that has units for it: sums of gradients in fp32, exact resumption, and the gradient that DoGE hands to the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.config import ModelConfig, TrainingConfig
+from chameleon_ray.corpus.rows import RowReader
+from chameleon_ray.models.build import build_model
+from chameleon_ray.models.hardware import Hardware, cpu_has_bf16_units
+from chameleon_ray.models.head import TokenLosses
+from chameleon_ray.training.plan import MixturePlan
+from tests.corpora import make_corpus
+from tests.training.worlds import run_world
+
+pytestmark = pytest.mark.skipif(not cpu_has_bf16_units(), reason="this CPU has no bf16 units")
+
+BF16 = Hardware(torch.device("cpu"), torch.bfloat16, "test")
+WEIGHTS = {"alpha": 1 / 3, "beta": 1 / 3, "gamma": 1 / 3}
+MODEL = {"layers": 2, "heads": 2, "width": 64}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def settings(corpus: TokenCorpus, stage: int = 0, steps: int = 12, **others: Any) -> dict[str, Any]:
+    training = {"model": MODEL, "steps": steps, "batch_rows": 12, "learning_rate": 5e-4, "warmup_steps": 0, "zero_stage": stage, "checkpoint_every_steps": 4}
+    return {"corpus": corpus.address, "weights": WEIGHTS, "training": training, "dtype": "bfloat16", **others}
+
+
+def first_moments(corpus: TokenCorpus, training: TrainingConfig, micro_batch_rows: int, hardware: Hardware) -> torch.Tensor:
+    """AdamW's after one step: a tenth of the gradient that the engine summed."""
+    from chameleon_ray.training.engine import build_engine
+
+    model = TokenLosses(build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0))
+    engine = build_engine(model, training, hardware, micro_batch_rows, 1)
+    plan = MixturePlan(WEIGHTS, corpus.rows(), 0)
+    planned, _ = plan.take(plan.start(), training.batch_rows)
+    tokens = torch.from_numpy(RowReader(corpus).read_mixed(plan.names, planned.domain, planned.row).tokens.astype("int64"))
+    for part in tokens.split(micro_batch_rows):
+        engine.backward(engine(part).mean())
+        engine.step()
+    states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()
+    return torch.cat([state["exp_avg"].float().flatten() for state in states])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_sixteen_micro_batches_agree_with_one(corpus: TokenCorpus, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To 3.5 thousandths of the gradient: each micro-batch's is rounded to bf16, their sum is not. Summed in bf16 they are 4.6 thousandths apart."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    training = TrainingConfig(model=MODEL, steps=1, batch_rows=32, zero_stage=stage)
+    one, sixteen = (first_moments(corpus, training, rows, BF16) for rows in (32, 2))
+    assert len(one) >= sum(p.numel() for p in build_model(ModelConfig(**MODEL), corpus.vocab_size, corpus.row_tokens, 0, 0).parameters())
+    assert 1e-5 < float((one - sixteen).norm() / one.norm()) < 3.5e-3
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (3, 2)])
+def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int, world: int) -> None:
+    whole = run_world(tmp_path / "whole", world, **settings(corpus, stage))
+    assert whole["exit"] == [0] * world, whole["output"]
+    for die_after in (6, 9):
+        assert 9 in run_world(tmp_path / "killed", world, **settings(corpus, stage, die_after=die_after))["exit"]
+    resumed = run_world(tmp_path / "killed", world, **settings(corpus, stage))
+    assert resumed["exit"] == [0] * world, resumed["output"]
+    assert resumed["state"] == whole["state"] and resumed["curve"] == whole["curve"]
+
+
+def test_a_run_is_the_one_in_fp32_but_for_rounding(corpus: TokenCorpus, tmp_path: Path) -> None:
+    """Weights are published in bf16; losses are close all along, and one worker or two make no more difference than rounding."""
+    single, one, two = (
+        run_world(tmp_path / name, world, **settings(corpus, steps=20) | {"dtype": dtype})
+        for name, world, dtype in (("fp32", 1, "float32"), ("one", 1, "bfloat16"), ("two", 2, "bfloat16"))
+    )
+    for found in (one, two):
+        assert set(found["exit"]) == {0}, found["output"]
+        losses = [(entry["loss"], wanted["loss"]) for entry, wanted in zip(found["curve"], single["curve"], strict=True)]
+        assert max(abs(loss - wanted) for loss, wanted in losses) < 5e-3
+    values = torch.tensor(one["state"]["transformer.h.0.attn.c_attn.weight"], dtype=torch.float64)
+    assert torch.equal(values.bfloat16().double(), values)
+
+
+def test_doges_gradient_survives_the_cast(corpus: TokenCorpus, tmp_path: Path) -> None:
+    """The weights that follow from gradients in bf16 are those of fp32, and so is the step: Adam's first is the sign of the gradient it is handed."""
+    rule = {"name": "doge", "fields": {"mu": 1e-3, "max_norm": 2.0}}
+    single, half = (run_world(tmp_path / dtype, 1, **settings(corpus, steps=1, rule=rule) | {"dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    assert half["exit"] == [0], half["output"]
+    weights = [[entry["weight"] for entry in found["weights"]] for found in (single, half)]
+    assert weights[1] == pytest.approx(weights[0], abs=2e-3) and max(weights[0]) - min(weights[0]) > 1e-2
+    before: Any = build_model(ModelConfig(**MODEL), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0).state_dict()
+    steps = [torch.cat([torch.tensor(found["state"][name]) - before[name].double().flatten() for name in single["state"]]) for found in (single, half)]
+    moved = steps[0].abs() > 2e-4
+    assert float((steps[0].sign() == steps[1].sign())[moved].double().mean()) > 0.95
