@@ -9,31 +9,32 @@
 `mix`, `train`, `evaluate` and `extend` are the other commands; `Chameleon().weigh(embeddings)` needs no backend at all.
 """
 
-from chameleon_ray.artifacts import Embeddings, TokenCorpus, TrainedModel
-from chameleon_ray.errors import UserError
-from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
-from chameleon_ray.mixing import METHODS
-from chameleon_ray.mixing.chameleon import Chameleon
-from chameleon_ray.mixture import Mixture
-from chameleon_ray.pipeline import Comparison, compare, evaluate, extend, mix, train
-from chameleon_ray.ray_backend import RayBackend
+from __future__ import annotations
 
-__all__ = [
-    "METHODS",
-    "Chameleon",
-    "Comparison",
-    "Embeddings",
-    "Experiment",
-    "Mixture",
-    "RayBackend",
-    "TokenCorpus",
-    "TrainedModel",
-    "UserError",
-    "compare",
-    "evaluate",
-    "extend",
-    "load_experiment",
-    "mix",
-    "parse_experiment",
-    "train",
-]
+from importlib import import_module
+from typing import Any
+
+# What the package offers, and where it lies: found when it is asked for, so that a part of the package costs no more than what that part needs.
+_MODULES = {
+    "artifacts": ("Embeddings", "TokenCorpus", "TrainedModel"),
+    "errors": ("UserError",),
+    "experiment": ("Experiment", "load_experiment", "parse_experiment"),
+    "mixing.chameleon": ("Chameleon",),
+    "mixing.methods": ("METHODS",),
+    "mixture": ("Mixture",),
+    "pipeline": ("Comparison", "compare", "evaluate", "extend", "mix", "train"),
+    "ray_backend": ("RayBackend",),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

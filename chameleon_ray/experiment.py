@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources, TrainingConfig
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing import METHODS
 from chameleon_ray.mixing.method import Method
+from chameleon_ray.mixing.methods import METHODS
 from chameleon_ray.settings import Label, NonNegativeInt, Settings, apply_override, first_line, nearest, read_yaml, validate
 
 

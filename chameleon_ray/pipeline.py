@@ -17,8 +17,8 @@ from chameleon_ray.config import CorpusChanges
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, with_sizes
-from chameleon_ray.mixing import Weigher
 from chameleon_ray.mixing.budget import cap_repetition
+from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixing.static import uniform_mixture
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import ReportData

@@ -14,9 +14,9 @@ from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, TrainingConfig
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer
-from chameleon_ray.mixing import METHODS
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
+from chameleon_ray.mixing.methods import METHODS
 from tests.fakes import make_corpus
 
 TEXTS = ["the quick brown fox jumps over the lazy dog, é ü", "hello world 123 foo bar"] * 40

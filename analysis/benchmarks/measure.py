@@ -9,13 +9,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ def main(name: str, run: Callable[[bool], Outcome]) -> None:
     sys.exit(0 if quick or outcome.met else 1)
 
 
-def interleaved(sides: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+def interleaved(sides: Mapping[Name, Callable[[], float]], repetitions: int) -> dict[Name, list[float]]:
     """Measure every side in turns, A B A B …, so that what changes on the machine meanwhile meets all of them."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[Name, list[float]] = {name: [] for name in sides}
     for _ in range(repetitions):
         for name, side in sides.items():
             found[name].append(side())

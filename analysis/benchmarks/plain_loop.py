@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.models.build import build_model
-from chameleon_ray.training.engine import build_optimizer
+from chameleon_ray.training.optimizer import build_optimizer
 
 IGNORED = -100
 
@@ -20,7 +20,7 @@ class PlainLoop:
 
     def __init__(self, training: TrainingConfig, corpus: TokenCorpus, seed: int, micro_batch_rows: int) -> None:
         self._model = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, seed).train()
-        self._optimizer = build_optimizer(self._model, training)
+        self._optimizer = build_optimizer(self._model.parameters(), training)
         self._clip = training.gradient_clipping
         self._micro_batch_rows = micro_batch_rows
 

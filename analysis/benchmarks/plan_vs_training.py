@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -78,7 +79,7 @@ def run(quick: bool) -> Outcome:
         stream, plain = Stream(corpus), PlainLoop(training, corpus, 0, TRAINING_ROWS)
         batch = stream.read(1, TRAINING_ROWS)
         plain.run([batch])
-        sides = {
+        sides: dict[str, Callable[[], float]] = {
             "stream": lambda: rate(lambda: stream.read(num_batches, BATCH_ROWS), num_batches * BATCH_ROWS),
             "training": lambda: rate(lambda: plain.run([batch, batch]), 2 * TRAINING_ROWS),
             **{str(k): partial(_planned, Planner(k), num_batches) for k in NUM_DOMAINS},

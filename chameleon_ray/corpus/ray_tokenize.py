@@ -27,6 +27,7 @@ from chameleon_ray.corpus.heldout import heldout_borders, refuse_unmeasured
 from chameleon_ray.corpus.partition import DomainStats, check_skipped, count_bucket, num_buckets, partition
 from chameleon_ray.corpus.sources import Part
 from chameleon_ray.corpus.tokenizer import load_tokenizer
+from chameleon_ray.corpus.unigrams import entropy_nats
 from chameleon_ray.errors import UserError, as_outcome, from_outcome
 from chameleon_ray.progress import Reporter, Stage
 from chameleon_ray.ray_session import cluster_cpus, quiet_data
@@ -236,7 +237,7 @@ def _counts(name: str, stats: DomainStats, totals: Totals, rows: Sequence[int], 
     valid, test = (SplitCounts(**{**heldout[split], "shard_rows": tuple(heldout[split]["shard_rows"])}) for split in ("valid", "test"))
     unused = totals.unused[name] + int(totals.heldout[name][0]) - valid.documents - test.documents
     skipped = dict(sorted(stats.skipped.items()))
-    return DomainCounts(train, valid, test, stats.text_bytes, totals.duplicates[name], skipped, scatter.entropy_nats(histogram), unused)
+    return DomainCounts(train, valid, test, stats.text_bytes, totals.duplicates[name], skipped, entropy_nats(histogram), unused)
 
 
 def _say(corpus: TokenCorpus, reporter: Reporter) -> None:

@@ -125,13 +125,6 @@ def num_shards(text_bytes: int) -> int:
     return max(1, min(MAX_SHARDS, -(-text_bytes // SHARD_TEXT_BYTES)))
 
 
-def entropy_nats(histogram: Mapping[int, int]) -> float:
-    """Entropy of a domain's unigram distribution: the loss of the best model that ignores context."""
-    counts = np.array(list(histogram.values()), np.float64)
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
-
-
 def make_tokenizer(spec: TokenizeSpec, vocab_size: int, bytes_per_domain: int) -> dict[str, Any]:
     """Train a tokenizer on train documents of every domain and save it; a task, so that the driver holds no text.
 

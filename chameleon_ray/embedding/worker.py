@@ -36,16 +36,20 @@ class EmbedWorker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = self._chunks.read(batch)
-        step = self._forward_rows
+        blocks = [slice(start, min(start + CHUNK_ROWS, len(rows))) for start in range(0, len(rows), CHUNK_ROWS)]
+        found = [self._vectors(rows.tokens[block], rows.length[block]) for block in blocks]  # a GPU has them all before the first is waited for
         total = None
-        for start in range(0, len(rows), CHUNK_ROWS):
-            block = slice(start, start + CHUNK_ROWS)
-            tokens, length = rows.tokens[block], rows.length[block]
-            vectors = [self._embed(tokens[i : i + step], length[i : i + step]).numpy() for i in range(0, len(tokens), step)]
-            found = group_sums(np.concatenate(vectors), rows.document[block], self._num_groups)
-            total = found if total is None else (total[0] + found[0], total[1] + found[1])
+        for block, vectors in zip(blocks, found, strict=True):
+            sums, counts = group_sums(vectors.cpu().numpy(), rows.document[block], self._num_groups)
+            total = (sums, counts) if total is None else (total[0] + sums, total[1] + counts)
         assert total is not None
         return {"number": batch["number"], "sums": total[0][None], "counts": total[1][None]}
+
+    def _vectors(self, tokens: np.ndarray, length: np.ndarray) -> Any:
+        import torch
+
+        step = self._forward_rows
+        return torch.cat([self._embed(tokens[i : i + step], length[i : i + step]) for i in range(0, len(tokens), step)])
 
 
 def chunk_rows(rows: Iterable[int]) -> int:

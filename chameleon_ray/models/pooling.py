@@ -40,7 +40,7 @@ class MeanHiddenState:
 
     @torch.no_grad()
     def __call__(self, tokens: NDArray, length: NDArray) -> torch.Tensor:
-        """tokens [n, T] integers, length [n] -> [n, p] float64 on the CPU."""
+        """tokens [n, T] integers, length [n] -> [n, p] float64 on the device, which may still be computing them."""
         device = self._decoder.device
         ids = torch.as_tensor(tokens, dtype=torch.int64).to(device, non_blocking=True)
         lengths = torch.as_tensor(length, dtype=torch.int64).to(device)
@@ -50,7 +50,7 @@ class MeanHiddenState:
             mean = weighted_mean(self._states(ids), weights)
         if projected:
             mean = mean + projected[0]
-        return mean.double().cpu()
+        return mean.double()
 
     def _states(self, ids: torch.Tensor) -> torch.Tensor:
         """[n, T, p] what block L puts out; what comes after it is not run."""

@@ -15,8 +15,7 @@ from chameleon_ray.config import TrainingConfig
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.training.checkpoint import load_tree, save_tree
-
-BETAS = (0.9, 0.95)
+from chameleon_ray.training.optimizer import build_optimizer
 
 
 def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int) -> dict[str, Any]:
@@ -52,23 +51,13 @@ def build_engine(model: TokenLosses, training: TrainingConfig, hardware: Hardwar
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # gloo carries every collective on CPUs. DeepSpeed's own shared-memory op would need a compiler at first use, for a small gain.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    optimizer = build_optimizer(model, training)
+    optimizer = build_optimizer(model.parameters(), training)
     config = deepspeed_config(training, hardware, micro_batch_rows, world_size)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if hardware.device.type == "cuda" else "gloo", verbose=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     engine.checkpoint_engine = _safetensors_engine()
     return engine
-
-
-def build_optimizer(model: torch.nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW on two groups: parameters with two dimensions decay, the others do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=BETAS, fused=True)
 
 
 def layout(training: TrainingConfig, hardware: Hardware) -> str:

@@ -116,13 +116,13 @@ def _body(config: dict[str, Any]) -> dict[str, Any]:
         pulse(step, hardware.precision if math.isnan(loss) else f"loss {loss:.3f}, {hardware.precision}")
 
     try:
-        train_run(run, hardware, _RayCheckpoints(config["checkpoints"]), on_step)
+        train_run(run, hardware, RayCheckpoints(config["checkpoints"]), on_step)
     except UserError as error:
         return {"user_error": str(error)}
     return {}
 
 
-class _RayCheckpoints:
+class RayCheckpoints:
     """Checkpoints as Ray Train keeps them."""
 
     def __init__(self, address: str) -> None:

@@ -30,7 +30,7 @@ from chameleon_ray.models.losses import domain_losses, measured_rows
 from chameleon_ray.records import is_complete, write_record, write_table
 from chameleon_ray.training import loop
 from chameleon_ray.training.checkpoint import load_tree
-from chameleon_ray.training.engine import build_engine, build_optimizer, consolidated_state, layout
+from chameleon_ray.training.engine import build_engine, consolidated_state, layout
 from chameleon_ray.training.micro_batch import MicroBatch, choose_micro_batch
 from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.run import Run
@@ -68,8 +68,8 @@ def train_run(run: Run, hardware: Hardware, checkpoints: Checkpoints, on_step: C
         return
     job, corpus = run.job, run.corpus
     noted = storage.join(checkpoints.address, MICRO_BATCH)
-    worker = _worker(job, corpus, hardware, noted)
-    model = _losses(worker)
+    worker = place(job, corpus, hardware, noted)
+    model = make_model(worker)
     engine = build_engine(model, job.training, hardware, engine_micro_batch(worker), worker.world_size)
     progress = _resume(engine, worker, checkpoints)
 
@@ -105,7 +105,7 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_domai
     """
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    training, worker = job.training, _worker(job, corpus, hardware)
+    training, worker = job.training, place(job, corpus, hardware)
     model, progress = _train_plainly(worker)
     started = time.perf_counter()
     chosen = measured_rows(corpus, split, tokens_per_domain)
@@ -121,15 +121,16 @@ def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:
     """In this process from scratch, with half as many rows at a time whenever memory runs out."""
     training = worker.job.training
     while True:
-        model = _losses(worker).to(worker.hardware.device)
-        engine = PlainEngine(model, build_optimizer(model, training), training.batch_rows // worker.micro_batch.rows, training.gradient_clipping)
+        model = make_model(worker).to(worker.hardware.device)
+        engine = PlainEngine(model, training, training.batch_rows // worker.micro_batch.rows)
         try:
             return model, loop.train(engine, worker, loop.Progress(), lambda _: None)
         except torch.OutOfMemoryError:
             worker = replace(worker, micro_batch=worker.micro_batch.halved(worker.job, worker.corpus.row_tokens))
 
 
-def _losses(worker: Worker) -> TokenLosses:
+def make_model(worker: Worker) -> TokenLosses:
+    """The job's model as it is before the first step, on the CPU in fp32."""
     job, corpus = worker.job, worker.corpus
     model: Any = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
     if worker.micro_batch.recompute:
@@ -139,7 +140,7 @@ def _losses(worker: Worker) -> TokenLosses:
     return TokenLosses(model)
 
 
-def _worker(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, noted: str | None = None) -> Worker:
+def place(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, noted: str | None = None) -> Worker:
     """This process's place in the run. The workers agree on the smallest micro-batch, since the free memory of their GPUs may differ.
 
     Args:

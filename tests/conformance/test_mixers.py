@@ -9,8 +9,8 @@ import pytest
 
 from chameleon_ray.artifacts import Cost
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing import METHODS
 from chameleon_ray.mixing.method import Method
+from chameleon_ray.mixing.methods import METHODS
 from chameleon_ray.mixture import Mixture
 from tests.fakes import make_context
 

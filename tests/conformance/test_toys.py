@@ -18,16 +18,15 @@ from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, T
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import parse_experiment
-from chameleon_ray.mixing import METHODS
 from chameleon_ray.mixing.learned import learned
 from chameleon_ray.mixing.method import Method
+from chameleon_ray.mixing.methods import METHODS
 from chameleon_ray.mixing.simplex import domain_names, normalised, uniform
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.training import loop, signals
-from chameleon_ray.training.engine import build_optimizer
 from chameleon_ray.training.micro_batch import MicroBatch
 from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.signals import Signal
@@ -143,7 +142,7 @@ def test_a_new_signal_is_taken_in_the_real_loop(tmp_path: Path) -> None:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     worker = Worker(job, corpus, Hardware(torch.device("cpu"), torch.float32, "test"), MicroBatch(4))
     model = TokenLosses(build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0))
-    progress = loop.train(PlainEngine(model, build_optimizer(model, training), 1, 1.0), worker, loop.Progress(), lambda _: None)
+    progress = loop.train(PlainEngine(model, training), worker, loop.Progress(), lambda _: None)
     assert progress.step == 6 and progress.rule is not None and progress.rule.updates == 2
     found = loop.details(worker, progress)
     assert (found["rule"]["name"], found["rule"]["ended_at_step"]) == ("toy", 6)

@@ -13,7 +13,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.identity import VERSIONS
-from chameleon_ray.mixing import METHODS
+from chameleon_ray.mixing.methods import METHODS
 from tests.fakes import make_context
 
 FILE = Path(__file__).with_name("results.json")

@@ -22,7 +22,7 @@ from chameleon_ray.backend import TrainJob
 from chameleon_ray.cli import main
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.experiment import Experiment
-from chameleon_ray.mixing import METHODS
+from chameleon_ray.mixing.methods import METHODS
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import compare
 from chameleon_ray.progress import Reporter

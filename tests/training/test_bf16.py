@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -50,6 +51,30 @@ def first_moments(corpus: TokenCorpus, training: TrainingConfig, micro_batch_row
         engine.step()
     states = getattr(engine.optimizer, "optimizer", engine.optimizer).state.values()
     return torch.cat([state["exp_avg"].float().flatten() for state in states])
+
+
+def test_the_plain_engine_sums_in_fp32_too(corpus: TokenCorpus) -> None:
+    """And keeps parameters in fp32: steps smaller than a bf16 number's last digit add up."""
+    from chameleon_ray.training.plain_engine import PlainEngine
+
+    training = TrainingConfig(model=MODEL, steps=1, batch_rows=32, learning_rate=1e-5, min_learning_rate=1e-5)
+    tokens = torch.from_numpy(RowReader(corpus).read("alpha", np.arange(32)).tokens.astype("int64"))
+    moments = []
+    for rows in (32, 2):
+        model = TokenLosses(build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0)).bfloat16()
+        before = model.model.transformer.wpe.weight.float().clone()
+        engine = PlainEngine(model, training, 32 // rows)
+        for part in tokens.split(rows):
+            engine.backward(engine(part).mean())
+            engine.step()
+        moments.append(torch.cat([state["exp_avg"].flatten() for state in engine.optimizer.state.values()]))
+    one, sixteen = moments
+    assert 1e-5 < float((one - sixteen).norm() / one.norm()) < 3.5e-3
+    for _ in range(100):
+        for part in tokens.split(2):
+            engine.backward(engine(part).mean())
+            engine.step()
+    assert float((model.model.transformer.wpe.weight.float() - before).abs().mean()) > 3e-4, "a step of 1e-5 alone is lost on most of them"
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

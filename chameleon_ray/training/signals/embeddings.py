@@ -51,7 +51,7 @@ class EmbeddingLook:
         model.eval()
         for i, rows in self._rows.items():
             parts = (slice(j, j + FORWARD_ROWS) for j in range(0, len(rows), FORWARD_ROWS))
-            vectors = np.concatenate([embed(rows.tokens[part], rows.length[part]).numpy() for part in parts])
+            vectors = np.concatenate([embed(rows.tokens[part], rows.length[part]).cpu().numpy() for part in parts])
             found, number = group_sums(vectors, rows.document, num_groups)
             sums[i], counts[i] = torch.from_numpy(found), torch.from_numpy(number)
         model.train()
