@@ -35,10 +35,15 @@ class Sweep(Settings):
 
 
 class Experiment(Settings):
-    """One experiment file."""
+    """One experiment file.
+
+    `seeds` are those of the base models, and the first decides everything else. With `fit_every_seed` every method is fitted anew with each of them, its
+    proxies and swarms included, and a seed's base model trains on that seed's mixture: what is said of seeds then holds for fits too.
+    """
 
     name: Label
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    fit_every_seed: bool = False
     storage: str = "runs"
     corpus: CorpusConfig
     proxy: TrainingConfig
@@ -80,6 +85,15 @@ class Experiment(Settings):
         for label in self.methods:
             self.mixer(label)
         return self
+
+    @property
+    def fit_seeds(self) -> tuple[int, ...]:
+        """The seeds that methods are fitted with."""
+        return self.seeds if self.fit_every_seed else self.seeds[:1]
+
+    def fit_seed(self, seed: int) -> int:
+        """The seed of the fit that the base model of a seed trains on."""
+        return seed if self.fit_every_seed else self.seeds[0]
 
     def at(self, point: Mapping[str, Any]) -> Experiment:
         """The experiment with a sweep's values in place.

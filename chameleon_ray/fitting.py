@@ -21,17 +21,23 @@ from chameleon_ray.records import is_complete, once
 
 @dataclass(frozen=True)
 class MixtureJob:
-    """A mixture to find: of a method as the experiment has it (`point` is empty), or at a point of its sweep."""
+    """A mixture to find with a seed: of a method as the experiment has it (`point` is empty), or at a point of its sweep."""
 
     method: str
     point: str
     experiment: Experiment
     corpus: TokenCorpus
+    seed: int
 
     @property
     def label(self) -> str:
         """What the report calls it."""
         return f"{self.method} at {self.point}" if self.point else self.method
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.label}, fitted with seed {self.seed}" if len(self.experiment.fit_seeds) > 1 else self.label
 
     @property
     def mixer(self) -> Method:
@@ -42,7 +48,7 @@ class MixtureJob:
     def digest(self) -> str:
         """Of the mixture: covers what the method says that it needs."""
         sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.needs)}
-        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.experiment.seeds[0])
+        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed)
 
     def address(self, backend: Backend) -> str:
         """Where the mixture is kept."""
@@ -51,7 +57,7 @@ class MixtureJob:
     def context(self, backend: Backend) -> FitContext:
         """What the method gets to work with."""
         experiment = self.experiment
-        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, experiment.seeds[0])
+        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed)
 
 
 def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
@@ -61,8 +67,8 @@ def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
 
 
 def mixture_jobs(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> tuple[list[MixtureJob], list[MixtureJob]]:
-    """The experiment's methods; and every method that its sweep changes, at every point."""
-    jobs = [MixtureJob(label, "", experiment, corpus) for label in experiment.methods]
+    """The experiment's methods; and every method that its sweep changes, at every point. All with the first seed: `refits` has the others."""
+    jobs = [MixtureJob(label, "", experiment, corpus, experiment.seeds[0]) for label in experiment.methods]
     plain = {job.method: job.digest for job in jobs}
     points = _points(experiment, backend)
     changed = {job.method for job in points if job.digest != plain.get(job.method)}
@@ -79,6 +85,11 @@ def compared(jobs: Sequence[MixtureJob], swept: Sequence[MixtureJob]) -> list[Mi
     return [*jobs, *(job for job in swept if job.corpus.digest == jobs[0].corpus.digest)]
 
 
+def refits(jobs: Iterable[MixtureJob]) -> list[MixtureJob]:
+    """The jobs with every seed that methods are fitted with."""
+    return [replace(job, seed=seed) for job in jobs for seed in job.experiment.fit_seeds]
+
+
 def fit(job: MixtureJob, backend: Backend) -> Mixture:
     """The mixture, under the label that the experiment gives its method; kept, since a method may have trained for it.
 
@@ -93,7 +104,7 @@ def fit(job: MixtureJob, backend: Backend) -> Mixture:
         found = job.mixer.fit(job.context(backend))
         for name, content in found.files.items():
             storage.write_bytes(storage.join(address, name), content)
-        provenance = {**found.provenance, "corpus": job.corpus.digest, "seed": job.experiment.seeds[0]}
+        provenance = {**found.provenance, "corpus": job.corpus.digest, "seed": job.seed}
         replace(with_sizes(found, [job.corpus]), label=job.method, provenance=provenance).save(path)
         return {"label": job.method}
 
@@ -115,33 +126,33 @@ def check(job: MixtureJob, backend: Backend) -> None:
     backend.check(job.corpus, job.mixer.jobs(job.context(backend)))
 
 
-def fit_all(jobs: Sequence[MixtureJob], backend: Backend) -> tuple[dict[str, Mixture], dict[str, str]]:
-    """Mixtures by label, and for each method that failed twice what went wrong.
+def fit_all(jobs: Sequence[MixtureJob], backend: Backend) -> tuple[dict[tuple[str, int], Mixture], dict[str, str]]:
+    """Mixtures by label and seed, and for each job that failed twice, by its name, what went wrong.
 
     Every method is checked before anything is trained; one that cannot work is left out, and said to be. The runs that need nothing of each other are
     started together; a method whose run failed there tries again alone.
     """
-    mixtures: dict[str, Mixture] = {}
+    mixtures: dict[tuple[str, int], Mixture] = {}
     failures: dict[str, str] = {}
     for job in jobs:
         try:
             check(job, backend)
         except UserError as error:
-            failures[job.label] = str(error)
-            logging.getLogger(__name__).warning("%s is left out: %s", job.label, error)
-    jobs = [job for job in jobs if job.label not in failures]
+            failures[job.name] = str(error)
+            logging.getLogger(__name__).warning("%s is left out: %s", job.name, error)
+    jobs = [job for job in jobs if job.name not in failures]
     for corpus in {job.corpus.digest: job.corpus for job in jobs}.values():
         runs = [run for job in jobs if job.corpus.digest == corpus.digest for run in job.mixer.jobs(job.context(backend)) if run.ahead]
         with suppress(Exception):
             backend.train_many(corpus, runs)
     for job in jobs:
         try:
-            mixtures[job.label] = fit(job, backend)
+            mixtures[job.label, job.seed] = fit(job, backend)
         except Exception as error:
             found = as_user_error(error)
             if found is None:
-                logging.getLogger(__name__).exception("%s failed", job.label)
-            failures[job.label] = str(found or f"{type(error).__name__}: {error}")
+                logging.getLogger(__name__).exception("%s failed", job.name)
+            failures[job.name] = str(found or f"{type(error).__name__}: {error}")
     return mixtures, failures
 
 
@@ -153,7 +164,7 @@ def _points(experiment: Experiment, backend: Backend) -> list[MixtureJob]:
         at = experiment.at(point)
         key = at.corpus.model_dump_json()
         corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0])
-        found += [MixtureJob(label, describe(point), at, corpora[key]) for label in at.methods]
+        found += [MixtureJob(label, describe(point), at, corpora[key], experiment.seeds[0]) for label in at.methods]
     return found
 
 

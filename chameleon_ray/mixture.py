@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -116,6 +117,34 @@ class Mixture:
             mistake = error.errors(include_url=False)[0]
             place = ".".join(map(str, mistake["loc"]))
             raise UserError(f"{address}: {place}: {mistake['msg']} (found {mistake['input']!r}); `chameleon mix … --out FILE` writes a mixture file") from None
+
+
+def averaged(fits: Sequence[Mixture]) -> Mixture:
+    """One method's fits with several seeds as one mixture: mean weights and scores, with their standard errors over the fits, and what all took together.
+
+    What else a fit has (details, trajectory, provenance) is that of the first. A single fit is itself.
+    """
+    first, *others = fits
+    if not others:
+        return first
+    weights, weights_stderr = _mean_and_error([fit.weights for fit in fits])
+    scores, scores_stderr = _mean_and_error([fit.scores for fit in fits if fit.scores is not None]) if first.scores is not None else (None, None)
+    total = math.fsum(weights.values())
+    return replace(
+        first,
+        weights={name: weight / total for name, weight in weights.items()},
+        weights_stderr=weights_stderr,
+        scores=scores,
+        scores_stderr=scores_stderr,
+        ledger={digest: cost for fit in fits for digest, cost in fit.ledger.items()},
+        provenance={**first.provenance, "seeds": [fit.provenance.get("seed") for fit in fits]},
+        warnings=tuple(dict.fromkeys(warning for fit in fits for warning in fit.warnings)),
+    )
+
+
+def _mean_and_error(values: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    means = {name: statistics.fmean(each[name] for each in values) for name in values[0]}
+    return means, {name: statistics.stdev(each[name] for each in values) / math.sqrt(len(values)) for name in values[0]}
 
 
 def total_cost(ledgers: Iterable[Mapping[str, Cost]]) -> Cost:

@@ -16,7 +16,7 @@ from chameleon_ray.backend import Backend, TrainJob
 from chameleon_ray.config import CorpusChanges
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
-from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, with_sizes
+from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits, with_sizes
 from chameleon_ray.mixing.budget import cap_repetition
 from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixing.static import uniform_mixture
@@ -50,21 +50,21 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     corpus.check_measured()
     backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed) for seed in experiment.seeds])
     jobs, swept = mixture_jobs(experiment, corpus, backend)
-    mixtures, failures = fit_all([*jobs, *swept], backend)
-    trained = [job for job in compared(jobs, swept) if job.label in mixtures]
-    bases = {(job.label, seed): base_job(job.experiment, corpus, mixtures[job.label], seed) for seed in experiment.seeds for job in trained}
+    fits, failures = fit_all(refits([*jobs, *swept]), backend)
+    trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
+    bases = {(job.label, seed): base_job(job.experiment, corpus, fits[job.label, experiment.fit_seed(seed)], seed) for job, seed in trained}
     runs = backend.run_trials(experiment.name, corpus, bases, SPLITS)
     models = models_of(runs)
     if not models:
         raise UserError(next(iter({**failures, **failures_of(runs)}.values())))
-    data = gather(jobs=compared(jobs, swept), swept=swept, mixtures=mixtures, failures=failures, runs=runs, backend=backend)
+    data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, backend=backend)
     return Comparison(data, models, report_of(data, models, backend))
 
 
 def mix(experiment: Experiment, label: str, backend: Backend) -> Mixture:
     """Only the weights of one method."""
     check_settings(experiment, [label])
-    return fit(MixtureJob(label, "", experiment, _corpus(experiment, backend)), backend)
+    return fit(MixtureJob(label, "", experiment, _corpus(experiment, backend), experiment.seeds[0]), backend)
 
 
 def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Sequence[int] | None = None) -> list[TrainedModel]:

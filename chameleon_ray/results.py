@@ -15,7 +15,7 @@ from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob
 from chameleon_ray.identity import report_digest
 from chameleon_ray.mixing.chameleon import proxy_embeddings
-from chameleon_ray.mixture import Mixture, Trajectory, total_cost
+from chameleon_ray.mixture import Mixture, Trajectory, averaged, total_cost
 from chameleon_ray.records import once, read_record
 from chameleon_ray.report import ReportData, write_report
 
@@ -36,15 +36,22 @@ Runs = Mapping[tuple[str, int], Outcome]  # (label, seed) -> what became of the 
 
 
 def gather(
-    *, jobs: Sequence[MixtureJob], swept: Sequence[MixtureJob], mixtures: Mapping[str, Mixture], failures: Mapping[str, str], runs: Runs, backend: Backend
+    *,
+    jobs: Sequence[MixtureJob],
+    swept: Sequence[MixtureJob],
+    fits: Mapping[tuple[str, int], Mixture],
+    failures: Mapping[str, str],
+    runs: Runs,
+    backend: Backend,
 ) -> ReportData:
     """Everything that the report is made of.
 
     Args:
         jobs: the mixtures that base models were trained for, the experiment's own first. swept: those of its sweep.
-        mixtures: by label. failures: of methods, by label.
+        fits: mixtures by label and seed. failures: of methods, by name.
     """
     experiment, corpus = jobs[0].experiment, jobs[0].corpus
+    mixtures = {label: averaged([mixture for (other, _), mixture in fits.items() if other == label]) for label, _ in fits}
     models = models_of(runs)
     losses = {key: outcome.losses for key, outcome in runs.items() if outcome.losses is not None}
     chosen = {job.label: mixtures[job.label] for job in jobs if job.label in mixtures}

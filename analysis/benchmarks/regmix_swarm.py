@@ -24,9 +24,9 @@ from chameleon_ray.ray_session import cluster_cpus, start_ray
 from chameleon_ray.training.ray_swarm import train_swarm
 from chameleon_ray.training.run import Run
 
-BOUND = 0.95
+BOUND = 0.9
 NUM_DOMAINS = 5
-REPETITIONS = 5
+REPETITIONS = 4
 VALID_TOKENS = 1 << 17
 
 
@@ -34,7 +34,7 @@ def run(quick: bool) -> Outcome:
     """A small swarm trained in three ways, in turns; the median over rounds of the ratio to the faster other."""
     start_ray()
     threads = cluster_cpus()
-    preset, steps, swarm_size = ("cpu-tiny", 2, threads) if quick else ("cpu-tiny", 40, 8 * threads)
+    preset, steps, swarm_size = ("cpu-tiny", 2, threads) if quick else ("cpu-tiny", 40, 4 * threads)
     batch_rows, row_tokens = 8, 128
     training = TrainingConfig(model=ModelConfig(preset=preset), steps=steps, batch_rows=batch_rows)
     spawn = multiprocessing.get_context("spawn")

@@ -27,7 +27,7 @@ def significance_table(pairs: Sequence[PairedDifference], metric: str, labels: S
     return Table(("row − column", *shown), tuple(rows), note)
 
 
-def significance_text(pairs: Sequence[PairedDifference]) -> str:
+def significance_text(pairs: Sequence[PairedDifference], refitted: bool) -> str:
     """What the intervals cover, and what they do not say."""
     num_pairs = len({(pair.first, pair.second) for pair in pairs})
     sizes = sorted({pair.num_seeds for pair in pairs})
@@ -42,7 +42,10 @@ def significance_text(pairs: Sequence[PairedDifference]) -> str:
         text += "and other held-out documents would move it (jackknife over documents, Student's t for few seeds and few documents)"
         if sizes[0] == 1:
             text += "; that of a pair with one seed in common speaks of documents only, and says nothing about another seed"
-    text += ". It does not cover the mixtures themselves: each was fitted once, with the first seed. "
+    if refitted and sizes[-1] > 1:
+        text += ". Every mixture was fitted anew with every seed, so that other seeds mean other fits too. "
+    else:
+        text += ". It does not cover the mixtures themselves: each was fitted once, with the first seed. "
     text += f"The domain with the fewest test documents has {count(pairs[0].fewest_documents)}."
     if num_pairs > 1:
         text += f" There are {num_pairs} pairs: even if all methods were equal, one interval in twenty would exclude zero."

@@ -144,7 +144,7 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
 def _significance(data: ReportData) -> Section:
     blocks: list[Block] = []
     if pairs := data.differences:
-        blocks = [comparison_tables.significance_text(pairs)]
+        blocks = [comparison_tables.significance_text(pairs, data.refitted)]
         blocks += [comparison_tables.significance_table(pairs, metric, data.labels) for metric in METRICS]
     return Section("significance", "Differences between methods", tuple(blocks))
 

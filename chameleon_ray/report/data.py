@@ -52,6 +52,11 @@ class ReportData:
     precisions: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @property
+    def refitted(self) -> bool:
+        """Whether every mixture was fitted anew with every seed."""
+        return len(self.experiment.fit_seeds) > 1
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The k domain names."""
         return self.corpus.names

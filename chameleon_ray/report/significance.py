@@ -1,8 +1,8 @@
 """Is the difference between two methods more than noise? Its 95 % interval over seeds of the base models and held-out documents, for every pair.
 
 A difference is *significant* when its interval excludes zero, and within the noise when it does not; a page has no other meaning of either word. The
-interval (`intervals.py`) speaks of other seeds for the base models and of other documents of the same domains. It does not speak of the mixture,
-which is fitted once, with the first seed.
+interval (`intervals.py`) speaks of other seeds for the base models and of other documents of the same domains. It speaks of the mixture
+only where `fit_every_seed` has it fitted anew with every seed; elsewhere it is fitted once, with the first.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ def mixture_table(data: ReportData) -> Table:
     rows.append(text_row("L1 distance to uniform", (fixed(spread["l1_to_uniform"], 3) for spread in spreads)))
     rows.append(text_row("effective number of domains", (fixed(spread["effective_domains"], 2) for spread in spreads)))
     errors = " ± standard error, where the method has one." if any(mixture.weights_stderr for mixture in data.mixtures.values()) else ""
+    if data.refitted:
+        errors = f" Means over the fits with {len(data.experiment.fit_seeds)} seeds ± standard error over these fits."
     note = f"Fraction of training tokens.{errors} Uniform is {number(1 / len(data.names), 3)}. The effective number of domains is exp(entropy)."
     return Table(("domain", *labels), tuple(rows), note, 2)
 

@@ -56,7 +56,7 @@ def findings(data: ReportData) -> list[str]:
     chameleon = chameleon_label(data)
     if chameleon in averages:
         found += _losses_to_others(chameleon, [label for label in challengers if label != chameleon], averages, tested)
-    return [*found, _meaning(data.differences)]
+    return [*found, _meaning(data.differences, data.refitted)]
 
 
 def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[int, Score]], tested: Mapping[tuple[str, str], PairedDifference]) -> str:
@@ -100,14 +100,15 @@ def _interval(pair: PairedDifference) -> str:
     return f"{fixed(pair.low, decimals)} to {fixed(pair.high, decimals)}"
 
 
-def _meaning(pairs: Sequence[PairedDifference]) -> str:
+def _meaning(pairs: Sequence[PairedDifference], refitted: bool) -> str:
     if not pairs:
         return "No losses by document are at hand, so none of these differences was tested."
     if not any(pair.has_interval for pair in pairs):
         return f"{SINGLE_DOCUMENT}, so none of these differences was tested."
     over = "held-out documents, not the fit of the mixtures; with one seed, nothing says what another seed would do"
     if max(pair.num_seeds for pair in pairs) > 1:
-        over = "seeds of base models and held-out documents, not the fit of the mixtures, which was made once, with the first seed"
+        once, anew = "not the fit of the mixtures, which was made once, with the first seed", "and the fit of the mixtures, made anew with every seed"
+        over = f"seeds of base models and held-out documents, {anew if refitted else once}"
     return f"Significant: the 95 % interval of the difference excludes zero. It covers {over}."
 
 

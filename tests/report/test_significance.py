@@ -127,7 +127,7 @@ def test_a_single_document_in_one_domain_leaves_no_interval():
     assert all((pair.fewest_documents, pair.has_interval, pair.excludes_zero) == (1, False, False) for pair in pairs)
     assert [(row["low"], row["high"], row["excludes_zero"]) for row in significance_numbers(pairs).to_pylist()] == [(None, None, False)] * 2
     assert significance_table(pairs, "mean_loss_nats", ("a", "b")).rows[0][2].detail == "no interval"
-    assert "no difference has an interval" in significance_text(pairs)
+    assert "no difference has an interval" in significance_text(pairs, False)
 
 
 def test_a_third_method_changes_no_interval():
@@ -168,9 +168,10 @@ def test_table_is_antisymmetric_and_marks_what_excludes_zero():
 
 def test_text_says_what_an_interval_covers():
     three, one = (paired_differences(world(np.random.default_rng(0), num_seeds, 0.01, 0.05)) for num_seeds in (3, 1))
-    assert "the 3 seeds that both methods have" in significance_text(three)
-    assert "only documents count" in significance_text(one)
-    for text in (significance_text(three), significance_text(one)):
+    assert "the 3 seeds that both methods have" in significance_text(three, False)
+    assert "only documents count" in significance_text(one, False)
+    for text in (significance_text(three, False), significance_text(one, False)):
         assert "It does not cover the mixtures themselves: each was fitted once, with the first seed." in text
         assert "The domain with the fewest test documents has 60." in text
-    assert "nothing about another seed" in significance_text([*three, replace(one[0], second="c")])
+    assert "Every mixture was fitted anew with every seed" in significance_text(three, True) and "fitted anew" not in significance_text(one, True)
+    assert "nothing about another seed" in significance_text([*three, replace(one[0], second="c")], False)

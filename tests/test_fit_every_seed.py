@@ -1,0 +1,81 @@
+"""With `fit_every_seed` every base model trains on the mixture that was fitted with its own seed; without, all train on the first's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import EmbeddingConfig
+from chameleon_ray.experiment import parse_experiment
+from chameleon_ray.mixture import Mixture, averaged
+from chameleon_ray.pipeline import compare
+from tests.fakes import FakeBackend, make_corpus, noisy_embeddings, rng
+
+SEEDS = (3, 5, 8)
+
+
+class SeenEnoughError(Exception):
+    """The base models would be trained now."""
+
+
+@dataclass
+class Recorder(FakeBackend):
+    """Embeddings follow from domain and proxy; notes the base models that are asked for."""
+
+    root: str = ""
+    bases: dict[Any, TrainJob] = field(default_factory=dict)
+
+    def tokenize(self, config: object, seed: int) -> TokenCorpus:
+        assert seed == SEEDS[0]
+        return make_corpus({"a": 100, "b": 60, "c": 30})
+
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
+        means = {name: 2.0 + rng(name).standard_normal(8) + 0.3 * rng(name + model.digest).standard_normal(8) for name in corpus.names}
+        return noisy_embeddings(means, samples=spec.samples_per_domain, noise=0.3)
+
+    def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Any, TrainJob], splits: Sequence[str]) -> Any:
+        self.bases = dict(jobs)
+        raise SeenEnoughError
+
+
+def asked_for(folder: Path, **changes: object) -> Recorder:
+    training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
+    document = {"name": "x", "seeds": list(SEEDS), "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, **changes}
+    recorder = Recorder(root=str(folder))
+    with pytest.raises(SeenEnoughError):
+        compare(parse_experiment(document), recorder)  # type: ignore[arg-type]
+    return recorder
+
+
+def test_every_seed_has_its_own_fit_where_that_is_asked_for(tmp_path: Path) -> None:
+    once, anew = asked_for(tmp_path / "once"), asked_for(tmp_path / "anew", fit_every_seed=True)
+    for recorder in (once, anew):
+        assert list(recorder.bases) == [(label, seed) for seed in SEEDS for label in ("uniform", "chameleon")]
+        assert all(job.seed == seed for (_, seed), job in recorder.bases.items())
+    weights = {name: [tuple(recorder.bases["chameleon", seed].weights.values()) for seed in SEEDS] for name, recorder in (("once", once), ("anew", anew))}
+    assert len(set(weights["once"])) == 1 and len(set(weights["anew"])) == 3
+    assert weights["anew"][0] == weights["once"][0], "the first seed's fit is the one that there is without"
+    assert sorted({job.seed for job in anew.jobs if job.role == "proxy"}) == list(SEEDS)
+    assert {job.seed for job in once.jobs if job.role == "proxy"} == {SEEDS[0]}
+
+
+def test_the_mixture_of_several_fits_is_their_mean_with_the_error_over_fits() -> None:
+    fits = [
+        Mixture("m", {"a": a, "b": 1 - a}, scores={"a": 2 * a, "b": 1.0}, ledger={"shared": Cost(5), str(a): Cost(1)}, provenance={"seed": i}, warnings=("w",))
+        for i, a in enumerate((0.2, 0.3, 0.7))
+    ]
+    found = averaged(fits)
+    assert found.weights == pytest.approx({"a": 0.4, "b": 0.6})
+    error = stdev((0.2, 0.3, 0.7)) / np.sqrt(3)
+    assert found.weights_stderr == pytest.approx({"a": error, "b": error})
+    assert found.scores == pytest.approx({"a": fmean((0.4, 0.6, 1.4)), "b": 1.0}) and found.scores_stderr == pytest.approx({"a": 2 * error, "b": 0})
+    assert found.cost.tokens == 8 and found.provenance["seeds"] == [0, 1, 2] and found.warnings == ("w",)
+    assert averaged(fits[:1]) is fits[0]
