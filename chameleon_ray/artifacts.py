@@ -1,7 +1,7 @@
-"""What the stages hand to each other: typed, named, and complete exactly when `record.json` exists.
+"""What the phases hand to each other: typed, named, and complete exactly when `record.json` exists.
 
 An artifact lies at `{storage}/{kind}/{name}-{digest}/`. The digest covers what changes the result and never where it ran (`identity.py`). The record is
-written last, so that an interrupted stage is never taken for a finished one.
+written last, so that an interrupted phase is never taken for a finished one.
 """
 
 from __future__ import annotations

@@ -51,7 +51,12 @@ def compare(experiment: ExperimentFile, overrides: Overrides = None, as_json: As
     found = pipeline.compare(loaded, _backend(loaded, as_json))
     if as_json:
         mixtures = {label: json.loads(mixture.to_json()) for label, mixture in found.data.mixtures.items()}
-        document = {"report": found.report, "mixtures": mixtures, "scores": found.data.scores.to_pylist(), "models": _models(list(found.models.values()))}
+        document = {
+            "report": found.report,
+            "mixtures": mixtures,
+            "measurements": found.data.measurements.to_pylist(),
+            "models": _models(list(found.models.values())),
+        }
         sweep = [] if found.data.sweep is None else found.data.sweep.to_pylist()
         _print_json({**document, "failures": dict(found.data.failures), "sweep": sweep})
     else:
@@ -104,14 +109,14 @@ def evaluate(
 ) -> None:
     """Loss and perplexity per domain of one model on held-out text."""
     from chameleon_ray import pipeline
-    from chameleon_ray.terminal import show_scores
+    from chameleon_ray.terminal import show_measurements
 
     loaded = load_experiment(experiment, overrides or ())
-    scores = pipeline.evaluate(loaded, model, _backend(loaded, as_json))
+    measured = pipeline.evaluate(loaded, model, _backend(loaded, as_json))
     if as_json:
-        _print_json({"model": model, "scores": scores.to_pylist()})
+        _print_json({"model": model, "measurements": measured.to_pylist()})
     else:
-        show_scores(Console(), scores, model)
+        show_measurements(Console(), measured, model)
 
 
 @app.command()

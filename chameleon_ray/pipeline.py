@@ -22,7 +22,7 @@ from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixing.static import uniform_mixture
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import ReportData
-from chameleon_ray.results import failures_of, gather, models_of, report_of, score_table
+from chameleon_ray.results import failures_of, gather, measurement_table, models_of, report_of
 from chameleon_ray.transfer import changed_embeddings
 
 SPLITS = ("valid", "test")
@@ -78,11 +78,11 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
 
 
 def evaluate(experiment: Experiment, model: str, backend: Backend) -> pa.Table:
-    """Scores on valid and test of one model, by its folder."""
+    """Losses and perplexities on valid and test of one model, by its folder."""
     corpus = _corpus(experiment, backend)
     corpus.check_measured()
     (losses,) = backend.evaluate([backend.open_model(model, corpus)], corpus, SPLITS)
-    return score_table({("model", experiment.seeds[0]): losses})
+    return measurement_table({("model", experiment.seeds[0]): losses})
 
 
 def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool = False, label: str = "chameleon") -> Mixture:

@@ -1,4 +1,4 @@
-"""Live progress of long stages on a terminal, and plain lines where there is none."""
+"""Live progress of long phases on a terminal, and plain lines where there is none."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 LINE_SECONDS = 20.0
 
 
-class Stage:
-    """One long stage: bars by name on a terminal; elsewhere a line when it starts, one every 20 seconds, and one when it ends."""
+class Phase:
+    """One long phase: bars by name on a terminal; elsewhere a line when it starts, one every 20 seconds, and one when it ends."""
 
     def __init__(self, title: str, console: Console) -> None:
         self._title = title
@@ -36,7 +36,7 @@ class Stage:
             self._last_line = time.monotonic()
             _line(self._console, f"{self._title}: {name} {done:,.0f}{f' of {total:,.0f}' if total else ''} {note}".rstrip())
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Phase:
         if self._live:
             self._progress.start()
         else:
@@ -51,7 +51,7 @@ class Stage:
 
 
 class Reporter:
-    """Where stages say how far they are. `Reporter.silent()` says nothing."""
+    """Where phases say how far they are. `Reporter.silent()` says nothing."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -65,10 +65,10 @@ class Reporter:
         _line(self.console, text)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Stage]:
-        """Announce a stage and time it."""
-        with Stage(title, self.console) as stage:
-            yield stage
+    def phase(self, title: str) -> Iterator[Phase]:
+        """Announce a phase and time it."""
+        with Phase(title, self.console) as phase:
+            yield phase
 
 
 def _line(console: Console, text: str) -> None:

@@ -20,7 +20,7 @@ from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
-from chameleon_ray.evaluation.scores import document_table, losses_of
+from chameleon_ray.evaluation.measurements import document_table, losses_of
 from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, foreign_digest, losses_digest, model_digest, proxy_digest
 from chameleon_ray.models.flops import embedding_flops_per_token, forward_flops_per_token
 from chameleon_ray.progress import Reporter
@@ -126,8 +126,8 @@ class RayBackend:
             from chameleon_ray.evaluation.ray_evaluate import evaluate
 
             self._start()
-            with self.reporter.stage(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as stage:
-                found = evaluate(missing, corpus, splits, self.resources, stage, self._pool_actors)
+            with self.reporter.phase(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as phase:
+                found = evaluate(missing, corpus, splits, self.resources, phase, self._pool_actors)
             for address, losses in zip(missing, found, strict=True):
                 write_table(storage.join(addresses[address], "documents.parquet"), document_table(losses))
                 write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from chameleon_ray.progress import Reporter, Stage
+from chameleon_ray.progress import Phase, Reporter
 
 
 class Board:
@@ -42,8 +42,8 @@ class Pulse:
 
 
 @contextmanager
-def shown(stage: Stage) -> Iterator[ActorHandle[Any]]:
-    """A board whose latest words appear in the stage until the block ends."""
+def shown(phase: Phase) -> Iterator[ActorHandle[Any]]:
+    """A board whose latest words appear in the phase until the block ends."""
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     finished = threading.Event()
 
@@ -53,7 +53,7 @@ def shown(stage: Stage) -> Iterator[ActorHandle[Any]]:
             latest = ray.get(board.latest.remote())
             for name, (done, total, note) in latest.items():
                 if known.get(name) != (done, total, note):
-                    stage.update(name, done, total, note)
+                    phase.update(name, done, total, note)
             known = latest
 
     thread = threading.Thread(target=poll, daemon=True)
@@ -66,8 +66,8 @@ def shown(stage: Stage) -> Iterator[ActorHandle[Any]]:
         ray.kill(board)
 
 
-class BoardStage(Stage):
-    """A stage of another process: its words go to a board, under one name."""
+class BoardPhase(Phase):
+    """A phase of another process: its words go to a board, under one name."""
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
@@ -75,7 +75,7 @@ class BoardStage(Stage):
     def update(self, name: str, done: float, total: float | None, note: str = "") -> None:
         self._pulse(done, note, total)
 
-    def __enter__(self) -> BoardStage:
+    def __enter__(self) -> BoardPhase:
         return self
 
     def __exit__(self, *_: object) -> None: ...
@@ -89,6 +89,6 @@ class BoardReporter(Reporter):
         self._pulse = Pulse(board, name, total)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Stage]:
-        with BoardStage(self._pulse) as stage:
-            yield stage
+    def phase(self, title: str) -> Iterator[Phase]:
+        with BoardPhase(self._pulse) as phase:
+            yield phase

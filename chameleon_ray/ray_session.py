@@ -60,7 +60,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 def quiet_data() -> None:
-    """Turn off Ray Data's own bars and log lines: our stages report for it. Needed in every process that runs a data set."""
+    """Turn off Ray Data's own bars and log lines: our phases report for it. Needed in every process that runs a data set."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

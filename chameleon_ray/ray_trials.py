@@ -43,7 +43,7 @@ def run_trials(name: str, root: str, jobs: Mapping[str, TrainJob], measure: Meas
     require(resources)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's newer output prints to standard output however quiet it is asked to be
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all trials had run, and what is missing would be trained after it
-    with reporter.stage(f"training and measuring {len(jobs)} base models") as stage, shown(stage) as board:
+    with reporter.phase(f"training and measuring {len(jobs)} base models") as phase, shown(phase) as board:
         tuner = tune.Tuner(
             tune.with_resources(partial(_run, jobs=dict(jobs), measure=measure, board=board), tune.PlacementGroupFactory([TRIAL_RESOURCES])),
             param_space={"trial": tune.grid_search(list(jobs))},

@@ -10,7 +10,7 @@ import pyarrow as pa
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, Outcome
-from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob
 from chameleon_ray.identity import report_digest
@@ -59,7 +59,7 @@ def gather(
         experiment=experiment,
         corpus=corpus,
         mixtures=chosen,
-        scores=score_table(losses),
+        measurements=measurement_table(losses),
         curves=_curves(models),
         embeddings=_embeddings([job for job in jobs if job.label in mixtures and not job.point], backend),
         seconds=_seconds(corpus, chosen, models.values()),
@@ -89,9 +89,9 @@ def failures_of(runs: Runs) -> dict[str, str]:
     return {f"{label}, seed {seed}": outcome.failure for (label, seed), outcome in runs.items() if outcome.failure is not None}
 
 
-def score_table(losses: Mapping[tuple[str, int], SplitLosses]) -> pa.Table:
+def measurement_table(losses: Mapping[tuple[str, int], SplitLosses]) -> pa.Table:
     """Perplexities of every (label, seed) in long form."""
-    return pa.concat_tables(perplexity_scores(label, seed, found) for (label, seed), found in losses.items())
+    return pa.concat_tables(perplexity_measurements(label, seed, found) for (label, seed), found in losses.items())
 
 
 def _report_digest(experiment: Experiment, models: Mapping[tuple[str, int], TrainedModel], failures: Mapping[str, str]) -> str:
@@ -114,7 +114,7 @@ def _embeddings(jobs: Sequence[MixtureJob], backend: Backend) -> Embeddings | No
 
 
 def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Iterable[TrainedModel]) -> dict[str, float]:
-    """Recorded wall seconds of the stages, whether they ran now or before; shared work counted once."""
+    """Recorded wall seconds of the phases, whether they ran now or before; shared work counted once."""
     return {
         "corpus": float(read_record(corpus.address)["content"]["seconds"]),
         "mixtures": total_cost(mixture.ledger for mixture in mixtures.values()).seconds,

@@ -58,9 +58,9 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
         _say(console, f"warning: {warning}", "yellow")
 
 
-def show_scores(console: Console, scores: pa.Table, title: str) -> None:
+def show_measurements(console: Console, measurements: pa.Table, title: str) -> None:
     """Loss and perplexity per domain of one model, valid and test."""
-    rows = scores.to_pylist()
+    rows = measurements.to_pylist()
     found = {(row["split"], row["domain"], row["metric"]): (row["value"], row["stderr"]) for row in rows}
     documents = {row["domain"]: row["documents"] for row in rows if row["split"] == "test"}
     grid = Grid(title=title, title_justify="left", title_style="none")

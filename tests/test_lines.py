@@ -31,8 +31,8 @@ def test_progress_is_one_line_each(piped: Console, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
     reporter = Reporter(piped)
     reporter.say(f"reading {LONG} {LONG}")
-    with reporter.stage(f"training {LONG}") as stage:
-        stage.update(LONG, 1000, 2000, "loss 1.234")
+    with reporter.phase(f"training {LONG}") as phase:
+        phase.update(LONG, 1000, 2000, "loss 1.234")
     expected = [f"reading {LONG} {LONG}", f"training {LONG} …", f"training {LONG}: {LONG} 1,000 of 2,000 loss 1.234", f"training {LONG}: done in 0 s"]
     assert lines(piped) == expected
 

@@ -143,8 +143,8 @@ def pool_calls(setting: Setting) -> list[Call]:
     threads = setting.threads // setting.actors
     chunks = chunks_of(setting.corpus, [setting.folder], ["train"], CHUNK_ROWS)
     arguments = {"folder": setting.folder, "layer": setting.layer, "use_gpu": False, "threads": threads}
-    with Reporter.silent().stage("") as stage:
-        results = list(stream(setting.corpus, chunks, TimedEmbedWorker, arguments, Resources(cpus_per_worker=threads), stage))
+    with Reporter.silent().phase("") as phase:
+        results = list(stream(setting.corpus, chunks, TimedEmbedWorker, arguments, Resources(cpus_per_worker=threads), phase))
     return [
         Call(int(result["actor"]), float(result["began"]), float(result["ended"]), int(result["counts"].sum()) * setting.corpus.row_tokens)
         for _, result in results

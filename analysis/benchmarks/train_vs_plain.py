@@ -84,7 +84,7 @@ def run(quick: bool) -> Outcome:
     blocks, block_steps = (2, 2) if quick else (BLOCKS, BLOCK_STEPS)
     steps = blocks * block_steps
     training = TrainingConfig(model=ModelConfig(preset=preset), steps=steps, batch_rows=batch_rows)
-    with tempfile.TemporaryDirectory() as folder, Reporter.silent().stage("") as stage, shown(stage) as board:
+    with tempfile.TemporaryDirectory() as folder, Reporter.silent().phase("") as phase, shown(phase) as board:
         corpus = synthetic.make_corpus(f"{folder}/corpus", NUM_DOMAINS, max(batch_rows, steps * batch_rows // NUM_DOMAINS), row_tokens)
         job = TrainJob("proxy", training, dict.fromkeys(corpus.names, 1 / NUM_DOMAINS), seed=0)
         run = Run(job, corpus, "benchmark", f"{folder}/model")

@@ -15,7 +15,7 @@ import ray
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import Resources
 from chameleon_ray.corpus.chunks import Chunk
-from chameleon_ray.progress import Stage
+from chameleon_ray.progress import Phase
 from chameleon_ray.ray_session import pool_size, quiet_data
 
 
@@ -25,7 +25,7 @@ def stream(
     worker: type,
     arguments: dict[str, Any],
     resources: Resources,
-    stage: Stage,
+    phase: Phase,
     pool_actors: int | None = None,
 ) -> Iterator[tuple[Chunk, dict[str, Any]]]:
     """Send chunks through a pool of `worker` actors.
@@ -52,6 +52,6 @@ def stream(
     )
     done = 0
     for done, row in enumerate(results.iter_rows(), 1):
-        stage.update("chunks", done, len(chunks))
+        phase.update("chunks", done, len(chunks))
         yield chunks[int(row["number"])], row
     assert done == len(chunks), f"{done} of {len(chunks)} chunks came back"

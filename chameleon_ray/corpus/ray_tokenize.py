@@ -29,7 +29,7 @@ from chameleon_ray.corpus.sources import Part
 from chameleon_ray.corpus.tokenizer import load_tokenizer
 from chameleon_ray.corpus.unigrams import entropy_nats
 from chameleon_ray.errors import UserError, as_outcome, from_outcome
-from chameleon_ray.progress import Reporter, Stage
+from chameleon_ray.progress import Phase, Reporter
 from chameleon_ray.ray_session import cluster_cpus, quiet_data
 from chameleon_ray.settings import listed
 
@@ -45,7 +45,7 @@ class Task:
     arguments: tuple[Any, ...]
 
 
-def run_tasks(tasks: Sequence[Task], stage: Stage, label: str) -> Iterator[dict[str, Any]]:
+def run_tasks(tasks: Sequence[Task], phase: Phase, label: str) -> Iterator[dict[str, Any]]:
     """Stream tasks through Ray Data, one CPU each; results in the order of the tasks, as they come.
 
     Raises:
@@ -64,7 +64,7 @@ def run_tasks(tasks: Sequence[Task], stage: Stage, label: str) -> Iterator[dict[
     delivered = 0
     for done, row in enumerate(ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(call, num_cpus=1).iter_rows()):
         results[row["id"]] = from_outcome(row["outcome"])
-        stage.update(label, done + 1, len(tasks))
+        phase.update(label, done + 1, len(tasks))
         while delivered in results:
             yield results.pop(delivered)
             delivered += 1
@@ -84,21 +84,21 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
             `corpus.require_heldout` one that cannot be measured.
     """
     started = time.perf_counter()
-    with reporter.stage("reading and tokenizing the corpus") as stage:
+    with reporter.phase("reading and tokenizing the corpus") as phase:
         buckets = num_buckets(parts)
         pieces = storage.join(address, "scratch", "pieces")
         groups = _groups(parts)
         names_of_groups = tuple(_group_name(i, group) for i, group in enumerate(groups))
         tasks = [Task(partition, (n, group, config.text_column, pieces, buckets)) for n, group in zip(names_of_groups, groups, strict=True)]
         stats: dict[str, DomainStats] = {}
-        for result in run_tasks(tasks, stage, "read"):
+        for result in run_tasks(tasks, phase, "read"):
             for name, found in result.items():
                 stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
         check_skipped(stats)
         names = _names(config, parts, stats)
         spec = _specify(config, address, names, stats, names_of_groups, buckets, seed)
-        spec = _with_tokenizer(config, _with_borders(config, spec, stats, stage), stage)
-        domains = _write_rows(config, spec, stats, stage)
+        spec = _with_tokenizer(config, _with_borders(config, spec, stats, phase), phase)
+        domains = _write_rows(config, spec, stats, phase)
     corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256)
     _say(corpus, reporter)
     manifest = [entry for part in parts for entry in part.manifest()]
@@ -148,12 +148,12 @@ def _specify(
     return scatter.TokenizeSpec(address, names, groups, buckets, {}, shards, config.row_tokens, config.heldout_tokens, 0, 0, "", seed)
 
 
-def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> scatter.TokenizeSpec:
+def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], phase: Phase) -> scatter.TokenizeSpec:
     """What is held out, chosen from 32 bytes for every domain and bucket."""
     counts = {name: np.zeros((spec.buckets, 2, 2), np.int64) for name in spec.names}
     pieces = storage.join(spec.scratch, "pieces")
     tasks = [Task(count_bucket, (pieces, spec.groups, bucket, spec.names)) for bucket in range(spec.buckets)]
-    for bucket, result in enumerate(run_tasks(tasks, stage, "drop copies")):
+    for bucket, result in enumerate(run_tasks(tasks, phase, "drop copies")):
         for name, found in result.items():
             counts[name][bucket] = found
     declared = {name for name in spec.names if stats[name].heldout_documents}
@@ -163,11 +163,11 @@ def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mappi
     return replace(spec, borders=borders)
 
 
-def _with_tokenizer(config: CorpusConfig, spec: scatter.TokenizeSpec, stage: Stage) -> scatter.TokenizeSpec:
+def _with_tokenizer(config: CorpusConfig, spec: scatter.TokenizeSpec, phase: Phase) -> scatter.TokenizeSpec:
     training, pretrained = config.tokenizer.train, config.tokenizer.pretrained
     if training is not None:
         task = Task(scatter.make_tokenizer, (spec, training.vocab_size, training.bytes_per_domain))
-        (found,) = run_tasks([task], stage, "train tokenizer")
+        (found,) = run_tasks([task], phase, "train tokenizer")
     else:
         assert pretrained is not None
         found = scatter.publish_tokenizer(spec.address, *load_tokenizer(pretrained))
@@ -184,27 +184,27 @@ class Totals:
     unused: Counter[str]
 
 
-def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], stage: Stage) -> dict[str, DomainCounts]:
-    totals = _tokenize(spec, stage)
+def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], phase: Phase) -> dict[str, DomainCounts]:
+    totals = _tokenize(spec, phase)
     spec = replace(spec, trained_whole=_trained_whole(spec, totals))
     if config.require_heldout:
         refuse_unmeasured(spec.trained_whole)
     _check_train(spec, totals)
     places = [(name, shard) for name in spec.names for shard in range(spec.shards[name])]
-    train = run_tasks([Task(scatter.gather_train, (spec, *place)) for place in places], stage, "shuffle")
+    train = run_tasks([Task(scatter.gather_train, (spec, *place)) for place in places], phase, "shuffle")
     rows: dict[str, list[int]] = {name: [] for name in spec.names}
     histograms: dict[str, Counter[int]] = {name: Counter() for name in spec.names}
     for (name, _), result in zip(places, train, strict=True):
         rows[name].append(result["rows"])
         histograms[name].update(dict(result["unigrams"]))
-    heldout = dict(zip(spec.names, run_tasks([Task(scatter.gather_heldout, (spec, name)) for name in spec.names], stage, "hold out"), strict=True))
+    heldout = dict(zip(spec.names, run_tasks([Task(scatter.gather_heldout, (spec, name)) for name in spec.names], phase, "hold out"), strict=True))
     return {name: _counts(name, stats[name], totals, rows[name], histograms[name], heldout[name]) for name in spec.names}
 
 
-def _tokenize(spec: scatter.TokenizeSpec, stage: Stage) -> Totals:
+def _tokenize(spec: scatter.TokenizeSpec, phase: Phase) -> Totals:
     train, heldout = ({name: np.zeros(2, np.int64) for name in spec.names} for _ in range(2))
     totals = Totals(train, heldout, Counter(), Counter())
-    for result in run_tasks([Task(scatter.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], stage, "tokenize"):
+    for result in run_tasks([Task(scatter.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], phase, "tokenize"):
         for total, found in ((totals.train, result["train"]), (totals.heldout, result["heldout"])):
             for name, sizes in found.items():
                 total[name] += sizes

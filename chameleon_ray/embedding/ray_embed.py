@@ -47,8 +47,8 @@ def embed(
         "use_gpu": bool(resources.gpus_per_worker),
         "threads": resources.cpus_per_worker,
     }
-    with reporter.stage(f"embedding {len(corpus.names)} domains at layer {layer}") as stage:
-        results = stream(corpus, chunks, EmbedWorker, arguments, resources, stage, pool_actors)
+    with reporter.phase(f"embedding {len(corpus.names)} domains at layer {layer}") as phase:
+        results = stream(corpus, chunks, EmbedWorker, arguments, resources, phase, pool_actors)
         expected = dict.fromkeys(corpus.names, 0) | Counter(chunk.domain for chunk in chunks)
         sums, counts = accumulate(expected, ((chunk.domain, chunk.number, result["sums"], result["counts"]) for chunk, result in results))
     bad = next((name for name, found in zip(corpus.names, sums, strict=True) if not np.isfinite(found).all()), None)

@@ -12,19 +12,19 @@ from chameleon_ray.config import Resources
 from chameleon_ray.corpus.chunks import chunks_of
 from chameleon_ray.corpus.ray_stream import stream
 from chameleon_ray.evaluation.worker import EvaluateWorker
-from chameleon_ray.progress import Stage
+from chameleon_ray.progress import Phase
 
 CHUNK_ROWS = 64
 
 
 def evaluate(
-    models: Sequence[str], corpus: TokenCorpus, splits: Sequence[str], resources: Resources, stage: Stage, pool_actors: int | None = None
+    models: Sequence[str], corpus: TokenCorpus, splits: Sequence[str], resources: Resources, phase: Phase, pool_actors: int | None = None
 ) -> list[SplitLosses]:
     """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every measured domain of some splits, in the order given."""
     chunks = chunks_of(corpus, models, splits, CHUNK_ROWS)
     arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    results = stream(corpus, chunks, EvaluateWorker, arguments, resources, stage, pool_actors)
+    results = stream(corpus, chunks, EvaluateWorker, arguments, resources, phase, pool_actors)
     for chunk, result in sorted(results, key=lambda pair: pair[0].number):
         found.setdefault((chunk.model, chunk.split, chunk.domain), []).append(result)
     return [{split: {name: _merge(found[model, split, name]) for name in corpus.measured} for split in splits} for model in models]

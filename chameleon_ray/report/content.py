@@ -215,7 +215,7 @@ def _sweep(data: ReportData) -> Section:
 
 
 def _cost(data: ReportData) -> Section:
-    return Section("cost", "Cost", (*((tables.cost_table(data),) if data.mixtures else ()), *((tables.stage_table(data),) if data.seconds else ())))
+    return Section("cost", "Cost", (*((tables.cost_table(data),) if data.mixtures else ()), *((tables.phase_table(data),) if data.seconds else ())))
 
 
 def _settings(data: ReportData) -> Section:

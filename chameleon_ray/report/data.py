@@ -24,12 +24,12 @@ class ReportData:
         experiment: the settings.
         corpus: counts per split and domain; its order of domains is the order of the report.
         mixtures: label -> mixture, in the order of the report.
-        scores: long form: method, seed, task, split, domain, metric, value, stderr, n, documents. Only task "perplexity" and split "test" are reported.
+        measurements: long form: method, seed, task, split, domain, metric, value, stderr, n, documents. Only task "perplexity" and split "test" are reported.
             Metrics per domain: "loss_nats" (nats per token), "perplexity"; of domain "all": "mean_loss_nats" and "mean_perplexity", both
             arithmetic means over domains.
         curves: method, seed, step, domain, loss (nats per token); domain "all" is the whole batch.
         embeddings: of the proxy, or None when no method embedded anything.
-        seconds: stage -> wall seconds.
+        seconds: phase -> wall seconds.
         losses: (label, seed) -> held-out losses by document, for paired comparisons.
         histories: method, step, domain, weight, mean: weights while a proxy trained; for methods that learn them step by step `mean` is the mean
             over the steps so far, which is their answer; elsewhere it equals `weight`.
@@ -41,7 +41,7 @@ class ReportData:
     experiment: Experiment
     corpus: TokenCorpus
     mixtures: Mapping[str, Mixture]
-    scores: pa.Table
+    measurements: pa.Table
     curves: pa.Table
     embeddings: Embeddings | None
     seconds: Mapping[str, float]
@@ -74,5 +74,5 @@ class ReportData:
     @property
     def labels(self) -> tuple[str, ...]:
         """Every method of the report: those with a mixture, then any that was only evaluated or trained."""
-        seen = (*self.mixtures, *self.scores["method"].to_pylist(), *self.curves["method"].to_pylist())
+        seen = (*self.mixtures, *self.measurements["method"].to_pylist(), *self.curves["method"].to_pylist())
         return tuple(dict.fromkeys(seen))

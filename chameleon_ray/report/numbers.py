@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 from chameleon_ray.mixing.simplex import effective_number
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.significance import PairedDifference
-from chameleon_ray.report.statistics import Score, common_seeds, paired_change_percent, paired_difference, summarise
+from chameleon_ray.report.statistics import Measurement, common_seeds, paired_change_percent, paired_difference, summarise
 
 AVERAGE = "all"
 CHAMELEON = "chameleon"
 COSTS = ("tokens", "seconds", "paper_flops", "flops")
 MAX_CURVE_POINTS = 150
 
-Scores = dict[tuple[str, str, str], dict[int, Score]]
+Measurements = dict[tuple[str, str, str], dict[int, Measurement]]
 
 MIXTURE_SCHEMA = pa.schema(
     [("method", pa.string()), ("domain", pa.string()), *((column, pa.float64()) for column in ("weight", "weight_stderr", "score", "score_stderr"))]
@@ -60,20 +60,20 @@ SIGNIFICANCE_SCHEMA = pa.schema(
 )
 
 
-def reported_scores(scores: pa.Table) -> Scores:
-    """(method, domain, metric) -> seed -> score, of the test split only."""
-    kept = scores.filter((pc.field("task") == "perplexity") & (pc.field("split") == "test"))
-    found: Scores = {}
+def reported(measurements: pa.Table) -> Measurements:
+    """(method, domain, metric) -> seed -> measurement, of the test split only."""
+    kept = measurements.filter((pc.field("task") == "perplexity") & (pc.field("split") == "test"))
+    found: Measurements = {}
     for row in kept.select(["method", "domain", "metric", "seed", "value", "stderr", "documents"]).to_pylist():
         stderr = row["stderr"]
-        score = Score(row["value"], stderr if stderr is not None and math.isfinite(stderr) else None, row["documents"])
-        found.setdefault((row["method"], row["domain"], row["metric"]), {})[row["seed"]] = score
+        measurement = Measurement(row["value"], stderr if stderr is not None and math.isfinite(stderr) else None, row["documents"])
+        found.setdefault((row["method"], row["domain"], row["metric"]), {})[row["seed"]] = measurement
     return found
 
 
 def evaluated(data: ReportData) -> tuple[str, ...]:
     """Methods whose base models were evaluated on the test split, in the order of the report."""
-    found = {method for method, _, _ in reported_scores(data.scores)}
+    found = {method for method, _, _ in reported(data.measurements)}
     return tuple(label for label in data.labels if label in found)
 
 
@@ -89,8 +89,8 @@ def chameleon_label(data: ReportData) -> str | None:
 
 def domains_won(data: ReportData, label: str) -> int:
     """Measured domains where the method's test perplexity is under uniform's, on average over the seeds that both have."""
-    scores = reported_scores(data.scores)
-    return sum(paired_difference(scores[label, name, "perplexity"], scores[BASELINE, name, "perplexity"]).mean < 0 for name in data.measured)
+    by_seed = reported(data.measurements)
+    return sum(paired_difference(by_seed[label, name, "perplexity"], by_seed[BASELINE, name, "perplexity"]).mean < 0 for name in data.measured)
 
 
 def mixture_numbers(data: ReportData) -> pa.Table:
@@ -120,12 +120,12 @@ def perplexity_numbers(data: ReportData) -> pa.Table:
     `documents` is how many of the test split stand behind a number. `change_percent` is the change of the perplexity from uniform, seed by seed;
     negative is better; null without a seed in common.
     """
-    scores = reported_scores(data.scores)
+    by_seed = reported(data.measurements)
     rows = []
     for label in evaluated(data):
         for domain, perplexity, loss in (*((name, "perplexity", "loss_nats") for name in data.measured), (AVERAGE, "mean_perplexity", "mean_loss_nats")):
-            found, baseline = scores[label, domain, perplexity], scores.get((BASELINE, domain, perplexity), {})
-            perplexity_estimate, loss_estimate = summarise(found), summarise(scores[label, domain, loss])
+            found, baseline = by_seed[label, domain, perplexity], by_seed.get((BASELINE, domain, perplexity), {})
+            perplexity_estimate, loss_estimate = summarise(found), summarise(by_seed[label, domain, loss])
             change = paired_change_percent(found, baseline) if label != BASELINE and common_seeds(found, baseline) else None
             rows.append(
                 {

@@ -12,7 +12,7 @@ Over = Literal["seeds", "documents"]
 
 
 @dataclass(frozen=True)
-class Score:
+class Measurement:
     """One evaluation number of one seed over so many documents; `stderr` is clustered by document, None where unknown."""
 
     value: float
@@ -37,24 +37,24 @@ def over_seeds(values: Sequence[float]) -> Estimate:
     return Estimate(float(array.mean()), stderr, array.size, "seeds")
 
 
-def summarise(by_seed: Mapping[int, Score]) -> Estimate:
+def summarise(by_seed: Mapping[int, Measurement]) -> Estimate:
     """Mean over seeds; with one seed, its value with the standard error clustered by document."""
     if len(by_seed) > 1:
-        return over_seeds([score.value for score in by_seed.values()])
-    (score,) = by_seed.values()
-    return Estimate(score.value, score.stderr, 1, "documents")
+        return over_seeds([each.value for each in by_seed.values()])
+    (only,) = by_seed.values()
+    return Estimate(only.value, only.stderr, 1, "documents")
 
 
-def common_seeds(first: Mapping[int, Score], second: Mapping[int, Score]) -> list[int]:
+def common_seeds(first: Mapping[int, Measurement], second: Mapping[int, Measurement]) -> list[int]:
     """Seeds that both have, in order."""
     return sorted(first.keys() & second.keys())
 
 
-def paired_difference(first: Mapping[int, Score], second: Mapping[int, Score]) -> Estimate:
+def paired_difference(first: Mapping[int, Measurement], second: Mapping[int, Measurement]) -> Estimate:
     """first - second, seed by seed: what a seed does to both cancels."""
     return over_seeds([first[seed].value - second[seed].value for seed in common_seeds(first, second)])
 
 
-def paired_change_percent(first: Mapping[int, Score], second: Mapping[int, Score]) -> Estimate:
+def paired_change_percent(first: Mapping[int, Measurement], second: Mapping[int, Measurement]) -> Estimate:
     """100 (first / second - 1), seed by seed."""
     return over_seeds([100 * (first[seed].value / second[seed].value - 1) for seed in common_seeds(first, second)])

@@ -153,11 +153,11 @@ def cost_table(data: ReportData) -> Table:
     return Table(tuple(columns), tuple(rows), " ".join([note, *_snapshot_notes(data, snapshots)]), num_summary_rows=int(several))
 
 
-def stage_table(data: ReportData) -> Table:
-    """Wall time per stage."""
-    rows = [text_row(stage, (duration(seconds),)) for stage, seconds in data.seconds.items()]
+def phase_table(data: ReportData) -> Table:
+    """Wall time per phase."""
+    rows = [text_row(phase, (duration(seconds),)) for phase, seconds in data.seconds.items()]
     total = text_row("total", (duration(sum(data.seconds.values())),))
-    return Table(("stage", "wall time"), (*rows, total), num_summary_rows=1)
+    return Table(("phase", "wall time"), (*rows, total), num_summary_rows=1)
 
 
 def corpus_table(data: ReportData) -> Table:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from chameleon_ray.models.flops import num_parameters
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import fixed, interval_decimals, measured, number, plural
-from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported_scores
+from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported
 from chameleon_ray.report.significance import PairedDifference, by_pair
-from chameleon_ray.report.statistics import Estimate, Score, common_seeds, over_seeds, paired_difference, summarise
+from chameleon_ray.report.statistics import Estimate, Measurement, common_seeds, over_seeds, paired_difference, summarise
 from chameleon_ray.settings import listed
 
 MIN_TOKENS_PER_PARAMETER = 100
@@ -59,7 +59,7 @@ def findings(data: ReportData) -> list[str]:
     return [*found, _meaning(data.differences, data.refitted)]
 
 
-def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[int, Score]], tested: Mapping[tuple[str, str], PairedDifference]) -> str:
+def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[int, Measurement]], tested: Mapping[tuple[str, str], PairedDifference]) -> str:
     ours, uniform = averages[label], averages[BASELINE]
     whole = summarise(ours)
     gave = f"{label}: average perplexity {measured(whole.mean, _seed_error(whole))}"
@@ -72,7 +72,7 @@ def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[i
 
 
 def _losses_to_others(
-    chameleon: str, others: Sequence[str], averages: Mapping[str, dict[int, Score]], tested: Mapping[tuple[str, str], PairedDifference]
+    chameleon: str, others: Sequence[str], averages: Mapping[str, dict[int, Measurement]], tested: Mapping[tuple[str, str], PairedDifference]
 ) -> list[str]:
     paired = [label for label in others if common_seeds(averages[chameleon], averages[label])]
     differences = {label: paired_difference(averages[chameleon], averages[label]).mean for label in paired}
@@ -112,9 +112,9 @@ def _meaning(pairs: Sequence[PairedDifference], refitted: bool) -> str:
     return f"Significant: the 95 % interval of the difference excludes zero. It covers {over}."
 
 
-def _averages(data: ReportData) -> dict[str, dict[int, Score]]:
-    scores = reported_scores(data.scores)
-    return {label: scores[label, AVERAGE, "mean_perplexity"] for label in evaluated(data)}
+def _averages(data: ReportData) -> dict[str, dict[int, Measurement]]:
+    by_seed = reported(data.measurements)
+    return {label: by_seed[label, AVERAGE, "mean_perplexity"] for label in evaluated(data)}
 
 
 def warnings(data: ReportData) -> list[str]:
@@ -150,11 +150,11 @@ def _few_tokens(data: ReportData) -> list[str]:
 
 
 def _undertrained(data: ReportData, label: str) -> str | None:
-    scores = reported_scores(data.scores)
+    by_seed = reported(data.measurements)
     poor: dict[str, dict[int, float]] = {}
     for name in data.measured:
         entropy = data.corpus.domains[name].unigram_entropy_nats
-        losses = {seed: score.value for seed, score in scores[label, name, "loss_nats"].items() if not score.value < entropy}
+        losses = {seed: each.value for seed, each in by_seed[label, name, "loss_nats"].items() if not each.value < entropy}
         if losses:
             poor[name] = losses
     if not poor:
@@ -173,7 +173,7 @@ def _domains(data: ReportData) -> str:
     return plural(len(data.measured), "domain" if data.measured == data.names else "measured domain")
 
 
-def _comparison(label: str, ours: dict[int, Score], uniform: dict[int, Score], wins: str, pair: PairedDifference | None) -> str:
+def _comparison(label: str, ours: dict[int, Measurement], uniform: dict[int, Measurement], wins: str, pair: PairedDifference | None) -> str:
     seeds = common_seeds(ours, uniform)
     first, second = (over_seeds([found[seed].value for seed in seeds]) for found in (ours, uniform))
     change = _change(first, second)
@@ -202,13 +202,13 @@ def _change(ours: Estimate, uniform: Estimate) -> str:
     return f"{abs(percent):.1f} % {'better' if percent < 0 else 'worse'}"
 
 
-def _best(averages: dict[str, dict[int, Score]]) -> str:
+def _best(averages: dict[str, dict[int, Measurement]]) -> str:
     estimates = {label: summarise(by_seed) for label, by_seed in averages.items()}
     best = min(estimates, key=lambda label: estimates[label].mean)
     return f"The lowest average of all {len(averages)} mixtures is that of {best}, {measured(estimates[best].mean, _seed_error(estimates[best]))}."
 
 
-def _without_comparison(averages: dict[str, dict[int, Score]]) -> str:
+def _without_comparison(averages: dict[str, dict[int, Measurement]]) -> str:
     estimates = {label: summarise(by_seed) for label, by_seed in averages.items()}
     parts = (f"{label} {measured(found.mean, _seed_error(found))} ({plural(found.num_seeds, 'seed')})" for label, found in estimates.items())
     missing = f" The {BASELINE} mixture was not evaluated, so there is no baseline to compare with." if BASELINE not in averages else ""

@@ -30,7 +30,7 @@ def train_swarm(runs: Sequence[Run], corpus: TokenCorpus, split: str, tokens_per
         check_job(run.job, corpus, 1)
     require(resources.model_copy(update={"num_workers": 1}))
     gpus = resources.gpus_per_worker and 1 / resources.proxies_per_gpu
-    with reporter.stage(f"training {len(runs)} proxies of a swarm") as stage:
+    with reporter.phase(f"training {len(runs)} proxies of a swarm") as phase:
         task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3, max_calls=1 if gpus else 0)(_train)  # a process that ends frees its GPU
         shared = ray.put(list(runs))  # their corpus is sent once
         waiting = [task.remote(shared, place, split, tokens_per_domain, bool(gpus)) for place in range(len(runs))]
@@ -40,7 +40,7 @@ def train_swarm(runs: Sequence[Run], corpus: TokenCorpus, split: str, tokens_per
             for result in finished:
                 _get(result, waiting)
                 done += 1
-            stage.update("proxies", done, len(runs))
+            phase.update("proxies", done, len(runs))
 
 
 def load_losses(address: str) -> ProxyLosses:

@@ -42,7 +42,7 @@ def train_runs(runs: Sequence[Run], checkpoints: str, resources: Resources, repo
             failed.append(error)
     if possible:
         require(resources)
-        with reporter.stage(title) as stage, shown(stage) as board:
+        with reporter.phase(title) as phase, shown(phase) as board:
             failed += _in_turns(possible, checkpoints, resources, board, fits(resources))
     if failed:
         raise failed[0]

@@ -9,7 +9,7 @@ import pytest
 
 from chameleon_ray.artifacts import DocumentLosses
 from chameleon_ray.evaluation.losses import document_of_target, mean_nats, mean_perplexity
-from chameleon_ray.evaluation.scores import document_table, losses_of, perplexity_scores
+from chameleon_ray.evaluation.measurements import document_table, losses_of, perplexity_measurements
 
 
 def losses(nats: list[float], tokens: list[int]) -> DocumentLosses:
@@ -54,7 +54,7 @@ def test_documents_are_numbered_on_at_their_ends() -> None:
 
 def test_both_averages_and_a_round_trip() -> None:
     found = {"valid": {"a": losses([2.0, 3.0], [2, 2]), "b": losses([9.0, 3.0], [3, 3])}, "test": {"a": losses([1.0, 1.5], [1, 1]), "b": losses([4.0], [4])}}
-    table = perplexity_scores("chameleon", 3, found).to_pylist()
+    table = perplexity_measurements("chameleon", 3, found).to_pylist()
     means = {(row["split"], row["metric"]): row["value"] for row in table if row["domain"] == "all"}
     assert means["valid", "mean_loss_nats"] == pytest.approx((1.25 + 2.0) / 2) == mean_nats(found["valid"])
     assert means["valid", "mean_perplexity"] == pytest.approx((math.exp(1.25) + math.exp(2)) / 2) == mean_perplexity(found["valid"])

@@ -102,7 +102,7 @@ def test_models_are_hugging_face_models_and_better_than_unigrams(experiment: Exp
         assert sum(model.details["rows_drawn"].values()) == 24 * 8
         assert model.cost.tokens == 24 * 8 * 32
         assert model.details["precision"] in ("fp32", "bf16")
-    losses = {(row["method"], row["domain"]): row for row in found.data.scores.to_pylist() if row["metric"] == "loss_nats" and row["split"] == "test"}
+    losses = {(row["method"], row["domain"]): row for row in found.data.measurements.to_pylist() if row["metric"] == "loss_nats" and row["split"] == "test"}
     assert set(losses) == {(method, name) for method in ("uniform", "chameleon") for name in NAMES}
     assert all(row["value"] < np.log(corpus.vocab_size) for row in losses.values())
 

@@ -56,7 +56,7 @@ def test_every_method_in_one_comparison(every_method: Path, capsys: pytest.Captu
     for mixture in found["mixtures"].values():
         assert sum(mixture["weights"].values()) == pytest.approx(1, abs=1e-9)
         assert set(mixture["weights"]) == set(NAMES)
-    assert {row["method"] for row in found["scores"]} == set(FITTED)
+    assert {row["method"] for row in found["measurements"]} == set(FITTED)
 
     made = [folder.name.split("-")[0] for folder in set(folders(every_method, "models")) - before["models"]]
     assert sorted(made) == ["base"] * (len(FITTED) - uniform_is_there) + ["doremi", "proxy", "proxy"], "one run is Chameleon's proxy and DoReMi's reference"

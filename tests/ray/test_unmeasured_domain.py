@@ -44,7 +44,7 @@ def test_one_tiny_domain(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     found = json.loads(out)
     assert set(found["mixtures"]["regmix"]["weights"]) == set(files)
     assert any("tiny is learned counts for nothing" in warning for warning in found["mixtures"]["regmix"]["warnings"])
-    scores = [row for row in found["scores"] if row["method"] == "uniform"]
+    scores = [row for row in found["measurements"] if row["method"] == "uniform"]
     assert {row["domain"] for row in scores} == {"recipes", "letters", "all"}
     assert {row["n"] for row in scores if row["domain"] == "all"} == {2}
     assert all(row["n"] < 128 for row in scores), "the bound in tokens"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from chameleon_ray.artifacts import Cost, DocumentLosses, DomainCounts, Embeddings, SplitCounts, SplitLosses, TokenCorpus
-from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.experiment import parse_experiment
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import ReportData
@@ -42,7 +42,7 @@ def corpus(names: Sequence[str], unigram_entropy_nats: float = 7.0) -> TokenCorp
     return TokenCorpus("corpus", "0" * 12, tuple(names), dict.fromkeys(names, counts), 512, 8192, 0, "f" * 64)
 
 
-def scores(names: Sequence[str], perplexities: Perplexities, stderr: float = 0.5) -> pa.Table:
+def measurements(names: Sequence[str], perplexities: Perplexities, stderr: float = 0.5) -> pa.Table:
     """perplexities: method -> one row of domain perplexities per seed. A misleading "valid" split is added."""
     rows: list[dict[str, Any]] = []
     for method, by_seed in perplexities.items():
@@ -160,7 +160,7 @@ def many_methods(make_data: Callable[..., ReportData]) -> Callable[..., ReportDa
         losses = document_losses(names, shifts, num_seeds)
         fields = {
             "mixtures": mixtures,
-            "scores": pa.concat_tables(perplexity_scores(method, seed, found) for (method, seed), found in losses.items()),
+            "measurements": pa.concat_tables(perplexity_measurements(method, seed, found) for (method, seed), found in losses.items()),
             "curves": curves(dict.fromkeys(shifts, num_seeds), names),
             "losses": losses,
             "histories": histories(names, {label: weights[label] for label in shifts if label != "uniform"}),
@@ -209,7 +209,7 @@ def make_data() -> Callable[..., ReportData]:
             "experiment": parse_experiment(document),
             "corpus": corpus(names),
             "mixtures": {"uniform": uniform, "chameleon": chameleon},
-            "scores": scores(names, perplexities),
+            "measurements": measurements(names, perplexities),
             "curves": curves({method: len(seeds) for method, seeds in perplexities.items()}, names),
             "embeddings": embeddings(names, num_groups=4),
             "seconds": {"corpus": 12.34, "weights": 3725.0},

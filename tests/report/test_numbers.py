@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from chameleon_ray.artifacts import DocumentLosses
-from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import formatting, tables
 from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, perplexity_numbers
 from chameleon_ray.report.projection import embedding_map, principal_components
-from chameleon_ray.report.statistics import Score, over_seeds, paired_change_percent, paired_difference, summarise
+from chameleon_ray.report.statistics import Measurement, over_seeds, paired_change_percent, paired_difference, summarise
 from chameleon_ray.report.styles import domain_styles, method_styles
 
 # Two seeds, domains (books, code). Means: uniform 21 and 41, average 31; chameleon 19 and 42, average 30.5.
@@ -26,8 +26,8 @@ def texts(table: tables.Table) -> list[list[str]]:
     return [[cell.text for cell in row] for row in table.rows]
 
 
-def scores_of(*values: float) -> dict[int, Score]:
-    return {seed: Score(value, 0.5, 60) for seed, value in enumerate(values)}
+def measured_of(*values: float) -> dict[int, Measurement]:
+    return {seed: Measurement(value, 0.5, 60) for seed, value in enumerate(values)}
 
 
 def test_standard_error_over_seeds_by_hand():
@@ -37,13 +37,16 @@ def test_standard_error_over_seeds_by_hand():
 
 
 def test_one_seed_keeps_the_document_error_and_says_so():
-    found = summarise(scores_of(3.0))
+    found = summarise(measured_of(3.0))
     assert (found.mean, found.stderr, found.over) == (3.0, 0.5, "documents")
     assert over_seeds([3.0]).stderr is None
 
 
 def test_pairs_use_the_seeds_that_both_have():
-    first, second = {0: Score(10.0, None, 60), 1: Score(12.0, None, 60), 2: Score(99.0, None, 60)}, {1: Score(16.0, None, 60), 0: Score(12.5, None, 60)}
+    first, second = (
+        {0: Measurement(10.0, None, 60), 1: Measurement(12.0, None, 60), 2: Measurement(99.0, None, 60)},
+        {1: Measurement(16.0, None, 60), 0: Measurement(12.5, None, 60)},
+    )
     assert paired_difference(first, second).mean == pytest.approx((-2.5 - 4.0) / 2)
     assert paired_difference(first, second).stderr == pytest.approx(0.75)
     assert paired_change_percent(first, second).mean == pytest.approx((-20 - 25) / 2)
@@ -101,7 +104,7 @@ def test_a_single_document_has_no_error_and_neither_have_the_averages(many_metho
     data = many_methods(num_seeds=1)
     for losses in data.losses.values():
         losses["test"]["code"] = DocumentLosses(*(column[:1] for column in astuple(losses["test"]["code"])))
-    data = replace(data, scores=pa.concat_tables(perplexity_scores(*run, losses) for run, losses in data.losses.items()))
+    data = replace(data, measurements=pa.concat_tables(perplexity_measurements(*run, losses) for run, losses in data.losses.items()))
     rows = {row["domain"]: row for row in perplexity_numbers(data).to_pylist() if row["method"] == "chameleon"}
     assert [rows[name]["perplexity_stderr"] is None for name in ("books", "code", "news", "web", "all")] == [False, True, False, False, True]
     assert rows["all"]["loss_nats_stderr"] is None
@@ -124,7 +127,7 @@ def test_mixture_score_and_cost_tables(make_data):
         ["uniform", "0", "0.0 s", "0", "0", "0", "0"],
         ["chameleon", "2,048,000", "83.2 s", "1.36e+17", "1.00", "1.50e+17", "1.00"],
     ]
-    assert texts(tables.stage_table(data)) == [["corpus", "12.3 s"], ["weights", "1 h 02 min"], ["total", "1 h 02 min"]]
+    assert texts(tables.phase_table(data)) == [["corpus", "12.3 s"], ["weights", "1 h 02 min"], ["total", "1 h 02 min"]]
 
 
 def test_corpus_table(make_data):

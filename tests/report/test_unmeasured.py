@@ -13,7 +13,7 @@ from chameleon_ray.report.numbers import perplexity_numbers
 from chameleon_ray.report.page import to_markdown
 from chameleon_ray.report.verdict import findings, verdict, warnings
 from tests.fakes import leave_unmeasured
-from tests.report.conftest import corpus, curves, document_losses, scores
+from tests.report.conftest import corpus, curves, document_losses, measurements
 
 NAMES = ("books", "code", "notes")
 MEASURED = ("books", "code")
@@ -22,7 +22,9 @@ PERPLEXITIES = {"uniform": [[20, 40], [22, 42]], "chameleon": [[18, 42], [20, 42
 
 @pytest.fixture
 def data(make_data) -> ReportData:
-    return make_data({}, names=NAMES, corpus=leave_unmeasured(corpus(NAMES), "notes"), scores=scores(MEASURED, PERPLEXITIES), curves=curves({}, NAMES))
+    return make_data(
+        {}, names=NAMES, corpus=leave_unmeasured(corpus(NAMES), "notes"), measurements=measurements(MEASURED, PERPLEXITIES), curves=curves({}, NAMES)
+    )
 
 
 def test_the_table_has_a_dash_and_averages_what_is_measured(data):
@@ -51,14 +53,14 @@ def test_sentences_count_measured_domains_and_a_warning_names_the_others(data):
 
 
 def test_undertrained_models_are_told_by_measured_domains(make_data):
-    bad = scores(MEASURED, {"uniform": [[2000, 40]]})
-    found = warnings(make_data({}, names=NAMES, corpus=leave_unmeasured(corpus(NAMES), "notes"), scores=bad))
+    bad = measurements(MEASURED, {"uniform": [[2000, 40]]})
+    found = warnings(make_data({}, names=NAMES, corpus=leave_unmeasured(corpus(NAMES), "notes"), measurements=bad))
     assert "On 1 of 2 measured domains" in found[-1]
 
 
 def test_many_unmeasured_domains_are_counted(make_data):
     names = tuple(f"d{i:02d}" for i in range(12))
-    data = make_data({}, names=names, corpus=leave_unmeasured(corpus(names), *names[2:]), scores=scores(names[:2], PERPLEXITIES))
+    data = make_data({}, names=names, corpus=leave_unmeasured(corpus(names), *names[2:]), measurements=measurements(names[:2], PERPLEXITIES))
     assert ": d02, d03, d04, d05, d06, d07, 4 more. Averages" in warnings(data)[0]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from chameleon_ray.artifacts import DocumentLosses
-from chameleon_ray.evaluation.scores import perplexity_scores
+from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.comparison_tables import significance_table
 from chameleon_ray.report.verdict import findings, verdict, warnings
@@ -65,8 +65,8 @@ def test_a_page_has_one_meaning_of_noise(many_methods):
         for seed, of_run in enumerate((0.0, 0.001, -0.001)):
             nats = tokens * (3 + of_run * (method == "chameleon") + shift + taste * (method != "uniform"))
             losses[method, seed] = {"test": dict.fromkeys(names, DocumentLosses(np.arange(10), nats, tokens))}
-    scores = pa.concat_tables(perplexity_scores(method, seed, found) for (method, seed), found in losses.items())
-    data = many_methods(names=names, shifts=dict.fromkeys(("uniform", "chameleon", "doge"), 0.0), losses=losses, scores=scores)
+    measurements = pa.concat_tables(perplexity_measurements(method, seed, found) for (method, seed), found in losses.items())
+    data = many_methods(names=names, shifts=dict.fromkeys(("uniform", "chameleon", "doge"), 0.0), losses=losses, measurements=measurements)
     assert "2.0 % better, but within the noise; better on 2 of 2 domains." in verdict(data)
     assert "includes zero" in verdict(data)
     assert "2.0 % better than uniform, within the noise;" in findings(data)[0]
@@ -146,8 +146,10 @@ def test_uniform_alone_and_nothing_evaluated(make_data):
 
 def test_no_seed_in_common(make_data):
     data = make_data({"uniform": [[20, 40]], "chameleon": [[18, 38]]})
-    seeds = [seed + 5 * (method == "chameleon") for seed, method in zip(data.scores["seed"].to_pylist(), data.scores["method"].to_pylist(), strict=True)]
-    text = verdict(replace(data, scores=data.scores.set_column(data.scores.schema.get_field_index("seed"), "seed", [seeds])))
+    seeds = [
+        seed + 5 * (method == "chameleon") for seed, method in zip(data.measurements["seed"].to_pylist(), data.measurements["method"].to_pylist(), strict=True)
+    ]
+    text = verdict(replace(data, measurements=data.measurements.set_column(data.measurements.schema.get_field_index("seed"), "seed", [seeds])))
     assert text.endswith("No seed was trained with both chameleon and uniform, so they are not compared.")
 
 
@@ -171,7 +173,7 @@ def test_base_models_with_few_tokens_a_parameter_are_told(make_data):
     short = replace(data, experiment=data.experiment.model_copy(update={"base": data.experiment.base.model_copy(update={"steps": 100})}))
     (told,) = [text for text in warnings(short) if "tokens a parameter" in text]
     assert told.startswith("Base models start from scratch and see 10.0 tokens a parameter: not trained long enough to compare")
-    assert not warnings(replace(short, scores=short.scores.slice(0, 0)))
+    assert not warnings(replace(short, measurements=short.measurements.slice(0, 0)))
 
 
 def test_base_models_in_several_number_formats_are_told(make_data):

@@ -1,4 +1,4 @@
-"""Scores in long form: method, seed, task, split, domain, metric, value, stderr, n, documents."""
+"""What was measured on held-out text, in long form: method, seed, task, split, domain, metric, value, stderr, n, documents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 )
 
 
-def perplexity_scores(method: str, seed: int, losses: SplitLosses) -> pa.Table:
+def perplexity_measurements(method: str, seed: int, losses: SplitLosses) -> pa.Table:
     """Per domain `loss_nats` and `perplexity` (standard errors clustered by document, n in tokens); for domain "all" both means over domains (n domains).
 
     `documents` is how many stand behind the number. Where a domain has a single one, neither it nor the mean over domains has a standard error: how far
