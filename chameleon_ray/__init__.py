@@ -9,10 +9,21 @@
 `mix`, `train`, `evaluate` and `extend` are the other commands; `Chameleon().weigh(embeddings)` needs no backend at all.
 """
 
+# ruff: noqa: F401
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chameleon_ray.artifacts import Embeddings, TokenCorpus, TrainedModel
+    from chameleon_ray.errors import UserError
+    from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
+    from chameleon_ray.mixing.chameleon import Chameleon
+    from chameleon_ray.mixing.methods import METHODS
+    from chameleon_ray.mixture import Mixture
+    from chameleon_ray.pipeline import Comparison, compare, evaluate, extend, mix, train
+    from chameleon_ray.ray_backend import RayBackend
 
 # What the package offers, and where it lies: found when it is asked for, so that a part of the package costs no more than what that part needs.
 _MODULES = {

@@ -89,7 +89,7 @@ class RayBackend:
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Train and measure the proxies that are missing, equal ones once."""
-        from chameleon_ray.training.ray_swarm import load_losses, train_swarm
+        from chameleon_ray.training.ray_swarm import read_losses, train_swarm
 
         digests = [proxy_digest(job, corpus, split, tokens_per_domain) for job in jobs]
         runs = [Run(job, corpus, digest, storage.join(self.root, "proxies", digest)) for job, digest in zip(jobs, digests, strict=True)]
@@ -97,7 +97,7 @@ class RayBackend:
         if missing:
             self._start()
             train_swarm(list(missing.values()), corpus, split, tokens_per_domain, self.resources, self.reporter)
-        return [load_losses(run.address) for run in runs]
+        return [read_losses(run.address) for run in runs]
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -61,7 +62,7 @@ def gather(
         mixtures=chosen,
         measurements=measurement_table(losses),
         curves=_curves(models),
-        embeddings=_embeddings([job for job in jobs if job.label in mixtures and not job.point], backend),
+        embeddings=_embeddings([replace(job, seed=seed) for job in jobs if not job.point for label, seed in fits if label == job.label], backend),
         seconds=_seconds(corpus, chosen, models.values()),
         losses=losses,
         histories=_histories(chosen),

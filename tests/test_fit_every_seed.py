@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chameleon_ray import results
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
-from chameleon_ray.backend import TrainJob
+from chameleon_ray.backend import Outcome, TrainJob
 from chameleon_ray.config import EmbeddingConfig
+from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import parse_experiment
+from chameleon_ray.fitting import fit_all, mixture_jobs, refits
 from chameleon_ray.mixture import Mixture, averaged
 from chameleon_ray.pipeline import compare
 from tests.fakes import FakeBackend, make_corpus, noisy_embeddings, rng
@@ -46,12 +49,15 @@ class Recorder(FakeBackend):
         raise SeenEnoughError
 
 
-def asked_for(folder: Path, **changes: object) -> Recorder:
+def document(**changes: object) -> dict[str, Any]:
     training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
-    document = {"name": "x", "seeds": list(SEEDS), "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, **changes}
+    return {"name": "x", "seeds": list(SEEDS), "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, **changes}
+
+
+def asked_for(folder: Path, **changes: object) -> Recorder:
     recorder = Recorder(root=str(folder))
     with pytest.raises(SeenEnoughError):
-        compare(parse_experiment(document), recorder)  # type: ignore[arg-type]
+        compare(parse_experiment(document(**changes)), recorder)  # type: ignore[arg-type]
     return recorder
 
 
@@ -65,6 +71,33 @@ def test_every_seed_has_its_own_fit_where_that_is_asked_for(tmp_path: Path) -> N
     assert weights["anew"][0] == weights["once"][0], "the first seed's fit is the one that there is without"
     assert sorted({job.seed for job in anew.jobs if job.role == "proxy"}) == list(SEEDS)
     assert {job.seed for job in once.jobs if job.role == "proxy"} == {SEEDS[0]}
+
+
+def test_a_fit_that_fails_takes_only_its_own_seed_with_it(tmp_path: Path) -> None:
+    """Its base model is missing; what is shown of a fit is then the first that there is."""
+
+    class Failing(Recorder):
+        def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
+            if any(job.seed == SEEDS[0] for job in jobs):
+                raise UserError("proxy: the training loss is not finite")
+            return super().train_many(corpus, jobs)
+
+        def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Any, TrainJob], splits: Sequence[str]) -> dict[Any, Outcome]:
+            self.bases = dict(jobs)
+            return {key: Outcome(failure="not needed here") for key in jobs}
+
+    backend = Failing(root=str(tmp_path))
+    experiment = parse_experiment(document(fit_every_seed=True))
+    corpus = backend.tokenize(None, SEEDS[0])
+    jobs, _ = mixture_jobs(experiment, corpus, backend)  # type: ignore[arg-type]
+    fits, failures = fit_all(refits(jobs), backend)  # type: ignore[arg-type]
+    assert [key for key in fits if key[0] == "chameleon"] == [("chameleon", 5), ("chameleon", 8)]
+    assert failures == {"chameleon, fitted with seed 3": "proxy: the training loss is not finite"}
+    with pytest.raises(UserError, match="not finite"):  # no base model, so no report: what went wrong first
+        compare(experiment, backend)  # type: ignore[arg-type]
+    assert [key for key in backend.bases if key[0] == "chameleon"] == [("chameleon", 5), ("chameleon", 8)]
+    found = results._embeddings([replace(job, seed=seed) for job in jobs for label, seed in fits if label == job.label], backend)  # type: ignore[arg-type]
+    assert found is not None and found.names == corpus.names
 
 
 def test_the_mixture_of_several_fits_is_their_mean_with_the_error_over_fits() -> None:

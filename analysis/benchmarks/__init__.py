@@ -7,6 +7,7 @@ BENCHMARKS = (
     "embed_vs_published",
     "embed_vs_forward",
     "train_vs_plain",
+    "small_model",
     "plan_vs_training",
     "krls_100k",
     "weigh_100k",

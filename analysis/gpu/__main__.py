@@ -32,8 +32,7 @@ def main() -> None:
         for name, measure in _measurements(setting).items():
             started = time.monotonic()
             _print(name, {**measure(), "took_seconds": time.monotonic() - started})
-            if hardware.device.type == "cuda":
-                torch.cuda.empty_cache()
+            setting.give_back()
 
 
 def _measurements(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -22,7 +22,9 @@ def run(setting: Setting, preset: str, rule: str) -> dict[str, Any]:
     reference = setting.model_folder(preset) if rule == "doremi" else ""
     plain = setting.job(preset, 100, setting.batch_rows)
     learning = setting.job(preset, 100, setting.batch_rows, RULES[rule](), reference)
-    (plain_rows, plain_seconds), (rule_rows, rule_seconds) = (_measure(setting, job) for job in (plain, learning))
+    plain_rows, plain_seconds = _measure(setting, plain)
+    setting.give_back()
+    rule_rows, rule_seconds = _measure(setting, learning)
     return {
         "batch_rows": setting.batch_rows,
         "domains": len(setting.corpus.names),

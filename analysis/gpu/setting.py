@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -60,6 +61,12 @@ class Setting:
         folder = f"{self.folder}/{preset}"
         synthetic.make_model(folder, ModelConfig(preset=preset), self.corpus)
         return folder
+
+    def give_back(self) -> None:
+        """The memory of what is no longer used, so that what comes next finds it free."""
+        gc.collect()
+        if self.hardware.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def wait(self) -> None:
         """Until the device has done all that it was given."""

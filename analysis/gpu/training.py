@@ -27,6 +27,7 @@ def run(setting: Setting, preset: str) -> dict[str, Any]:
     tokens = setting.batch_rows * setting.corpus.row_tokens
     worker = place(job, setting.corpus, setting.hardware)
     seconds = _production(setting, worker)
+    setting.give_back()
     eager_rows, eager_seconds = _eager(setting, job, worker.micro_batch.rows)
     flops, peak = training_flops(job.training.model, tokens, setting.corpus.row_tokens, setting.corpus.vocab_size), setting.peak_flops
     return {

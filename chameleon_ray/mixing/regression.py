@@ -99,7 +99,7 @@ def fit_law(ratios: Array, losses: Array) -> Predict:
 
 
 REGRESSORS: dict[str, Regressor] = {
-    "lightgbm": Regressor(fit_lightgbm, lambda k: 2 * LEAF_RUNS),
+    "lightgbm": Regressor(fit_lightgbm, lambda k: 2 * LEAF_RUNS + 2),  # a split falls between bins of runs: exactly two leaves' worth would allow none
     "linear": Regressor(fit_linear, lambda k: k + 1),
     "law": Regressor(fit_law, lambda k: k + 2),
 }

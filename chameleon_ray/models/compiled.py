@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._triton import has_triton
 
 
 @cache
 def compiles(device_type: str) -> bool:
-    """Whether kernels are made on the spot: on GPUs, which need Triton for it, and a C compiler for what launches them."""
-    return device_type == "cuda" and find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    """Whether kernels are made on the spot: on GPUs that Triton knows, with a C compiler and Python's headers for what launches them."""
+    if device_type != "cuda" or not has_triton():
+        return False
+    return any(map(shutil.which, ("cc", "gcc", "clang"))) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
 
 
 def blocks_of(decoder: Any) -> nn.ModuleList:
@@ -25,3 +31,8 @@ def compile_blocks(model: Any) -> None:
     """Compile the blocks of a causal LM in place. They are alike, so that one is compiled for all; parameters keep their names."""
     for block in blocks_of(model.base_model):
         block.compile()
+
+
+def eagerly(block: nn.Module) -> AbstractContextManager[Any]:
+    """While it is open a compiled block runs as it is written, so that hooks and stand-ins for its parts are seen."""
+    return torch.compiler.set_stance("force_eager") if block._compiled_call_impl is not None else nullcontext()

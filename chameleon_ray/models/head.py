@@ -43,10 +43,16 @@ class TokenLosses(nn.Module):
         if self._has_plain_head:
             hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
             losses = self.model.get_output_embeddings()(hidden.flatten(0, 1), targets.flatten())
-        else:
-            logits = self.model(input_ids=tokens, use_cache=False).logits
-            losses = _losses_of(logits.flatten(0, 1), targets.flatten())
-        return losses.view(tokens.shape)
+            return losses.view(tokens.shape)
+        return torch.cat([self._of_logits(*parts) for parts in zip(*(each.split(self._rows_of_logits(tokens)) for each in (tokens, targets)), strict=True)])
+
+    def _of_logits(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.model(input_ids=tokens, use_cache=False).logits
+        return _losses_of(logits.flatten(0, 1), targets.flatten()).view(tokens.shape)
+
+    def _rows_of_logits(self, tokens: torch.Tensor) -> int:
+        """As many as a part holds: all of their logits are there at once, and several times over."""
+        return max(1, PART_BYTES[tokens.device.type] // (4 * tokens.shape[1] * self.model.config.vocab_size))
 
 
 def next_tokens(tokens: torch.Tensor, length: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,8 +74,11 @@ class _LossHead(nn.Linear):
     def forward(self, input: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         if targets is None:
             return super().forward(input)
-        losses: torch.Tensor = _HeadLosses.apply(input, self.weight, self.bias, targets)
-        return losses
+        if torch.is_grad_enabled():
+            losses: torch.Tensor = _HeadLosses.apply(input, self.weight, self.bias, targets)
+            return losses
+        losses_of, _ = _elementwise(input.device.type)
+        return torch.cat([losses_of(F.linear(input[part], self.weight, self.bias), targets[part]) for part in _parts(input, self.out_features)])
 
 
 class _HeadLosses(torch.autograd.Function):
@@ -78,8 +87,6 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
         losses_of, _ = _elementwise(hidden.device.type)
-        if not any(ctx.needs_input_grad):
-            return torch.cat([losses_of(F.linear(hidden[part], weight, bias), targets[part]) for part in _parts(hidden, len(weight))])
         logits = F.linear(hidden, weight, bias)
         ctx.save_for_backward(hidden, weight, targets)
         ctx.logits, ctx.has_bias = logits, bias is not None

@@ -23,6 +23,8 @@ CPU_BYTES = 1 << 30
 PART_BYTES = {"cpu": 1 << 22, "cuda": 1 << 30}
 # Tokens of one forward pass without gradients: enough to keep the device busy.
 FORWARD_TOKENS = {"cpu": 4096, "cuda": 65536}
+# Numbers that ZeRO reduces at a time, of larger models.
+BUCKET = 1 << 27
 # Of what a GPU has free: fragments of the allocator, buffers of collectives, kernels' workspaces.
 RESERVE = 0.1
 
@@ -38,13 +40,26 @@ def logits_bytes(row_tokens: int, vocab_size: int, number_bytes: int) -> int:
     return row_tokens * vocab_size * number_bytes
 
 
+def effective_stage(zero_stage: int, number_bytes: int) -> int:
+    """What is run for a ZeRO stage: in bf16 at least 1, since only there gradients are summed in fp32."""
+    return max(zero_stage, 1) if number_bytes < 4 else zero_stage
+
+
+def bucket(num_parameters: int) -> int:
+    """Numbers of a gradient that ZeRO reduces at a time, in fp32."""
+    return min(BUCKET, num_parameters)
+
+
 def state_bytes(model: ModelConfig, vocab_size: int, row_tokens: int, number_bytes: int, zero_stage: int, world_size: int) -> int:
-    """Parameters, gradients and the optimizer's states on one worker; ZeRO 1, 2 and 3 cut the optimizer's, the gradients' and the parameters' share."""
+    """Parameters, gradients and the optimizer's states on one worker; ZeRO 1, 2 and 3 cut the optimizer's, the gradients' and the parameters' share, and
+    keep a bucket."""
+    total = num_parameters(model, vocab_size, row_tokens)
+    zero_stage = effective_stage(zero_stage, number_bytes)
     parameters, gradients = (4, 4) if number_bytes >= 4 else (2, 6)
     optimizer = 8 if number_bytes >= 4 else 12
     shares = (world_size if zero_stage >= stage else 1 for stage in (3, 2, 1))
     per_parameter = sum(part / share for part, share in zip((parameters, gradients, optimizer), shares, strict=True))
-    return int(num_parameters(model, vocab_size, row_tokens) * per_parameter)
+    return int(total * per_parameter) + (4 * bucket(total) if zero_stage else 0)
 
 
 def free_bytes(hardware: Hardware) -> int:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from chameleon_ray.models.compiled import blocks_of
+from chameleon_ray.models.compiled import blocks_of, eagerly
 
 LAST_PROJECTIONS = ("mlp.c_proj", "mlp.down_proj", "mlp.dense_4h_to_h")
 
@@ -36,7 +36,6 @@ class MeanHiddenState:
         self._decoder = model.base_model
         self._block = blocks_of(self._decoder)[layer - 1]
         self.width = int(model.config.hidden_size)
-        self.vocab_size = int(model.config.vocab_size)
 
     @torch.no_grad()
     def __call__(self, tokens: NDArray, length: NDArray) -> torch.Tensor:
@@ -46,7 +45,7 @@ class MeanHiddenState:
         lengths = torch.as_tensor(length, dtype=torch.int64).to(device)
         inside = torch.arange(ids.shape[1], device=device)[None, :] < lengths[:, None]
         weights = inside / lengths[:, None]
-        with _mean_before_last_projection(self._block, weights, self.width) as projected:
+        with eagerly(self._block), _mean_before_last_projection(self._block, weights, self.width) as projected:
             mean = weighted_mean(self._states(ids), weights)
         if projected:
             mean = mean + projected[0]

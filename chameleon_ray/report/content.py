@@ -220,9 +220,8 @@ def _cost(data: ReportData) -> Section:
 
 def _settings(data: ReportData) -> Section:
     first, *others = data.experiment.seeds
-    seeds = (
-        f"Base models: seeds {', '.join(map(str, data.experiment.seeds))}. Mixtures and the corpus: seed {first}." if others else f"Seed {first} throughout."
-    )
+    fits = "Mixtures: each with the seed of the base model that trains on it; the corpus" if data.refitted else "Mixtures and the corpus"
+    seeds = f"Base models: seeds {', '.join(map(str, data.experiment.seeds))}. {fits}: seed {first}." if others else f"Seed {first} throughout."
     methods = {label: mixture.provenance["settings"] for label, mixture in data.mixtures.items() if mixture.provenance.get("settings")}
     blocks: list[Block] = [seeds, Code("The experiment as YAML", _yaml(data.experiment.model_dump(mode="json", exclude_none=True)))]
     if methods:

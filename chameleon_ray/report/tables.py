@@ -65,7 +65,8 @@ def mixture_table(data: ReportData) -> Table:
     rows.append(text_row("effective number of domains", (fixed(spread["effective_domains"], 2) for spread in spreads)))
     errors = " ± standard error, where the method has one." if any(mixture.weights_stderr for mixture in data.mixtures.values()) else ""
     if data.refitted:
-        errors = f" Means over the fits with {len(data.experiment.fit_seeds)} seeds ± standard error over these fits."
+        errors = " Means over the fits with every seed ± standard error over these fits; what else is shown of a fit (spectrum, affinity, weights while a "
+        errors += "proxy trained) is that of the first."
     note = f"Fraction of training tokens.{errors} Uniform is {number(1 / len(data.names), 3)}. The effective number of domains is exp(entropy)."
     return Table(("domain", *labels), tuple(rows), note, 2)
 
@@ -146,6 +147,8 @@ def cost_table(data: ReportData) -> Table:
         "Everything needed to get the weights; the base models are not counted. All matrix products are those that were run; the paper's convention "
         "counts embeddings at full depth and leaves out DoReMi's reference passes, DoGE's work on gradients and the output head of RegMix's proxies."
     )
+    if data.refitted:
+        note += " A mixture's fits with every seed count together."
     if several:
         note += " The last row counts once what several mixtures share."
     if reference is not None:

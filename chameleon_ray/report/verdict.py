@@ -33,7 +33,7 @@ def verdict(data: ReportData) -> str:
         return f"{_without_comparison(averages)} No seed was trained with both {label} and {BASELINE}, so they are not compared."
     wins = f"better on {domains_won(data, label)} of {_domains(data)}"
     tested = by_pair(data.differences, "mean_perplexity").get((label, BASELINE))
-    sentences = _comparison(label, averages[label], averages[BASELINE], wins, tested)
+    sentences = _comparison(label, averages[label], averages[BASELINE], wins, tested, data.refitted)
     if len(averages) > 2:
         sentences += " " + _best(averages)
     return sentences
@@ -173,7 +173,7 @@ def _domains(data: ReportData) -> str:
     return plural(len(data.measured), "domain" if data.measured == data.names else "measured domain")
 
 
-def _comparison(label: str, ours: dict[int, Measurement], uniform: dict[int, Measurement], wins: str, pair: PairedDifference | None) -> str:
+def _comparison(label: str, ours: dict[int, Measurement], uniform: dict[int, Measurement], wins: str, pair: PairedDifference | None, refitted: bool) -> str:
     seeds = common_seeds(ours, uniform)
     first, second = (over_seeds([found[seed].value for seed in seeds]) for found in (ours, uniform))
     change = _change(first, second)
@@ -187,7 +187,7 @@ def _comparison(label: str, ours: dict[int, Measurement], uniform: dict[int, Mea
     if pair.low == pair.high == 0:
         return f"{gave}: no difference on any {'document' if len(seeds) == 1 else 'seed'}; {wins}."
     noise = "" if pair.excludes_zero else f", but{_noise(pair).removeprefix(',')}"
-    over = "held-out documents" if pair.num_seeds == 1 else "seeds of base models and held-out documents"
+    over = "held-out documents" if pair.num_seeds == 1 else f"seeds of base models{', fits' if refitted else ''} and held-out documents"
     alone = " With one seed, nothing says what another seed would do." if pair.num_seeds == 1 else ""
     return (
         f"{gave}: {change}{noise}; {wins}. The paired difference is {fixed(pair.difference, interval_decimals(pair.low, pair.high))}, and its 95 % interval "

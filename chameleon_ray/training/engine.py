@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from chameleon_ray.config import TrainingConfig
+from chameleon_ray.models import memory
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.training.checkpoint import load_tree, save_tree
 from chameleon_ray.training.optimizer import build_optimizer
 
 
-def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int) -> dict[str, Any]:
+def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int, num_parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration of one run (ZeRO 0 to 3; clipping as in section B.2).
 
     Gradients are summed over micro-batches and ranks in fp32, whatever the model computes in. Without ZeRO DeepSpeed would sum those of a bf16 model in
@@ -30,7 +31,7 @@ def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_r
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": training.batch_rows // (micro_batch_rows * world_size),
         "gradient_clipping": training.gradient_clipping,
-        "zero_optimization": {"stage": max(training.zero_stage, 1) if in_bf16 else training.zero_stage},
+        "zero_optimization": {"stage": memory.effective_stage(training.zero_stage, 2 if in_bf16 else 4), "reduce_bucket_size": memory.bucket(num_parameters)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": in_bf16},
@@ -52,7 +53,7 @@ def build_engine(model: TokenLosses, training: TrainingConfig, hardware: Hardwar
     # gloo carries every collective on CPUs. DeepSpeed's own shared-memory op would need a compiler at first use, for a small gain.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = build_optimizer(model.parameters(), training)
-    config = deepspeed_config(training, hardware, micro_batch_rows, world_size)
+    config = deepspeed_config(training, hardware, micro_batch_rows, world_size, sum(parameter.numel() for parameter in model.parameters()))
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if hardware.device.type == "cuda" else "gloo", verbose=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)

@@ -31,7 +31,10 @@ from chameleon_ray.training.steps import Worker
 
 @dataclass
 class Progress:
-    """What a run knows of itself between two steps; all of it is part of the checkpoint."""
+    """What a run knows of itself between two steps; all of it is part of the checkpoint.
+
+    `begun`: the steps after which a process took the run up: 0, and more where it was interrupted.
+    """
 
     step: int = 0
     plan: PlanState | None = None
@@ -39,6 +42,7 @@ class Progress:
     curve: History = field(default_factory=History)
     rule: RuleState | None = None
     weights: History = field(default_factory=History)
+    begun: tuple[int, ...] = ()
 
     def to_dict(self, world_size: int, layout: str) -> dict[str, Any]:
         """With what the checkpoint's shards fit: a number of workers and a `layout` (see `engine.layout`)."""
@@ -62,7 +66,7 @@ class Progress:
         plan = {**state["plan"], "counts": tuple(state["plan"]["counts"]), "due": tuple(state["plan"]["due"])}
         rule = RuleState.from_dict(state["rule"]) if state["rule"] else None
         curve, weights = History.from_dict(state["curve"]), History.from_dict(state["weights"])
-        return cls(state["step"], PlanState(**plan), state["seconds"], curve, rule, weights)
+        return cls(state["step"], PlanState(**plan), state["seconds"], curve, rule, weights, tuple(state["begun"]))
 
 
 def train(
@@ -95,6 +99,7 @@ def train(
     every = checkpoint_interval(training.steps, training.checkpoint_every_steps)
     log_every = max(1, training.steps // 100)
     sums = torch.zeros(len(plan.names), 2, dtype=torch.float64, device=hardware.device)
+    progress.begun += (progress.step,)
     gauge = Gauge()
     engine.train()
     started = time.perf_counter() - progress.seconds
@@ -166,6 +171,7 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
     found = {
         "cost": asdict(Cost(tokens, flops, progress.seconds, plain)),
         "seconds": progress.seconds,
+        "begun_at_steps": list(progress.begun),
         "tokens_per_second": tokens / progress.seconds,
         "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
         "precision": hardware.precision,

@@ -43,7 +43,7 @@ def train_swarm(runs: Sequence[Run], corpus: TokenCorpus, split: str, tokens_per
             phase.update("proxies", done, len(runs))
 
 
-def load_losses(address: str) -> ProxyLosses:
+def read_losses(address: str) -> ProxyLosses:
     """Read a finished proxy's losses."""
     record = read_record(address)
     return ProxyLosses(record["digest"], record["content"]["losses"], Cost(**record["content"]["cost"]))

@@ -121,7 +121,7 @@ def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:
     """In this process from scratch, with half as many rows at a time whenever memory runs out."""
     training = worker.job.training
     while True:
-        model = make_model(worker).to(worker.hardware.device)
+        model = make_model(worker).to(worker.hardware.device, worker.hardware.dtype)
         engine = PlainEngine(model, training, training.batch_rows // worker.micro_batch.rows)
         try:
             return model, loop.train(engine, worker, loop.Progress(), lambda _: None)

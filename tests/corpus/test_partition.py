@@ -23,9 +23,9 @@ from chameleon_ray import storage
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import document_hash
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, heldout_borders
-from chameleon_ray.corpus.partition import MAX_SKIPPED, DomainStats, check_skipped, count_bucket, num_buckets, partition, read_bucket
+from chameleon_ray.corpus.partition import MAX_BUCKETS, MAX_SKIPPED, DomainStats, check_skipped, count_bucket, num_buckets, partition, read_bucket
 from chameleon_ray.corpus.rows import Rows, write_shard
-from chameleon_ray.corpus.sources import Part, plan_parts
+from chameleon_ray.corpus.sources import Part, Source, plan_parts
 from chameleon_ray.errors import UserError, as_user_error, from_outcome
 from chameleon_ray.errors import as_outcome as run_task
 from chameleon_ray.records import write_table
@@ -270,8 +270,14 @@ class CountingFile(io.FileIO):
 
 
 def test_the_bucket_count_follows_the_size() -> None:
-    (part,) = [Part(0, "web", False, "files", ())]
-    assert num_buckets([part]) == 1
+    def part(name: str, size: int) -> Part:
+        return Part(0, "web", False, "files", (Source(name, size, ""),))
+
+    assert num_buckets([part("a.jsonl", 1)]) == 1
+    assert num_buckets([part("a.jsonl", 40 << 20)]) == 3
+    assert num_buckets([part("a.jsonl.gz", 40 << 20)]) == 10
+    assert num_buckets([part("a.jsonl", 40 << 20), part("b.jsonl", 40 << 20)]) == 5
+    assert num_buckets([part("a.jsonl", 1 << 40)]) == MAX_BUCKETS
 
 
 def test_a_finished_group_is_not_read_again(tmp_path: Path) -> None:

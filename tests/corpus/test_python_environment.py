@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus import python_environment
 from chameleon_ray.corpus.documents import Document
 from chameleon_ray.corpus.python_environment import DOMAINS, document_bytes, environment_files
 from chameleon_ray.corpus.readers import read_part
@@ -79,7 +80,9 @@ def test_rules_on_a_made_up_environment(tmp_path: Path, monkeypatch: pytest.Monk
     (packages / "a" / "latin.py").write_bytes(text.encode() + b"\xe9")
     monkeypatch.setattr("sysconfig.get_path", lambda key: str(library if key == "stdlib" else packages))
 
-    chosen = environment_files(100)
+    monkeypatch.setattr(python_environment, "_MIN_DOMAIN_BYTES", 100)  # so that no domain is full, or too small, before every file was looked at
+
+    chosen = environment_files(1 << 20)
 
     names = {domain: [path.relative_to(library).as_posix() for path in paths] for domain, paths in chosen.items()}
     core = names.pop("python_packages")

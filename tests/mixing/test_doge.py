@@ -73,9 +73,9 @@ def test_quadratic_toy_agrees_with_the_closed_form() -> None:
 
 def test_settings_reach_the_rule() -> None:
     context = make_context(ROWS)
-    DoGE(mu=0.05, targets=("code",), own_domain=False).fit(context)
+    DoGE(mu=0.05, max_norm=2.0, max_score=3.0, targets=("code",), own_domain=False).fit(context)
     (job,) = context.backend.jobs
-    assert job.rule == DoGERule(mu=0.05, targets=(2,), own_domain=False)
+    assert job.rule == DoGERule(mu=0.05, max_norm=2.0, max_score=3.0, targets=(2,), own_domain=False)
 
 
 def test_an_unknown_target_is_refused() -> None:

@@ -142,7 +142,7 @@ def test_the_proxy_is_regmix_own_but_for_what_is_changed() -> None:
     "settings, words",
     [
         ({"target": "bokks"}, r"methods\.label: target 'bokks' is no domain; there are mean, web, books, code, math \(did you mean 'books'\?\)"),
-        ({"num_proxies": 49}, r"methods\.label: num_proxies: 49 runs are too few for regressor 'lightgbm' with 4 domains"),
+        ({"num_proxies": 52}, r"methods\.label: num_proxies: 52 runs are too few for regressor 'lightgbm' with 4 domains"),
         ({"prior": {"web": 1.0}}, "prior: 'books' has no weight"),
     ],
 )

@@ -53,8 +53,11 @@ def test_losses_and_gradients_are_those_of_the_logits(monkeypatch: pytest.Monkey
     found = (losses := TokenLosses(make_model()))(tokens, lengths)
     assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-5
     assert (found[:, -1] == 0).all() and (not padded or (found[2] == 0).all())
-    with torch.no_grad():
-        assert torch.equal(losses(tokens, lengths), found)
+    for without in (torch.no_grad, torch.inference_mode):
+        with without(), Allocations(4 * ROWS * TOKENS * VOCAB) as watched:
+            again = losses(tokens, lengths)
+        assert (again - found).abs().max() < 1e-5
+        assert bool(watched.found) == (part_rows > ROWS * TOKENS), "logits are there part by part"
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
     for (name, parameter), (_, wanted) in zip(losses.model.named_parameters(), plain.named_parameters(), strict=True):

@@ -92,7 +92,7 @@ def test_compare_prints_what_was_asked_and_returns_at_once_the_second_time(exper
     assert found["mixtures"]["chameleon"]["cost"]["flops"] > 0
 
 
-def test_models_are_hugging_face_models_and_better_than_unigrams(experiment: Experiment, backend: RayBackend, corpus: TokenCorpus) -> None:
+def test_models_are_hugging_face_models_and_better_than_chance(experiment: Experiment, backend: RayBackend, corpus: TokenCorpus) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     found = compare(experiment, backend)
@@ -164,6 +164,8 @@ def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(experimen
     (resumed,) = other.train_many(corpus, [job])
     thread.join()
     assert killed, "the run was over before it could be killed"
+    begun = resumed.details["begun_at_steps"]
+    assert len(begun) == 1 + len(killed) and all(step % 30 == 0 for step in begun) and begun[-1] > 0, "it goes on from checkpoints"
     assert resumed.digest == whole.digest
     assert storage.read_bytes(storage.join(resumed.address, "model.safetensors")) == storage.read_bytes(storage.join(whole.address, "model.safetensors"))
     assert resumed.metrics().equals(whole.metrics())

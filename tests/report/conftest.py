@@ -17,7 +17,7 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import ReportData
 
 Perplexities = Mapping[str, Sequence[Sequence[float]]]
-SCORES_SCHEMA = pa.schema(
+MEASUREMENTS_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("method", "task", "split", "domain", "metric")),
         ("seed", pa.int64()),
@@ -57,7 +57,7 @@ def measurements(names: Sequence[str], perplexities: Perplexities, stderr: float
             average = {**common, "split": "test", "domain": "all"}
             rows.append({**average, "metric": "mean_perplexity", "value": float(np.mean(values)), "stderr": stderr})
             rows.append({**average, "metric": "mean_loss_nats", "value": float(losses.mean()), "stderr": None})
-    return pa.Table.from_pylist(rows, schema=SCORES_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=MEASUREMENTS_SCHEMA)
 
 
 def even_losses(names: Sequence[str], perplexities: Perplexities, num_documents: int = 20) -> dict[tuple[str, int], SplitLosses]:

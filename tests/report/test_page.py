@@ -11,7 +11,7 @@ import pytest
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.records import read_table
 from chameleon_ray.report import tables, write_report
-from chameleon_ray.report.content import MAX_DRAWN_DOMAINS, build_report
+from chameleon_ray.report.content import MAX_DRAWN_DOMAINS, build_report, drawn_names
 from chameleon_ray.report.figures import history_figure
 from chameleon_ray.report.page import to_html, to_markdown
 from chameleon_ray.report.styles import Picture, domain_styles
@@ -136,3 +136,4 @@ def test_many_domains_are_all_in_the_tables_and_the_heaviest_are_drawn(make_data
     assert len(table.rows) == 60 + table.num_summary_rows
     assert isinstance(picture, Picture)
     assert f"the {MAX_DRAWN_DOMAINS} domains of 60" in picture.caption
+    assert set(names[30:]) <= set(drawn_names(data)), "those whose largest weight is over the uniform one"

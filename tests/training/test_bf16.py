@@ -18,7 +18,7 @@ from chameleon_ray.models.hardware import Hardware, cpu_has_bf16_units
 from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.training.plan import MixturePlan
 from tests.corpora import make_corpus
-from tests.training.worlds import run_world
+from tests.training.worlds import run_world, run_worlds
 
 pytestmark = pytest.mark.skipif(not cpu_has_bf16_units(), reason="this CPU has no bf16 units")
 
@@ -90,23 +90,22 @@ def test_sixteen_micro_batches_agree_with_one(corpus: TokenCorpus, stage: int, m
     assert 1e-5 < float((one - sixteen).norm() / one.norm()) < 3.5e-3
 
 
-@pytest.mark.parametrize(("stage", "world"), [(0, 1), (3, 2)])
-def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int, world: int) -> None:
-    whole = run_world(tmp_path / "whole", world, **settings(corpus, stage))
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), pytest.param(3, 2, marks=pytest.mark.long)])
+def test_a_killed_run_is_resumed_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int, world: int) -> None:
+    killed = settings(corpus, stage, die_after=6)
+    whole, dead = run_worlds((tmp_path / "whole", world, settings(corpus, stage)), (tmp_path / "killed", world, killed))
     assert whole["exit"] == [0] * world, whole["output"]
-    for die_after in (6, 9):
-        assert 9 in run_world(tmp_path / "killed", world, **settings(corpus, stage, die_after=die_after))["exit"]
+    assert 9 in dead["exit"]
     resumed = run_world(tmp_path / "killed", world, **settings(corpus, stage))
     assert resumed["exit"] == [0] * world, resumed["output"]
+    assert (whole["begun"], resumed["begun"]) == ([0], [0, 4])
     assert resumed["state"] == whole["state"] and resumed["curve"] == whole["curve"]
 
 
 def test_a_run_is_the_one_in_fp32_but_for_rounding(corpus: TokenCorpus, tmp_path: Path) -> None:
     """Weights are published in bf16; losses are close all along, and one worker or two make no more difference than rounding."""
-    single, one, two = (
-        run_world(tmp_path / name, world, **settings(corpus, steps=20) | {"dtype": dtype})
-        for name, world, dtype in (("fp32", 1, "float32"), ("one", 1, "bfloat16"), ("two", 2, "bfloat16"))
-    )
+    asked = (("fp32", 1, "float32"), ("one", 1, "bfloat16"), ("two", 2, "bfloat16"))
+    single, one, two = run_worlds(*((tmp_path / name, world, settings(corpus, steps=20) | {"dtype": dtype}) for name, world, dtype in asked))
     for found in (one, two):
         assert set(found["exit"]) == {0}, found["output"]
         losses = [(entry["loss"], wanted["loss"]) for entry, wanted in zip(found["curve"], single["curve"], strict=True)]
@@ -115,13 +114,29 @@ def test_a_run_is_the_one_in_fp32_but_for_rounding(corpus: TokenCorpus, tmp_path
     assert torch.equal(values.bfloat16().double(), values)
 
 
+@pytest.mark.parametrize("method", ["doge", "doremi"])
+def test_rules_in_bf16_see_what_they_see_in_fp32(corpus: TokenCorpus, tmp_path: Path, method: str) -> None:
+    """On one rank and on two; DoReMi also with micro-batches, by domain on one rank and with another forward pass on two."""
+    reference: Any = build_model(ModelConfig(**MODEL), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 7)
+    reference.save_pretrained(tmp_path / "reference")
+    fields = {"doge": {"mu": 1e-3, "max_norm": 2.0}, "doremi": {"step_size": 5.0}}[method]
+    asked = settings(corpus, steps=3, rule={"name": method, "fields": fields}, reference=str(tmp_path / "reference"))
+    micro = {"micro_batch_rows": 3} if method == "doremi" else {}
+    worlds = {"fp32": (1, asked | {"dtype": "float32"}), "one": (1, asked | micro), "two": (2, asked | micro)}
+    single, one, two = run_worlds(*((tmp_path / name, *world) for name, world in worlds.items()))
+    weights = [[entry["weight"] for entry in found["weights"]] for found in (single, one, two)]
+    assert max(weights[0]) - min(weights[0]) > 1e-2
+    for found, its in ((one, weights[1]), (two, weights[2])):
+        assert set(found["exit"]) == {0}, found["output"]
+        assert its == pytest.approx(weights[0], abs=4e-3)
+
+
 def test_doges_gradient_survives_the_cast(corpus: TokenCorpus, tmp_path: Path) -> None:
-    """The weights that follow from gradients in bf16 are those of fp32, and so is the step: Adam's first is the sign of the gradient it is handed."""
+    """The step is the one of fp32: Adam's first is the sign of the gradient it is handed."""
     rule = {"name": "doge", "fields": {"mu": 1e-3, "max_norm": 2.0}}
-    single, half = (run_world(tmp_path / dtype, 1, **settings(corpus, steps=1, rule=rule) | {"dtype": dtype}) for dtype in ("float32", "bfloat16"))
+    asked = {dtype: settings(corpus, steps=1, rule=rule) | {"dtype": dtype} for dtype in ("float32", "bfloat16")}
+    single, half = run_worlds(*((tmp_path / dtype, 1, each) for dtype, each in asked.items()))
     assert half["exit"] == [0], half["output"]
-    weights = [[entry["weight"] for entry in found["weights"]] for found in (single, half)]
-    assert weights[1] == pytest.approx(weights[0], abs=2e-3) and max(weights[0]) - min(weights[0]) > 1e-2
     before: Any = build_model(ModelConfig(**MODEL), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0).state_dict()
     steps = [torch.cat([torch.tensor(found["state"][name]) - before[name].double().flatten() for name in single["state"]]) for found in (single, half)]
     moved = steps[0].abs() > 2e-4

@@ -15,7 +15,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import SettledRule
 from chameleon_ray.training.loop import check_job
 from tests.corpora import make_corpus
-from tests.training.worlds import run_world
+from tests.training.worlds import run_world, run_worlds
 
 WEIGHTS = {"alpha": 0.5, "beta": 0.3, "gamma": 0.2}
 # Adam's first step is the learning rate times the sign of the gradient, and where the gradient is all but zero rounding decides its size:
@@ -50,21 +50,24 @@ def difference(first: dict[str, Any], second: dict[str, Any]) -> float:
 @pytest.mark.parametrize("stage", [3, *(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2))])
 def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int) -> None:
     world = 1 if stage == 0 else 2
-    whole = run_world(tmp_path / "whole", world, **settings(corpus, stage=stage))
+    first = settings(corpus, stage=stage, die_after=6)
+    whole, killed = run_worlds((tmp_path / "whole", world, settings(corpus, stage=stage)), (tmp_path / "killed", world, first))
     assert whole["exit"] == [0] * world, whole["output"]
-    for die_after in (6, 9):
-        killed = run_world(tmp_path / "killed", world, **settings(corpus, stage=stage, die_after=die_after))
-        assert 9 in killed["exit"], killed["output"]
-        assert "state" not in killed
+    again = run_world(tmp_path / "killed", world, **settings(corpus, stage=stage, die_after=9))
+    for found in (killed, again):
+        assert 9 in found["exit"], found["output"]
+        assert "state" not in found
     resumed = run_world(tmp_path / "killed", world, **settings(corpus, stage=stage))
     assert resumed["exit"] == [0] * world, resumed["output"]
+    assert (whole["begun"], resumed["begun"]) == ([0], [0, 4, 8])
     assert resumed["state"] == whole["state"]
     assert resumed["curve"] == whole["curve"]
     assert resumed["rows"] == whole["rows"]
 
 
 def test_two_ranks_equal_one(corpus: TokenCorpus, tmp_path: Path) -> None:
-    one, two = (run_world(tmp_path / str(world), world, **settings(corpus, steps=20, learning_rate=SMALL_RATE), snapshots=[1]) for world in (1, 2))
+    asked = settings(corpus, steps=20, learning_rate=SMALL_RATE, snapshots=[1])
+    one, two = run_worlds(*((tmp_path / str(world), world, asked) for world in (1, 2)))
     assert difference({"state": one["kept"]["1"]}, {"state": two["kept"]["1"]}) < 1e-6
     assert difference(one, two) < 1e-4
     assert one["rows"] == two["rows"] == [80, 48, 32]
@@ -73,17 +76,18 @@ def test_two_ranks_equal_one(corpus: TokenCorpus, tmp_path: Path) -> None:
 
 
 def test_micro_batches_change_only_rounding(corpus: TokenCorpus, tmp_path: Path) -> None:
-    whole, parts = (run_world(tmp_path / str(micro), 1, **settings(corpus, steps=1, learning_rate=SMALL_RATE, micro_batch_rows=micro)) for micro in (8, 2))
+    asked = {micro: settings(corpus, steps=1, learning_rate=SMALL_RATE, micro_batch_rows=micro) for micro in (8, 2)}
+    whole, parts = run_worlds(*((tmp_path / str(micro), 1, each) for micro, each in asked.items()))
     assert difference(whole, parts) < 1e-6
 
 
 def test_after_memory_ran_out_a_run_goes_on_with_half_as_many_rows_at_a_time(corpus: TokenCorpus, tmp_path: Path) -> None:
-    whole = run_world(tmp_path / "whole", 1, **settings(corpus, learning_rate=SMALL_RATE))
-    failed = run_world(tmp_path / "failed", 1, **settings(corpus, learning_rate=SMALL_RATE, out_of_memory_after=6))
+    failing = settings(corpus, learning_rate=SMALL_RATE, out_of_memory_after=6)
+    whole, failed = run_worlds((tmp_path / "whole", 1, settings(corpus, learning_rate=SMALL_RATE)), (tmp_path / "failed", 1, failing))
     assert failed["exit"] != [0] and "made up" in failed["output"]
     resumed = run_world(tmp_path / "failed", 1, **settings(corpus, learning_rate=SMALL_RATE))
     assert resumed["exit"] == [0], resumed["output"]
-    assert (whole["micro_batch_rows"], resumed["micro_batch_rows"]) == (8, 4)
+    assert (whole["micro_batch_rows"], resumed["micro_batch_rows"], resumed["begun"]) == (8, 4, [0, 4])
     assert resumed["rows"] == whole["rows"] and difference(resumed, whole) < 1e-4
 
 
@@ -120,25 +124,25 @@ def test_jobs_that_cannot_run_are_refused(corpus: TokenCorpus) -> None:
 
 
 def test_a_longer_run_passes_through_a_shorter_one_on_its_schedule(corpus: TokenCorpus, tmp_path: Path) -> None:
-    long = run_world(tmp_path / "long", 2, **settings(corpus, stage=3), snapshots=[6])
-    short = settings(corpus, steps=6, stage=3)
-    short["training"]["schedule_steps"] = 12
-    assert long["exit"] == [0, 0], long["output"]
-    assert run_world(tmp_path / "short", 2, **short)["state"] == long["kept"]["6"] != long["state"]
+    asked = settings(corpus, steps=6, stage=3)
+    asked["training"]["schedule_steps"] = 12
+    long, short = run_worlds((tmp_path / "long", 2, settings(corpus, stage=3, snapshots=[6])), (tmp_path / "short", 2, asked))
+    assert long["exit"] == short["exit"] == [0, 0], long["output"] + short["output"]
+    assert short["state"] == long["kept"]["6"] != long["state"]
 
 
 def test_a_proxy_stops_when_its_weights_have_settled(corpus: TokenCorpus, tmp_path: Path) -> None:
     def rule(tolerance: float) -> dict[str, Any]:
         return {"name": "settled", "fields": {"every_steps": 2, "samples_per_domain": 8, "tolerance": tolerance}}
 
-    never, soon = (run_world(tmp_path / str(tolerance), 1, **settings(corpus, steps=40, rule=rule(tolerance))) for tolerance in (1e-9, 2.0))
+    short = settings(corpus, steps=2, rule=rule(2.0))
+    short["training"]["schedule_steps"] = 40
+    asked = {"never": settings(corpus, steps=40, rule=rule(1e-9)), "soon": settings(corpus, steps=40, rule=rule(2.0))}
+    never, soon, two = run_worlds(*((tmp_path / name, 1, each) for name, each in asked.items()), (tmp_path / "two", 2, short))
     assert (never["step"], soon["step"]) == (40, 8), "comparisons are at 4, 8, 12, …: weights at t against t / 2, twice running"
     assert never["curve"][: len(soon["curve"])] == soon["curve"], "looking changes nothing"
     weights = [entry["weight"] for entry in never["weights"] if entry["step"] == 40]
     assert sum(weights) == pytest.approx(1, abs=1e-9)
-    short = settings(corpus, steps=2, rule=rule(2.0))
-    short["training"]["schedule_steps"] = 40
-    two = run_world(tmp_path / "two", 2, **short)
     assert [e["weight"] for e in two["weights"]] == pytest.approx([e["weight"] for e in never["weights"][:3]], abs=1e-4)
 
 

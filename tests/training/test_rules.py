@@ -18,10 +18,11 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
 from chameleon_ray.models.build import build_model
+from chameleon_ray.training.checkpoint import load_tree
 from chameleon_ray.training.loop import check_job
 from chameleon_ray.training.plan import MixturePlan
 from tests.corpora import make_corpus
-from tests.training.worlds import run_world
+from tests.training.worlds import run_world, run_worlds
 
 WEIGHTS = {"alpha": 1 / 3, "beta": 1 / 3, "gamma": 1 / 3}
 MODEL = {"layers": 2, "heads": 2, "width": 32}
@@ -68,13 +69,19 @@ def weights_after(result: dict[str, Any], step: int) -> list[float]:
     return [entry["weight"] for entry in result["weights"] if entry["step"] == step]
 
 
-def adam_step(model: Any, gradients: list[torch.Tensor]) -> None:
+def adam_step(model: Any, gradients: list[torch.Tensor], rate: float = RATE) -> None:
     """The engine's first step: weight decay 0.01 on matrices, betas (0.9, 0.95)."""
     parameters = list(model.parameters())
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.01}, {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
-    torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95)).step()
+    torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95)).step()
+
+
+def first_moments(folder: Path) -> float:
+    """Norm of AdamW's in the last checkpoint; single parameters move as their gradients' signs do, whatever factor these have."""
+    state = load_tree(str(folder / "checkpoint" / "state" / "mp_rank_00_model_states.pt"))["optimizer"]["state"]
+    return float(sum(each["exp_avg"].double().square().sum() for each in state.values()) ** 0.5)
 
 
 def disagreement(start: Any, expected: Any, result: dict[str, Any]) -> float:
@@ -99,12 +106,12 @@ def test_doge_agrees_with_k_gradients_computed_directly(corpus: TokenCorpus, tmp
     norms = flat.norm(dim=1)
     assert norms.max() > 2.0, "the clip must bite"
     flat *= (2.0 / norms.clamp(min=2.0))[:, None]
-    scores = RATE * ((flat @ flat.sum(0)) / (flat.norm(dim=1).mean() + 1e-6)).clamp(0, 5)
+    scores = RATE / 2 * ((flat @ flat.sum(0)) / (flat.norm(dim=1).mean() + 1e-6)).clamp(0, 5)
     alpha = torch.softmax(scores / 1e-4, 0)
     combined = (alpha @ flat).float().split([p.numel() for p in parameters])
-    adam_step(model, [share.view_as(p) for share, p in zip(combined, parameters, strict=True)])
+    adam_step(model, [share.view_as(p) for share, p in zip(combined, parameters, strict=True)], RATE / 2)
 
-    found = run_world(tmp_path, 1, **settings(corpus, "doge", "", steps=1))
+    found = run_world(tmp_path, 1, **settings(corpus, "doge", "", steps=1, training={"warmup_steps": 2, "schedule_steps": 4}))
     assert weights_after(found, 1) == pytest.approx(alpha.tolist(), abs=1e-5)
     assert max(alpha) - min(alpha) > 1e-3, "the weights must move"
     assert disagreement(fresh(corpus, seed=0), model, found) < 1e-3
@@ -122,9 +129,9 @@ def test_doremi_agrees_with_the_loss_written_down(corpus: TokenCorpus, reference
     means = torch.stack([losses[torch.from_numpy(domains == i)].mean() for i in range(3)])
     adam_step(model, list(torch.autograd.grad((alpha.float() * means).sum(), list(model.parameters()))))
 
-    for micro, stage in ((12, 0), (4, 0), (4, 1)):  # one graph that waits, one gradient per domain, one forward pass more
-        training = {"zero_stage": stage}
-        found = run_world(tmp_path / f"{micro}-{stage}", 1, **settings(corpus, "doremi", reference, steps=1, micro_batch_rows=micro, training=training))
+    ways = ((12, 0), (4, 0), (4, 1))  # one graph that waits, one gradient per domain, one forward pass more
+    asked = [settings(corpus, "doremi", reference, steps=1, micro_batch_rows=micro, training={"zero_stage": stage}) for micro, stage in ways]
+    for found in run_worlds(*((tmp_path / str(i), 1, each) for i, each in enumerate(asked))):
         assert weights_after(found, 1) == pytest.approx(alpha.tolist(), abs=1e-5)
         assert disagreement(fresh(corpus, seed=0), model, found) < 1e-3
 
@@ -154,7 +161,9 @@ def test_excess_is_clipped_token_by_token(corpus: TokenCorpus, reference: str) -
 
 @pytest.mark.parametrize("method", ["doremi", "doge"])
 def test_two_ranks_equal_one(corpus: TokenCorpus, reference: str, tmp_path: Path, method: str) -> None:
-    one, two = (run_world(tmp_path / str(world), world, **settings(corpus, method, reference, 20)) for world in (1, 2))
+    one, two = run_worlds(*((tmp_path / str(world), world, settings(corpus, method, reference, 20)) for world in (1, 2)))
+    norms = [first_moments(tmp_path / str(world)) for world in (1, 2)]
+    assert norms[0] == pytest.approx(norms[1], rel=0.02), "the gradient that the engine is handed is the whole batch's"
     for step, tolerance in ((1, 1e-6), (20, 1e-4)):
         assert weights_after(one, step) == pytest.approx(weights_after(two, step), abs=tolerance)
         assert len(weights_after(one, step)) == 3
@@ -162,11 +171,13 @@ def test_two_ranks_equal_one(corpus: TokenCorpus, reference: str, tmp_path: Path
 
 @pytest.mark.parametrize(("method", "world"), [pytest.param("doremi", 2, marks=pytest.mark.long), ("doge", 2)])
 def test_killed_twice_is_bit_identical(corpus: TokenCorpus, reference: str, tmp_path: Path, method: str, world: int) -> None:
-    whole = run_world(tmp_path / "whole", world, **settings(corpus, method, reference))
-    for die_after in (6, 9):
-        assert 9 in run_world(tmp_path / "killed", world, **settings(corpus, method, reference, die_after=die_after))["exit"]
+    first = settings(corpus, method, reference, die_after=6)
+    whole, killed = run_worlds((tmp_path / "whole", world, settings(corpus, method, reference)), (tmp_path / "killed", world, first))
+    again = run_world(tmp_path / "killed", world, **settings(corpus, method, reference, die_after=9))
+    assert 9 in killed["exit"] and 9 in again["exit"]
     resumed = run_world(tmp_path / "killed", world, **settings(corpus, method, reference))
     assert set(resumed["exit"]) == {0}, resumed["output"]
+    assert (whole["begun"], resumed["begun"]) == ([0], [0, 4, 8])
     assert all(resumed[part] == whole[part] for part in ("state", "curve", "rows", "weights"))
     assert weights_after(whole, 12) != weights_after(whole, 4)
 

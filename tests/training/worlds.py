@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,12 @@ def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
     found = json.loads(result.read_text()) if result.exists() else {}
     result.unlink(missing_ok=True)
     return {**found, "exit": [process.returncode for process in processes], "output": "\n".join(outputs)}
+
+
+def run_worlds(*worlds: tuple[Path, int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Worlds that know nothing of each other, two at a time: folder, number of processes and settings of each."""
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(lambda world: run_world(world[0], world[1], **world[2]), worlds))
 
 
 class FolderCheckpoints:
@@ -92,7 +99,7 @@ def main(request: str) -> None:
         model = TrainedModel.load(run.address)
         weights = model.weight_history().to_pylist() if "rule" in model.details else []
         found = {"curve": model.metrics().to_pylist(), "state": _values(run.address), "rows": list(model.details["rows_drawn"].values()), "weights": weights}
-        found |= {"micro_batch_rows": model.details["micro_batch_rows"], "flops": model.cost.flops}
+        found |= {"begun": model.details["begun_at_steps"], "micro_batch_rows": model.details["micro_batch_rows"], "flops": model.cost.flops}
         found |= {"step": model.cost.tokens // (training.batch_rows * corpus.row_tokens)}
         found |= {"kept": {passed.job.training.steps: _values(passed.address) for passed in kept}}
         (folder / "result.json").write_text(json.dumps(found))

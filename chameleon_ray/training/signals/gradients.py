@@ -64,7 +64,8 @@ class GradientStep:
         clip = (self._rule.max_norm / norms.clamp(min=self._rule.max_norm)).float()
         mask = torch.from_numpy(self._rule.target_mask(self._num_domains)[self._gradients.owned]).float().to(matrix.device)
         target = torch.mv(matrix.T, clip * mask)  # G, [N]
-        dist.all_reduce(target)
+        if self._worker.world_size > 1:
+            dist.all_reduce(target)
         numbers = torch.zeros(2, self._num_domains, dtype=torch.float64, device=matrix.device)
         owned = torch.from_numpy(self._gradients.owned).to(matrix.device)
         numbers[0, owned] = (torch.mv(matrix, target) * clip).double()
