@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,8 @@ def _fit(run: Run, checkpoints: str, resources: Resources, board: Any) -> dict[s
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    # A checkpoint waits until the one before is noted down, which happens as often as the workers are asked how they are.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
     body: Any = _body
     trainer = TorchTrainer(
