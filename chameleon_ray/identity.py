@@ -30,14 +30,14 @@ NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_s
 VERSIONS: dict[str, int] = {
     "corpus": 3,  # reading, splitting, packing, order of rows
     "tokenizer": 2,  # what tells one tokenizer from another
-    "model": 3,  # order of the data, initialisation, optimizer, steps
+    "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
-    "proxy": 3,  # one run of a swarm, and its measurement
+    "proxy": 4,  # one run of a swarm, and its measurement
     "embeddings": 3,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
     "mixture": 2,  # what is around a method; the method has a version of its own
-    "report": 3,  # what is shown of the results
+    "report": 4,  # what is shown of the results
 }
 
 

@@ -62,7 +62,7 @@ def gather(
         mixtures=chosen,
         measurements=measurement_table(losses),
         curves=_curves(models),
-        embeddings=_embeddings([replace(job, seed=seed) for job in jobs if not job.point for label, seed in fits if label == job.label], backend),
+        embeddings=_embeddings(jobs, fits, backend),
         seconds=_seconds(corpus, chosen, models.values()),
         losses=losses,
         histories=_histories(chosen),
@@ -108,9 +108,10 @@ def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _embeddings(jobs: Sequence[MixtureJob], backend: Backend) -> Embeddings | None:
-    """What the proxy was embedded with, where a method needed it: a finished artifact by now."""
-    job = next((job for job in jobs if "embedding" in job.mixer.needs), None)
+def _embeddings(jobs: Sequence[MixtureJob], fits: Iterable[tuple[str, int]], backend: Backend) -> Embeddings | None:
+    """What the proxy was embedded with, where a method needed it: a finished artifact by now. Of several fits that of the first that there is."""
+    fitted = (replace(job, seed=seed) for job in jobs if not job.point for label, seed in fits if label == job.label)
+    job = next((job for job in fitted if "embedding" in job.mixer.needs), None)
     return proxy_embeddings(job.context(backend))[1] if job else None
 
 

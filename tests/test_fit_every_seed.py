@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -96,7 +96,7 @@ def test_a_fit_that_fails_takes_only_its_own_seed_with_it(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="not finite"):  # no base model, so no report: what went wrong first
         compare(experiment, backend)  # type: ignore[arg-type]
     assert [key for key in backend.bases if key[0] == "chameleon"] == [("chameleon", 5), ("chameleon", 8)]
-    found = results._embeddings([replace(job, seed=seed) for job in jobs for label, seed in fits if label == job.label], backend)  # type: ignore[arg-type]
+    found = results._embeddings(jobs, fits, backend)  # type: ignore[arg-type]
     assert found is not None and found.names == corpus.names
 
 

@@ -1,4 +1,4 @@
-"""What a person would write in PyTorch alone to train the same model: the other side of the training benchmarks."""
+"""A training loop in PyTorch alone, without plan, reading, logging or engine: the other side of the training benchmarks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class PlainLoop:
     """The model and AdamW of a training run, stepped on batches that are ready in memory.
 
     The loss is ours, so that what differs is all that is around a step; with `usual_loss` it is taken from logits in fp32, as is common.
+    In bf16 it has no fp32 parameters, which is less work.
     """
 
     def __init__(

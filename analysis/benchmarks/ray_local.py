@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from chameleon_ray.ray_session import cluster_cpus, quiet_data
+from chameleon_ray.training.ray_train import poll_often
 
 
 def warm_workers() -> None:
@@ -29,6 +30,7 @@ def in_train_worker(function: Callable[[dict[str, Any]], Any], arguments: dict[s
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    poll_often()
     trainer: Any = TorchTrainer(
         function,
         train_loop_config=arguments,

@@ -36,7 +36,7 @@ def run(quick: bool) -> Outcome:
     threads = cluster_cpus()
     preset, steps, swarm_size = ("cpu-tiny", 2, threads) if quick else ("cpu-tiny", 40, 4 * threads)
     batch_rows, row_tokens = 8, 128
-    training = TrainingConfig(model=ModelConfig(preset=preset), steps=steps, batch_rows=batch_rows)
+    training = TrainingConfig(model=ModelConfig(preset=preset), steps=steps, batch_rows=batch_rows, precision="fp32")
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(threads, spawn) as pool:
         corpus = synthetic.make_corpus(f"{folder}/corpus", NUM_DOMAINS, 64, row_tokens)

@@ -67,8 +67,10 @@ def _eager(setting: Setting, job: TrainJob, rows: int) -> tuple[int, float]:
         try:
             return rows, _eager_seconds(setting, job, rows)
         except torch.OutOfMemoryError:
-            rows = max(divisor for divisor in range(1, rows // 2 + 1) if job.training.batch_rows % divisor == 0)
-            torch.cuda.empty_cache()
+            if rows == 1:
+                raise
+        setting.give_back()
+        rows = max(divisor for divisor in range(1, rows // 2 + 1) if job.training.batch_rows % divisor == 0)
 
 
 def _eager_seconds(setting: Setting, job: TrainJob, rows: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sysconfig
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,9 @@ def compiles(device_type: str) -> bool:
     """Whether kernels are made on the spot: on GPUs that Triton knows, with a C compiler and Python's headers for what launches them."""
     if device_type != "cuda" or not has_triton():
         return False
-    return any(map(shutil.which, ("cc", "gcc", "clang"))) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    folders = {sysconfig.get_path("include"), sysconfig.get_path("include", "posix_prefix")}  # a system's own Python has them in the second
+    return compiler is not None and any((Path(folder) / "Python.h").exists() for folder in folders)
 
 
 def blocks_of(decoder: Any) -> nn.ModuleList:

@@ -6,7 +6,7 @@ Sizes are in bytes. L layers of width w, rows of T tokens, a vocabulary of V, e 
                                      attention itself (q, k, v, its result), of the feed-forward network (w, 4 w, 4 w); and of the last norm
     recomputed    (L + 17) T w e     the same if only the inputs of blocks are kept and one block at a time is computed again
     logits        e T V              logits, and in their place their gradients (`head.py`); beside them a part in fp32
-    states        16 N               parameters, gradients and AdamW's two moments of N parameters in fp32; 20 N with bf16 and fp32 masters
+    states        16 N               parameters, gradients and AdamW's two moments of N parameters in fp32; 20 N with bf16 and fp32 masters; with ZeRO a bucket
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
+from chameleon_ray.models.compiled import compiles
 from chameleon_ray.models.flops import num_parameters, training_flops
 from chameleon_ray.training.batches import batches
 from chameleon_ray.training.gauge import Gauge
@@ -33,7 +34,7 @@ from chameleon_ray.training.steps import Worker
 class Progress:
     """What a run knows of itself between two steps; all of it is part of the checkpoint.
 
-    `begun`: the steps after which a process took the run up: 0, and more where it was interrupted.
+    `begun`: the steps after which the run was taken up, as far as checkpoints tell: 0, and more where it was interrupted.
     """
 
     step: int = 0
@@ -176,6 +177,7 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
         "precision": hardware.precision,
         "hardware": hardware.reason,
+        "compiled": compiles(hardware.device.type),
         "micro_batch_rows": worker.micro_batch.rows,
         "activations_recomputed": worker.micro_batch.recompute,
         "epochs_begun": {name: -(-count // rows[name]) for name, count in drawn.items() if count},

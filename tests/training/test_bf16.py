@@ -121,11 +121,12 @@ def test_rules_in_bf16_see_what_they_see_in_fp32(corpus: TokenCorpus, tmp_path: 
     reference.save_pretrained(tmp_path / "reference")
     fields = {"doge": {"mu": 1e-3, "max_norm": 2.0}, "doremi": {"step_size": 5.0}}[method]
     asked = settings(corpus, steps=3, rule={"name": method, "fields": fields}, reference=str(tmp_path / "reference"))
-    micro = {"micro_batch_rows": 3} if method == "doremi" else {}
+    micro = {"micro_batch_rows": 3, "domain_tokens": 1} if method == "doremi" else {}
     worlds = {"fp32": (1, asked | {"dtype": "float32"}), "one": (1, asked | micro), "two": (2, asked | micro)}
     single, one, two = run_worlds(*((tmp_path / name, *world) for name, world in worlds.items()))
     weights = [[entry["weight"] for entry in found["weights"]] for found in (single, one, two)]
     assert max(weights[0]) - min(weights[0]) > 1e-2
+    assert method == "doge" or one["flops"] < 0.9 * two["flops"]
     for found, its in ((one, weights[1]), (two, weights[2])):
         assert set(found["exit"]) == {0}, found["output"]
         assert its == pytest.approx(weights[0], abs=4e-3)

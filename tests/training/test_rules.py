@@ -130,8 +130,11 @@ def test_doremi_agrees_with_the_loss_written_down(corpus: TokenCorpus, reference
     adam_step(model, list(torch.autograd.grad((alpha.float() * means).sum(), list(model.parameters()))))
 
     ways = ((12, 0), (4, 0), (4, 1))  # one graph that waits, one gradient per domain, one forward pass more
-    asked = [settings(corpus, "doremi", reference, steps=1, micro_batch_rows=micro, training={"zero_stage": stage}) for micro, stage in ways]
-    for found in run_worlds(*((tmp_path / str(i), 1, each) for i, each in enumerate(asked))):
+    asked = [settings(corpus, "doremi", reference, steps=1, micro_batch_rows=micro, training={"zero_stage": stage}, domain_tokens=1) for micro, stage in ways]
+    results = run_worlds(*((tmp_path / str(i), 1, each) for i, each in enumerate(asked)))
+    one, by_domain, twice = (found["flops"] for found in results)
+    assert one < by_domain < 0.9 * twice, "each takes the way it is here for"
+    for found in results:
         assert weights_after(found, 1) == pytest.approx(alpha.tolist(), abs=1e-5)
         assert disagreement(fresh(corpus, seed=0), model, found) < 1e-3
 

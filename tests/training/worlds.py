@@ -72,6 +72,7 @@ def main(request: str) -> None:
     from chameleon_ray.config import TrainingConfig
     from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.training.run import Run
+    from chameleon_ray.training.signals import excess_losses
     from chameleon_ray.training.worker import train_run
 
     asked = json.loads(Path(request).read_text())
@@ -83,6 +84,8 @@ def main(request: str) -> None:
     training = training.model_copy(update={"micro_batch_rows": asked.get("micro_batch_rows")})
     rule, reference = _rule(asked)
     job = TrainJob("base", training, asked["weights"], asked.get("seed", 0), rule, reference)
+    if "domain_tokens" in asked:
+        excess_losses.DOMAIN_TOKENS["cpu"] = asked["domain_tokens"]
     folder = Path(asked["folder"])
     passes = [training.model_copy(update={"steps": steps}) for steps in asked.get("snapshots", ())]
     kept = [Run(replace(job, training=shorter), corpus, "short", str(folder / f"model-{shorter.steps}")) for shorter in passes]

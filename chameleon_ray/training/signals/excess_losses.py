@@ -27,7 +27,7 @@ from chameleon_ray.training.steps import PlainStep, Worker, micro_batches
 # What gradients side by side may take, for the sake of one forward pass less.
 MATRIX_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 # Tokens of a domain in a batch on average, under which a pass of its own costs more than a forward pass of everything. On a CPU: 1.9 against 1.4 plain steps
-# at 64 tokens, 1.1 against 1.3 at 256.
+# at 64 tokens, 1.1 against 1.3 at 256. That of GPUs is a guess.
 DOMAIN_TOKENS = {"cpu": 192, "cuda": 8192}
 
 
@@ -35,7 +35,8 @@ class ExcessLossStep(PlainStep):
     """loss = sum_i alpha_i l_i over the global batch, alpha from the same batch.
 
     Alpha is known only when the whole batch has run forward. With one micro-batch its graph waits for that. With several, one gradient per domain waits
-    where there is room for them (`by_domain`); elsewhere the model runs forward once more, without gradients, before the first backward pass.
+    where there is room for them and each is worth a pass of its own (`by_domain`); elsewhere the model runs forward once more, without gradients, before
+    the first backward pass.
     """
 
     def __init__(self, worker: Worker, learner: Learner) -> None:
@@ -95,16 +96,16 @@ class ExcessLossStep(PlainStep):
 
 
 def by_domain(worker: Worker) -> bool:
-    """Whether one gradient per domain waits for alpha: with several micro-batches on one rank that has room for them, and domains with enough tokens in a
-    batch to keep the device busy."""
-    training, device = worker.job.training, worker.hardware.device.type
-    return (
-        worker.micro_batch.rows < training.batch_rows
-        and worker.world_size == 1
-        and training.zero_stage == 0
-        and matrix_bytes(worker.job, worker.corpus, 1) <= MATRIX_BYTES[device]
-        and training.batch_rows * worker.corpus.row_tokens >= DOMAIN_TOKENS[device] * len(worker.job.weights)
-    )
+    """Whether one gradient per domain waits for alpha: with several micro-batches, where that can be."""
+    several = worker.micro_batch.rows < worker.job.training.batch_rows
+    return several and _can_wait(worker.job, worker.corpus, worker.world_size, worker.hardware.device.type)
+
+
+def _can_wait(job: TrainJob, corpus: TokenCorpus, world_size: int, device: str) -> bool:
+    """On one rank without ZeRO that has room for the gradients, and where domains have enough tokens in a batch to keep the device busy."""
+    alone = world_size == 1 and job.training.zero_stage == 0
+    fits = matrix_bytes(job, corpus, 1) <= MATRIX_BYTES[device]
+    return alone and fits and job.training.batch_rows * corpus.row_tokens >= DOMAIN_TOKENS[device] * len(job.weights)
 
 
 def check(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
@@ -122,6 +123,6 @@ def flops(worker: Worker, steps: int) -> float:
 
 
 def kept_bytes(job: TrainJob, corpus: TokenCorpus, world_size: int) -> int:
-    """The reference, at most in fp32, and on one rank what gradients by domain may take, with two more: their sum, and that of a micro-batch."""
+    """On a GPU: the reference, at most in fp32, and where gradients can wait side by side these, their sum, and that of a micro-batch."""
     each = 4 * num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens)
-    return each + (min(matrix_bytes(job, corpus, 1), MATRIX_BYTES["cuda"]) + 2 * each if world_size == 1 else 0)
+    return each + (matrix_bytes(job, corpus, 1) + 2 * each if _can_wait(job, corpus, world_size, "cuda") else 0)
