@@ -137,7 +137,7 @@ def load_storage(experiment_file: Path) -> str:
 
 
 def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(experiment: Experiment, corpus: TokenCorpus, tmp_path: Path) -> None:
-    slow = {"model": {"layers": 2, "heads": 2, "width": 64}, "steps": 160, "batch_rows": 16, "checkpoint_every_steps": 20, "zero_stage": 1}
+    slow = {"model": {"layers": 2, "heads": 2, "width": 64}, "steps": 240, "batch_rows": 16, "checkpoint_every_steps": 20, "zero_stage": 1}
     training = experiment.base.model_validate({**slow, "learning_rate": 1e-2, "min_learning_rate": 1e-3})
     job = TrainJob("base", training, dict.fromkeys(NAMES, 1 / 3), seed=5)
     two = experiment.resources.model_copy(update={"num_workers": 2})
