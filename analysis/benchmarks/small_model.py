@@ -23,9 +23,8 @@ from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.models.flops import training_flops
 from chameleon_ray.models.hardware import detect
 from chameleon_ray.training import loop
-from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.plan import MixturePlan
-from chameleon_ray.training.worker import make_model, place
+from chameleon_ray.training.worker import make_plain_engine, place
 
 BOUND = 0.37
 NUM_DOMAINS = 5
@@ -54,7 +53,7 @@ def run(quick: bool) -> Outcome:
         matrix = torch.randn(square, square).to(hardware.dtype)
 
         def production() -> float:
-            engine = PlainEngine(make_model(worker).to(hardware.dtype), training, batch_rows // worker.micro_batch.rows)
+            engine = make_plain_engine(worker)
             began = 0.0
 
             def on_step(step: int, _: float) -> None:

@@ -13,9 +13,8 @@ from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.load import load_losses
 from chameleon_ray.training import loop
-from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.steps import Worker
-from chameleon_ray.training.worker import make_model, place
+from chameleon_ray.training.worker import make_plain_engine, place
 
 CPU = Hardware(torch.device("cpu"), torch.float32, "fp32 on a CPU")
 # Nats per token: bf16 has 8 bits, and a loss is a mean over some hundred tokens that round on their own.
@@ -56,6 +55,5 @@ def _curve(setting: Setting, hardware: Hardware) -> np.ndarray:
     """The loss of every step of a small model, [steps] nats per token."""
     worker: Worker = place(setting.job("cpu-small", 20, 2 * len(setting.corpus.names)), setting.corpus, hardware)
     worker = replace(worker, micro_batch=replace(worker.micro_batch, rows=worker.job.training.batch_rows))
-    engine = PlainEngine(make_model(worker).to(hardware.device, hardware.dtype), worker.job.training)
-    columns = loop.train(engine, worker, loop.Progress(), lambda _: None).curve.table().to_pylist()
+    columns = loop.train(make_plain_engine(worker), worker, loop.Progress(), lambda _: None).curve.table().to_pylist()
     return np.array([entry["loss"] for entry in columns if entry["domain"] == "all"])

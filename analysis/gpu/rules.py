@@ -9,9 +9,7 @@ from analysis.gpu.setting import Setting
 from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
-from chameleon_ray.training.plain_engine import PlainEngine
-from chameleon_ray.training.signals import engine_micro_batch
-from chameleon_ray.training.worker import make_model, place
+from chameleon_ray.training.worker import make_plain_engine, place
 
 RULES: dict[str, type[Rule]] = {"doge": DoGERule, "doremi": DoReMiRule}
 AIM = {"doge": 1.25, "doremi": 1.45}
@@ -38,8 +36,7 @@ def run(setting: Setting, preset: str, rule: str) -> dict[str, Any]:
 
 def _measure(setting: Setting, job: TrainJob) -> tuple[int, float]:
     worker = place(job, setting.corpus, setting.hardware)
-    model = make_model(worker).to(setting.hardware.device, setting.hardware.dtype)
-    step = first_step(worker, PlainEngine(model, job.training, job.training.batch_rows // engine_micro_batch(worker)))
+    step = first_step(worker, make_plain_engine(worker))
     for _ in range(2):
         step()
     return worker.micro_batch.rows, setting.seconds(step)

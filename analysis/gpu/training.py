@@ -15,7 +15,7 @@ from chameleon_ray.models.flops import training_flops
 from chameleon_ray.training import loop
 from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.steps import Worker
-from chameleon_ray.training.worker import make_model, place
+from chameleon_ray.training.worker import make_plain_engine, place
 
 AIM_MFU = {"82M": 0.45, "684M": 0.50}
 WARM_STEPS = 3
@@ -45,9 +45,7 @@ def run(setting: Setting, preset: str) -> dict[str, Any]:
 
 def _production(setting: Setting, worker: Worker) -> float:
     """Seconds of a step."""
-    training = worker.job.training
-    model = make_model(worker).to(setting.hardware.device, setting.hardware.dtype)
-    engine = PlainEngine(model, training, training.batch_rows // worker.micro_batch.rows)
+    engine = make_plain_engine(worker)
     began = 0.0
 
     def on_step(step: int, _: float) -> None:

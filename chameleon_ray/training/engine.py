@@ -25,16 +25,16 @@ def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_r
     Gradients are summed over micro-batches and ranks in fp32, whatever the model computes in. Without ZeRO DeepSpeed would sum those of a bf16 model in
     bf16 and knows no other way: such a run has its optimizer's states cut over the workers, as in stage 1.
     """
-    in_bf16 = hardware.dtype == torch.bfloat16
+    stage = memory.effective_stage(training.zero_stage, memory.number_bytes(hardware))
     return {
         "train_batch_size": training.batch_rows,
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": training.batch_rows // (micro_batch_rows * world_size),
         "gradient_clipping": training.gradient_clipping,
-        "zero_optimization": {"stage": memory.effective_stage(training.zero_stage, 2 if in_bf16 else 4), "reduce_bucket_size": memory.bucket(num_parameters)},
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": memory.bucket(num_parameters)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": in_bf16},
+        "bf16": {"enabled": hardware.dtype == torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": 1 << 40,

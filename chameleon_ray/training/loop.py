@@ -18,7 +18,6 @@ from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.compiled import compiles
 from chameleon_ray.models.flops import num_parameters, training_flops
 from chameleon_ray.training.batches import batches
 from chameleon_ray.training.gauge import Gauge
@@ -177,7 +176,7 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
         "precision": hardware.precision,
         "hardware": hardware.reason,
-        "compiled": compiles(hardware.device.type),
+        "compiled": worker.compiled,
         "micro_batch_rows": worker.micro_batch.rows,
         "activations_recomputed": worker.micro_batch.recompute,
         "epochs_begun": {name: -(-count // rows[name]) for name, count in drawn.items() if count},

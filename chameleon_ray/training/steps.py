@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.corpus.rows import Rows
+from chameleon_ray.models.compiled import compiles
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.training.micro_batch import MicroBatch
 
@@ -26,6 +27,11 @@ class Worker:
     micro_batch: MicroBatch
     rank: int = 0
     world_size: int = 1
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model's blocks are compiled; ZeRO 3 gathers their parameters by hooks that a compiled block would not see."""
+        return compiles(self.hardware.device.type) and self.job.training.zero_stage < 3
 
 
 class Step(Protocol):

@@ -22,7 +22,7 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import ProxyLosses, TrainJob
 from chameleon_ray.models.build import build_model
-from chameleon_ray.models.compiled import compile_blocks, compiles
+from chameleon_ray.models.compiled import compile_blocks
 from chameleon_ray.models.flops import forward_flops_per_token
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
@@ -119,12 +119,10 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_domai
 
 def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:
     """In this process from scratch, with half as many rows at a time whenever memory runs out."""
-    training = worker.job.training
     while True:
-        model = make_model(worker).to(worker.hardware.device, worker.hardware.dtype)
-        engine = PlainEngine(model, training, training.batch_rows // worker.micro_batch.rows)
+        engine = make_plain_engine(worker)
         try:
-            return model, loop.train(engine, worker, loop.Progress(), lambda _: None)
+            return engine.module, loop.train(engine, worker, loop.Progress(), lambda _: None)
         except torch.OutOfMemoryError:
             worker = replace(worker, micro_batch=worker.micro_batch.halved(worker.job, worker.corpus.row_tokens))
 
@@ -135,9 +133,15 @@ def make_model(worker: Worker) -> TokenLosses:
     model: Any = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
     if worker.micro_batch.recompute:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    if compiles(worker.hardware.device.type) and job.training.zero_stage < 3:
+    if worker.compiled:
         compile_blocks(model)
     return TokenLosses(model)
+
+
+def make_plain_engine(worker: Worker) -> PlainEngine:
+    """The plain engine around the job's model, on the worker's device and in its number format."""
+    model = make_model(worker).to(worker.hardware.device, worker.hardware.dtype)
+    return PlainEngine(model, worker.job.training, worker.job.training.batch_rows // engine_micro_batch(worker))
 
 
 def place(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, noted: str | None = None) -> Worker:
