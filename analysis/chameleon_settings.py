@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from chameleon_ray.artifacts import Embeddings
-from chameleon_ray.mixing.chameleon import Chameleon, Temperature
-from chameleon_ray.mixing.krls import AbsoluteOrRelative, Ridge
+from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.formula import Temperature
+from chameleon_ray.mixing.krls import Ridge
 from chameleon_ray.mixing.regression import cross_validated_spearman, fit_mean
 from chameleon_ray.mixing.swarm import MEAN, read_swarm
 from chameleon_ray.mixture import Mixture
@@ -51,13 +52,13 @@ def candidates(embeddings: Embeddings) -> dict[str, dict[str, float]]:
     for center, normalize, ridge, temperature in itertools.product((False, True), (False, True), RIDGES, TEMPERATURES):
         if normalize and temperature.relative is not None:
             continue  # a relative temperature makes normalisation cancel
-        method = Chameleon(center=center, normalize=normalize, ridge=ridge, temperature=temperature, bootstrap_draws=0)
+        method = Chameleon(variant="paper", center=center, normalize=normalize, ridge=ridge, temperature=temperature, bootstrap_draws=0)
         parts = [f"ridge {_words(ridge)}", f"temperature {_words(temperature)}", *(["centred"] if center else []), *(["normalised"] if normalize else [])]
         found[", ".join(parts)] = dict(method.weigh(embeddings).weights)
     return found
 
 
-def _words(value: AbsoluteOrRelative) -> str:
+def _words(value: Ridge | Temperature) -> str:
     return f"relative {value.relative:g}" if value.absolute is None else f"{value.absolute:g}"
 
 

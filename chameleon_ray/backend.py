@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, TrainingConfig
@@ -101,6 +102,12 @@ class Rule(Protocol):
     def done(self, state: RuleState) -> bool:
         """Whether the run may end."""
         ...
+
+
+def rule_settings(rule: Rule) -> dict[str, Any]:
+    """A rule's name, version and fields as plain values, for digests and records."""
+    fields = {name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in vars(rule).items()}
+    return {"name": rule.name, "version": rule.version, **fields}
 
 
 @dataclass(frozen=True)

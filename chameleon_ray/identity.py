@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.backend import TrainJob
+from chameleon_ray.backend import TrainJob, rule_settings
 from chameleon_ray.config import CorpusConfig, TrainingConfig
 
 # Of a training section: how it is computed, not what.
@@ -97,7 +97,7 @@ def job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
     training["schedule_steps"] = job.training.horizon
     content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
     if job.rule is not None:
-        content["rule"] = {"name": job.rule.name, "version": job.rule.version, **vars(job.rule), "domains": list(job.weights)}
+        content["rule"] = {**rule_settings(job.rule), "domains": list(job.weights)}
     if job.reference is not None:
         content["reference"] = job.reference.digest
     return content

@@ -1,6 +1,6 @@
 """The spine, read first: what each command does, one call per step, no detail.
 
-Algorithm 1 of the paper: line 3 is `backend.train_many` of the proxy, line 5 `backend.embed`, both called from `Chameleon.fit`; lines 6 to 13 are
+Algorithm 1 of the paper: line 3 is `backend.train_many` of the proxy, line 5 `backend.embed`, both called from `Chameleon.embed`; lines 6 to 13 are
 `Chameleon.weigh`.
 """
 
@@ -99,7 +99,8 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     if not isinstance(method, Weigher):
         raise UserError(f"methods.{label}: weights for new domains without training need a method that weighs embeddings (chameleon), found {method.name}")
     embeddings, corpora = changed_embeddings(experiment, proxy, changes, backend, only)
-    return replace(with_sizes(method.weigh(embeddings), corpora), label=label)
+    tokens = {name: size.tokens for corpus in corpora for name, size in corpus.sizes().items()}
+    return replace(with_sizes(method.weigh(embeddings, tokens), corpora), label=label)
 
 
 def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed: int) -> TrainJob:

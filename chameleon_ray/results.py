@@ -15,7 +15,7 @@ from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob
 from chameleon_ray.identity import report_digest
-from chameleon_ray.mixing.chameleon import proxy_embeddings
+from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixture import Mixture, Trajectory, averaged, total_cost
 from chameleon_ray.records import once, read_record
 from chameleon_ray.report import ReportData, write_report
@@ -111,8 +111,7 @@ def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
 def _embeddings(jobs: Sequence[MixtureJob], fits: Iterable[tuple[str, int]], backend: Backend) -> Embeddings | None:
     """What the proxy was embedded with, where a method needed it: a finished artifact by now. Of several fits that of the first that there is."""
     fitted = (replace(job, seed=seed) for job in jobs if not job.point for label, seed in fits if label == job.label)
-    job = next((job for job in fitted if "embedding" in job.mixer.needs), None)
-    return proxy_embeddings(job.context(backend))[1] if job else None
+    return next((mixer.embed(job.context(backend))[1] for job in fitted if isinstance(mixer := job.mixer, Weigher)), None)
 
 
 def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Iterable[TrainedModel]) -> dict[str, float]:

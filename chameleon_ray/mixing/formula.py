@@ -1,26 +1,39 @@
 """From leverage scores to weights: what a variant of Chameleon and its overrides amount to.
 
-S        [k] leverage scores (see krls.py)
-tau      temperature; pretraining alpha = softmax(1 / (S tau)), finetuning alpha = softmax(S / tau)
-t        relative temperature: softmax((mean S / S) / t), softmax((S / mean S) / t)
+    S        [k] leverage scores (krls.py), over their sum where they are normalised
+    pi       [k] prior, 1/k unless given; a mean with a bar is taken under it
+    R        reliability of the embeddings (noise.py); 1 where noise is not asked for
+    F        floor, mean(S) (gamma + (1 - R) / R)
+    T        S + F, what enters the softmax
+    tau      temperature: alpha_i ~ pi_i exp(1 / (T_i tau)) when pretraining, pi_i exp(T_i / tau) when finetuning
+    t        relative temperature: alpha_i ~ pi_i exp((mean T / T_i) / t), pi_i exp((T_i / mean T) / t)
+    c        cap on T_i / mean T when finetuning
+
+With pi = 1/k and F = 0 this is the paper's formula. With a floor no domain's 1 / T exceeds (gamma + 1) / gamma times that of the mean score, however near
+it lies to the centre; the more of what tells the domains apart is noise, the nearer the weights are to the prior.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from chameleon_ray.mixing import krls
-from chameleon_ray.mixing.krls import AbsoluteOrRelative, Array, Ridge
+from chameleon_ray.mixing.krls import Array, Leverage, OneOf, Ridge
 from chameleon_ray.mixing.simplex import normalised, softmax
-from chameleon_ray.settings import Settings
+from chameleon_ray.settings import NonNegativeFloat, PositiveFloat, Settings
 
 Stage = Literal["pretrain", "finetune"]
 
 
-class Temperature(AbsoluteOrRelative):
-    """tau itself, or t relative to the mean score: the same t means the same for every k and every ridge."""
+class Temperature(OneOf):
+    """tau itself, or t relative to the mean score: the same t means the same for every number of domains and every ridge."""
+
+    absolute: PositiveFloat | None = None
+    relative: PositiveFloat | None = None
 
     def resolve(self, mean_score: float, stage: Stage) -> float:
         """tau for scores of this mean."""
@@ -38,29 +51,113 @@ class Formula(Settings):
     temperature: Temperature
     center: bool
     normalize: bool
+    noise: bool
+    floor: NonNegativeFloat
+    cap: PositiveFloat | None
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """A formula with what stays as it is when the embeddings change a little: error bars are of everything else.
+
+    Attributes:
+        prior: pi, [k]; None where it is uniform.
+        ridge: lam.
+        floor: F in the units of S before they are normalised; infinite where nothing but the prior can be said.
+    """
+
+    formula: Formula
+    prior: Array | None
+    ridge: float
+    floor: float
+
+    @classmethod
+    def of(cls, formula: Formula, leverage: Leverage, reliability: float) -> Weighing:
+        """From the scores of the embeddings as they are.
+
+        Of two domains that have any prior, the distances to the mean under it follow from the prior alone, whatever the text: it is returned.
+        """
+        k, prior = len(leverage.scores), leverage.prior
+        two = (k if prior is None else int((prior > 0).sum())) == 2
+        silent = reliability == 0 or (formula.center and two)
+        return cls(formula, prior, leverage.ridge, math.inf if silent else leverage.mean * (formula.floor + (1 - reliability) / reliability))
 
     @property
     def scale_free(self) -> bool:
         """Whether the weights depend on the ratios of the scores alone."""
-        return self.normalize or self.temperature.relative is not None
+        return self.formula.normalize or self.formula.temperature.relative is not None
+
+    def leverage(self, embeddings: Array) -> Array:
+        """[k] S, not normalised, of embeddings [k, p] in the order of the prior."""
+        rows = krls.prepare(embeddings, self.formula.center, self.prior)
+        return krls.leverage(rows, self.ridge, self.prior)
 
     def scores(self, leverage: Array) -> Array:
-        """[k] what enters the softmax."""
-        return krls.normalise(leverage) if self.normalize else leverage
+        """[k] S."""
+        if not self.formula.normalize:
+            return leverage
+        total = len(leverage) * self.mean(leverage)
+        return leverage / total if total > 0 else np.full(len(leverage), 1 / len(leverage))
 
-    def tau(self, scores: Array) -> float | None:
-        """The absolute temperature; None where every score is 0, since no temperature matters there."""
-        return self.temperature.resolve(float(scores.mean()), self.stage) if scores.any() else None
+    def mean(self, values: Array) -> float:
+        """Under the prior."""
+        return float(values.mean() if self.prior is None else self.prior @ values)
 
-    def logits(self, scores: Array) -> Array | None:
-        """[k] whose softmax are the weights; +inf where a score is 0 when pretraining, None where every score is."""
-        tau = self.tau(scores)
+    def tau(self, leverage: Array) -> float | None:
+        """The absolute temperature; None where every score is 0 or all is noise, since no temperature matters there."""
+        if not leverage.any() or math.isinf(self.floor):
+            return None
+        return self.formula.temperature.resolve(self.mean(self._floored(leverage)), self.formula.stage)
+
+    def logits(self, leverage: Array) -> Array | None:
+        """[k] whose exponentials times the prior are the weights; +inf where T is 0 when pretraining, None where the weights are the prior."""
+        tau = self.tau(leverage)
         if tau is None:
             return None
-        with np.errstate(divide="ignore", over="ignore"):
-            return 1 / (scores * tau) if self.stage == "pretrain" else scores / tau
+        floored = self._floored(leverage)
+        if self.formula.stage == "pretrain":
+            with np.errstate(divide="ignore", over="ignore"):
+                return 1 / (floored * tau)
+        return np.minimum(floored, self.bound(leverage)) / tau
 
-    def weights(self, scores: Array) -> Array:
-        """[k] alpha; uniform where every score is 0."""
-        logits = self.logits(scores)
-        return normalised(np.ones(len(scores))) if logits is None else softmax(logits)
+    def bound(self, leverage: Array) -> float:
+        """The most that T counts for when finetuning."""
+        return math.inf if self.formula.cap is None else self.formula.cap * self.mean(self._floored(leverage))
+
+    def weights(self, leverage: Array) -> Array:
+        """[k] alpha; the prior where every score is 0."""
+        logits = self.logits(leverage)
+        prior = np.ones(len(leverage)) if self.prior is None else self.prior
+        return normalised(prior) if logits is None else softmax(logits, self.prior)
+
+    def _floored(self, leverage: Array) -> Array:
+        """[k] T."""
+        if self.floor == 0:
+            return self.scores(leverage)
+        total = len(leverage) * self.mean(leverage) if self.formula.normalize else 1.0
+        return (leverage + self.floor) / total
+
+
+def structureless(weighing: Weighing, leverage: Leverage) -> Array:
+    """[k] what the formula would give domains that have nothing to do with each other and are all as long: what the prior says by itself.
+
+    Of orthogonal unit vectors the moment under the prior is diag(pi), less pi pi^T if centred, so that with lam = rho E
+
+        S_i k = 1 / (pi_i + lam)                                                            uncentred, E = 1
+        S_i k = 1 / (pi_i + lam) - 2 g_i + q + (g_i - q)^2 / (1 - q)                        centred, E = 1 - sum_i pi_i^2
+
+    with g_i = pi_i / (pi_i + lam) and q = sum_i pi_i g_i, by the Sherman-Morrison formula. lam stands to E, and F to the mean score, as they do for the
+    embeddings at hand. Cost: O(k).
+    """
+    prior, k = weighing.prior, len(leverage.scores)
+    if prior is None or leverage.energy == 0 or math.isinf(weighing.floor):
+        return np.full(k, 1 / k) if prior is None else normalised(prior)
+    energy = 1 - float(prior @ prior) if weighing.formula.center else 1.0
+    lam = weighing.ridge / leverage.energy * energy
+    scores = 1 / (prior + lam) / k
+    if weighing.formula.center:
+        g = prior / (prior + lam)
+        q = float(prior @ g)
+        scores += (-2 * g + q + (g - q) ** 2 / (1 - q)) / k
+    same = Weighing(weighing.formula, prior, lam, weighing.floor / leverage.mean * float(prior @ scores))
+    return same.weights(scores)

@@ -9,7 +9,16 @@
     S        [k] leverage scores, diag(Omega (Omega + k lam I)^-1)
     sigma    eigenvalues of Omega, descending
 
-Source: Chameleon (ICML 2025), definition 3.1 and lemma A.1. Everything is float64.
+Under a prior pi over the domains, which is 1/k in the paper, every domain counts k pi_i times:
+
+    Y        [k, p] X, or X with its mean under pi subtracted
+    W        [k, k] diag(k pi)
+    S_i      y_i^T (Y^T W Y + k lam I)^-1 y_i, the same as above where pi = 1/k and nothing is subtracted
+    D        effective dimension, sum_i k pi_i S_i
+    E        energy, tr(Y^T W Y) / k: the mean of |y_i|^2 under pi, and the mean of the k eigenvalues
+
+Source: Chameleon (ICML 2025), definition 3.1 and lemma A.1; a domain that counts k pi_i times is what that many copies of it come to. Everything is
+float64.
 """
 
 from __future__ import annotations
@@ -36,28 +45,33 @@ MIN_RECIPROCAL_CONDITION = 1e-12
 NO_DIFFERENCE = float(np.finfo(np.float32).eps)
 
 
-class AbsoluteOrRelative(Settings):
-    """A number in the units of what it acts on (`absolute`), or as a multiple of its typical size (`relative`)."""
-
-    absolute: PositiveFloat | None = None
-    relative: PositiveFloat | None = None
+class OneOf(Settings):
+    """A number that is given in exactly one of several units."""
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> AbsoluteOrRelative:
-        if (self.absolute is None) == (self.relative is None):
-            raise ValueError("give exactly one of absolute and relative")
+    def _exactly_one(self) -> OneOf:
+        units = type(self).model_fields
+        if sum(getattr(self, unit) is not None for unit in units) != 1:
+            raise ValueError(f"give exactly one of {', '.join(units)}")
         return self
 
 
-class Ridge(AbsoluteOrRelative):
-    """lam itself, or r with k lam = r * mean eigenvalue of Omega: the same r means the same for every k, p and scale of the embeddings."""
+class Ridge(OneOf):
+    """lam itself (`absolute`); rho with lam = rho E (`energy`), which means the same for every scale and number of domains and of dimensions; or r with
+    k lam = r E (`relative`), which weakens as domains are added."""
 
-    def resolve(self, mean_eigenvalue: float, k: int) -> float:
-        """lam for k domains."""
+    absolute: PositiveFloat | None = None
+    relative: PositiveFloat | None = None
+    energy: PositiveFloat | None = None
+
+    def resolve(self, energy: float, k: int) -> float:
+        """lam for k domains of energy E."""
         if self.absolute is not None:
             return self.absolute
+        if self.energy is not None:
+            return self.energy * energy
         assert self.relative is not None
-        return self.relative * mean_eigenvalue / k
+        return self.relative * energy / k
 
 
 @dataclass(frozen=True)
@@ -65,18 +79,27 @@ class Leverage:
     """Leverage scores and what explains them.
 
     Attributes:
-        scores: [k] S in [0, 1), not normalised.
-        effective_dimension: sum of S.
-        eigenvalues: [min(k, p)] of Omega, descending; the other k - p are 0.
+        scores: [k] S, not normalised; in [0, 1) where pi = 1/k.
+        effective_dimension: D.
+        energy: E.
+        eigenvalues: [min(k, p)] of Y^T W Y, descending; the other k - p are 0.
         ridge: lam that was used.
-        rows: [k, p] what the scores are of: the embeddings, centred where that was asked for.
+        rows: [k, p] Y: the embeddings, centred where that was asked for.
+        prior: [k] pi, None where it is uniform.
     """
 
     scores: Array
     effective_dimension: float
+    energy: float
     eigenvalues: Array
     ridge: float
     rows: Array
+    prior: Array | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean score under the prior, D / k."""
+        return self.effective_dimension / len(self.scores)
 
 
 def ridge_leverage_scores(gram: Array, ridge: float) -> Array:
@@ -107,7 +130,7 @@ def ridge_leverage_scores_primal(embeddings: Array, ridge: float, moment: Array 
     Args:
         embeddings: X, [k, p].
         ridge: lam > 0.
-        moment: `second_moment(embeddings)` where it is known; not changed.
+        moment: what takes the place of X^T X, as `second_moment` makes it; not changed.
     Raises:
         UserError: the ridge is lost in rounding beside a singular X^T X.
     Cost: O(k p^2) in two passes over X, with one chunk of rows and one p x p matrix in memory.
@@ -137,26 +160,29 @@ def normalise(scores: Array) -> Array:
     return np.asarray(scores / total) if total > 0 else np.full(len(scores), 1 / len(scores))
 
 
-def spectrum(embeddings: Array, moment: Array | None = None) -> Array:
-    """[min(k, p)] largest eigenvalues of Omega = X X^T, descending.
+def spectrum(rows: Array, prior: Array | None = None, moment: Array | None = None) -> Array:
+    """[min(k, p)] largest eigenvalues of Y^T W Y, descending.
 
-    For k > p they are taken from X^T X (`moment`, where it is known), since both have the same non-zero ones.
+    For k <= p they are taken from the k x k affinity, since both have the same non-zero ones; `moment` is the p x p one, where it is known.
     """
-    k, p = embeddings.shape
-    if moment is None:
-        moment = embeddings @ embeddings.T if k <= p else second_moment(embeddings)
+    if len(rows) <= rows.shape[1]:
+        counted = _counted(rows, prior)
+        moment = counted @ counted.T
+    elif moment is None:
+        moment = second_moment(rows, prior)
     eigenvalues: Array = linalg.eigvalsh(moment, lower=True, check_finite=False)[::-1]
     return np.maximum(eigenvalues, 0.0)
 
 
-def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str], overwrite: bool = False) -> Leverage:
+def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str], prior: Array | None = None, overwrite: bool = False) -> Leverage:
     """Leverage scores of domain embeddings, with their spectrum.
 
     Args:
         embeddings: X, [k, p].
-        ridge: lam or relative to the mean eigenvalue.
-        centered: whether the mean row is subtracted first (H Omega H instead of Omega).
+        ridge: lam or what it is relative to.
+        centered: whether the mean row under the prior is subtracted first (for a uniform one, H Omega H instead of Omega).
         names: k domain names, for errors.
+        prior: pi, [k] on the simplex; None where it is uniform. A domain that has none of it still has a score.
         overwrite: whether X may be changed, which saves a copy of it if centred.
     Raises:
         UserError: an embedding that is not finite (or whose square is not), or a ridge lost in rounding.
@@ -166,29 +192,40 @@ def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str]
     if not np.isfinite(squares).all():
         name = names[int(np.argmin(np.isfinite(squares)))]
         raise UserError(f"domain {name!r}: its embedding is not finite; the proxy's training has diverged, lower proxy.learning_rate")
-    rows = prepare(embeddings, centered, overwrite)
-    moment = second_moment(rows) if rows.shape[0] > rows.shape[1] else None
-    values, absolute = leverage(rows, ridge, moment)
-    return Leverage(values, math.fsum(values.tolist()), spectrum(rows, moment), absolute, rows)
+    rows = prepare(embeddings, centered, prior, overwrite)
+    moment = second_moment(rows, prior) if rows.shape[0] > rows.shape[1] else None
+    energy = _trace(rows, prior) / len(rows)
+    lam = ridge.resolve(energy, len(rows))
+    values = leverage(rows, lam, prior, moment)
+    counted = values if prior is None else len(values) * prior * values
+    return Leverage(values, math.fsum(counted.tolist()), energy, spectrum(rows, prior, moment), lam, rows, prior)
 
 
-def prepare(embeddings: Array, centered: bool, overwrite: bool = False) -> Array:
-    """[k, p] embeddings with their mean row subtracted if `centered`; exactly 0 where they differ by less than single precision resolves."""
+def prepare(embeddings: Array, centered: bool, prior: Array | None = None, overwrite: bool = False) -> Array:
+    """Y: [k, p] embeddings with their mean row subtracted if `centered`; exactly 0 where they differ by less than single precision resolves."""
     if not centered:
         return embeddings
-    trace = _trace(embeddings)
-    rows = np.subtract(embeddings, embeddings.mean(axis=0), out=embeddings if overwrite else None)
-    return rows if _trace(rows) > NO_DIFFERENCE**2 * trace else np.zeros_like(rows)
+    trace = _trace(embeddings, prior)
+    mean = embeddings.mean(axis=0) if prior is None else prior @ embeddings
+    rows = np.subtract(embeddings, mean, out=embeddings if overwrite else None)
+    return rows if _trace(rows, prior) > NO_DIFFERENCE**2 * trace else np.zeros_like(rows)
 
 
-def leverage(rows: Array, ridge: Ridge, moment: Array | None = None) -> tuple[Array, float]:
-    """([k] scores, lam) of prepared embeddings: dual form for k <= p, primal otherwise; scores are 0 where the embeddings are."""
+def leverage(rows: Array, ridge: float, prior: Array | None = None, moment: Array | None = None) -> Array:
+    """[k] scores of prepared embeddings; 0 where these are, and everywhere without a ridge, which is how one relative to embeddings that are all equal ends.
+
+    Dual form for k <= p, primal otherwise. Under a prior the dual form would divide by pi_i: there the primal one is taken on coordinates in the span of
+    the rows, [k, k].
+    """
     k, p = rows.shape
-    trace = _trace(rows)
-    absolute = ridge.resolve(trace / k, k)
-    if trace == 0:
-        return np.zeros(k), absolute
-    return (ridge_leverage_scores(rows @ rows.T, absolute) if k <= p else ridge_leverage_scores_primal(rows, absolute, moment)), absolute
+    if ridge == 0 or not rows.any():
+        return np.zeros(k)
+    if prior is None and k <= p:
+        return ridge_leverage_scores(rows @ rows.T, ridge)
+    if k <= p:
+        (triangle,) = linalg.qr(rows.T, mode="r", check_finite=False)  # Y^T = Q R: the inner products of the rows of R^T are those of Y
+        rows, moment = np.ascontiguousarray(triangle[:k].T), None
+    return ridge_leverage_scores_primal(rows, ridge, second_moment(rows, prior) if moment is None else moment)
 
 
 def cholesky(matrix: Array, shift: float) -> Array:
@@ -212,21 +249,32 @@ def cholesky(matrix: Array, shift: float) -> Array:
     return np.asarray(factor)
 
 
-def second_moment(embeddings: Array) -> Array:
-    """Lower triangle of X^T X, [p, p] in Fortran order, summed over chunks of rows."""
-    p = embeddings.shape[1]
+def second_moment(rows: Array, prior: Array | None = None) -> Array:
+    """Lower triangle of Y^T W Y, [p, p] in Fortran order, summed over chunks of rows; W is the identity without a prior."""
+    p = rows.shape[1]
     moment = np.zeros((p, p), order="F")
-    for chunk in _chunks(embeddings):
+    start = 0
+    for chunk in _chunks(rows):
+        if prior is not None:
+            chunk *= np.sqrt(len(rows) * prior[start : start + len(chunk), None])
         moment = dsyrk(1.0, chunk.T, beta=1.0, c=moment, lower=1, overwrite_c=1)
+        start += len(chunk)
     return moment
 
 
-def _chunks(embeddings: Array) -> Iterator[Array]:
+def _chunks(rows: Array) -> Iterator[Array]:
     """Copies of consecutive rows, C-ordered float64."""
-    for start in range(0, len(embeddings), CHUNK_ROWS):
-        yield np.array(embeddings[start : start + CHUNK_ROWS], dtype=np.float64, order="C")
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield np.array(rows[start : start + CHUNK_ROWS], dtype=np.float64, order="C")
 
 
-def _trace(rows: Array) -> float:
-    """Sum of the eigenvalues of X X^T."""
-    return float(np.einsum("kp,kp->", rows, rows))
+def _counted(rows: Array, prior: Array | None) -> Array:
+    """[k, p] W^(1/2) Y."""
+    return rows if prior is None else rows * np.sqrt(len(rows) * prior[:, None])
+
+
+def _trace(rows: Array, prior: Array | None = None) -> float:
+    """tr(Y^T W Y), the sum of the eigenvalues."""
+    if prior is None:
+        return float(np.einsum("kp,kp->", rows, rows))
+    return float(len(rows) * (prior @ np.einsum("kp,kp->k", rows, rows)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
-from chameleon_ray.artifacts import Embeddings
+from chameleon_ray.artifacts import Embeddings, TrainedModel
+from chameleon_ray.backend import FitContext
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.doge import DoGE
 from chameleon_ray.mixing.doremi import DoReMi
@@ -20,8 +22,12 @@ class Weigher(Protocol):
 
     name: ClassVar[str]
 
-    def weigh(self, embeddings: Embeddings) -> Mixture:
-        """The mixture of embedded domains, old or new."""
+    def embed(self, context: FitContext) -> tuple[TrainedModel, Embeddings]:
+        """The model, trained if need be, and what it makes of the corpus's domains."""
+        ...
+
+    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None) -> Mixture:
+        """The mixture of embedded domains, old or new; `tokens` are their train tokens, where they are known."""
         ...
 
 

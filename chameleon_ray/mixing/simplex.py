@@ -13,17 +13,19 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.errors import UserError
 
 
-def softmax(logits: ArrayLike) -> NDArray[np.float64]:
-    """exp(z_i) / sum_j exp(z_j) without overflow; logits of +inf share all the mass equally, which is the limit.
+def softmax(logits: ArrayLike, prior: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """pi_i exp(z_i) / sum_j pi_j exp(z_j) without overflow; logits of +inf share all the mass as their priors do, which is the limit.
 
     Args:
         logits: [k], no NaN.
+        prior: pi, [k] not negative, somewhere positive; None where it is uniform. What has none of it has no weight.
     """
     z = np.asarray(logits, dtype=np.float64)  # [k]
+    if prior is not None:
+        z = np.where(prior > 0, z, -np.inf)
     top = z.max()
-    if top == np.inf:
-        return normalised(z == top)
-    return normalised(np.exp(z - top))
+    mass = (z == top).astype(np.float64) if top == np.inf else np.exp(z - top)
+    return normalised(mass if prior is None else mass * prior)
 
 
 def normalised(weights: ArrayLike) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon_ray.backend import Rule, RuleState, Seen, TrainJob
+from chameleon_ray.backend import Rule, RuleState, Seen, TrainJob, rule_settings
 from chameleon_ray.training.history import History
 
 
@@ -49,4 +49,4 @@ def learned(rule: Rule, state: RuleState, step: int) -> dict[str, Any]:
     """What a record says of a rule: its settings, number of updates, answer and last weights by domain, and the step at which it let the run end."""
     answer, last = (dict(zip(state.names, values.tolist(), strict=True)) for values in (rule.answer(state), state.weights))
     ended_at = step if rule.done(state) else None
-    return {"name": rule.name, **vars(rule), "updates": state.updates, "answer": answer, "last": last, "ended_at_step": ended_at}
+    return {**rule_settings(rule), "updates": state.updates, "answer": answer, "last": last, "ended_at_step": ended_at}

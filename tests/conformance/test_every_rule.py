@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from chameleon_ray.backend import Rule, RuleState, Seen
-from chameleon_ray.mixing.chameleon import SettledRule
+from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
+from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.training.checkpoint import load_tree, save_tree
 from chameleon_ray.training.signals import SIGNALS
 from tests.fakes import seen_by
@@ -21,8 +22,8 @@ RULES: dict[str, Rule] = {
     "doremi": DoReMiRule(),
     "doge": DoGERule(mu=0.1),
     "doge without own domain": DoGERule(mu=0.1, own_domain=False),
-    "settled": SettledRule(tolerance=1e-9, every_steps=2, samples_per_domain=4),
-    "settled by its errors": SettledRule(tolerance="bootstrap", every_steps=1, samples_per_domain=4),
+    "settled": SettledRule(Chameleon().formula, tolerance=1e-9, every_steps=2, samples_per_domain=4),
+    "settled by its errors": SettledRule(Chameleon().formula, tolerance="bootstrap", every_steps=1, samples_per_domain=4),
 }
 
 

@@ -15,12 +15,14 @@ from pydantic import ValidationError
 
 from chameleon_ray.artifacts import Cost, Embeddings
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.chameleon import Chameleon, Temperature
+from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.formula import Temperature
 from chameleon_ray.mixing.krls import Ridge
 from chameleon_ray.mixing.simplex import effective_number
 from tests.fakes import make_context, noisy_embeddings, rng
 
-RELATIVE = {"ridge": Ridge(relative=1.0), "temperature": Temperature(relative=0.7)}
+PAPER = {"variant": "paper"}
+RELATIVE = {**PAPER, "ridge": Ridge(relative=1.0), "temperature": Temperature(relative=0.7)}
 
 
 def exact(**vectors: list[float]) -> Embeddings:
@@ -42,7 +44,7 @@ def exponentials(logits: dict[str, float]) -> dict[str, float]:
 def test_two_domains_by_hand_paper(stage: str) -> None:
     # a = (3, 1), b = (1, 2): Omega = [[10, 5], [5, 5]], k lam = 2 * 10 = 20, Omega + 20 I = [[30, 5], [5, 25]] with determinant 725
     # and inverse [[25, -5], [-5, 30]] / 725; S_a = (10*25 - 5*5) / 725 = 225/725, S_b = (5*30 - 5*5) / 725 = 125/725.
-    mixture = Chameleon(stage=stage).weigh(exact(a=[3, 1], b=[1, 2]))
+    mixture = Chameleon(variant="paper", stage=stage).weigh(exact(a=[3, 1], b=[1, 2]))
     assert mixture.scores == pytest.approx({"a": 225 / 725, "b": 125 / 725}, abs=1e-14)
     logits = {"a": 725 / 225 / 5, "b": 725 / 125 / 5} if stage == "pretrain" else {"a": 225 / 725 / 0.2, "b": 125 / 725 / 0.2}
     assert mixture.weights == pytest.approx(exponentials(logits), abs=1e-14)
@@ -74,7 +76,7 @@ def test_three_domains_by_hand_released_in_one_dimension() -> None:
     assert mixture.weights == pytest.approx(exponentials({"a": 6 / 5, "b": 6 / 5, "c": 6 / 20}), abs=1e-14)
 
 
-@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("variant", ["calibrated", "paper", "released"])
 def test_one_domain(variant: str) -> None:
     mixture = Chameleon(variant=variant).weigh(exact(only=[1, 2, 3]))
     assert mixture.weights == {"only": 1.0}
@@ -83,7 +85,12 @@ def test_one_domain(variant: str) -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 1000), k=st.integers(1, 20), variant=st.sampled_from(["paper", "released"]), stage=st.sampled_from(["pretrain", "finetune"]))
+@given(
+    seed=st.integers(0, 1000),
+    k=st.integers(1, 20),
+    variant=st.sampled_from(["calibrated", "paper", "released"]),
+    stage=st.sampled_from(["pretrain", "finetune"]),
+)
 def test_simplex_and_permutation_for_every_preset(seed: int, k: int, variant: str, stage: str) -> None:
     embeddings = noisy_embeddings(spread(k, 8, seed), 64, 0.2, seed)
     method = Chameleon(variant=variant, stage=stage, bootstrap_draws=3)
@@ -95,7 +102,7 @@ def test_simplex_and_permutation_for_every_preset(seed: int, k: int, variant: st
         assert getattr(first, part) == getattr(second, part)
 
 
-@pytest.mark.parametrize("fields", [{}, {"variant": "released"}, {"stage": "finetune"}, RELATIVE])
+@pytest.mark.parametrize("fields", [{}, {"stage": "finetune"}, {"variant": "released"}, PAPER, {**PAPER, "stage": "finetune"}, RELATIVE])
 def test_duplicated_domains_tie(fields: dict) -> None:
     means = spread(5)
     mixture = Chameleon(**fields).weigh(noisy_embeddings({**means, "copy": means["d2"]}, 64))
@@ -105,7 +112,7 @@ def test_duplicated_domains_tie(fields: dict) -> None:
 
 def test_a_large_ridge_leaves_the_squared_norms() -> None:
     means = spread(5)
-    mixture = Chameleon(ridge=Ridge(absolute=1e12), temperature=Temperature(relative=1)).weigh(noisy_embeddings(means, 64))
+    mixture = Chameleon(variant="paper", ridge=Ridge(absolute=1e12), temperature=Temperature(relative=1)).weigh(noisy_embeddings(means, 64))
     expected = {name: float(mean @ mean) / (5 * 1e12) for name, mean in means.items()}
     assert mixture.scores == pytest.approx(expected, rel=1e-9)
 
@@ -113,7 +120,7 @@ def test_a_large_ridge_leaves_the_squared_norms() -> None:
 @pytest.mark.parametrize("stage, absolute, relative", [("pretrain", 5.0, 0.7), ("finetune", 0.2, 1.4)])
 def test_relative_temperatures_reproduce_the_constants_at_seven_domains(stage: str, absolute: float, relative: float) -> None:
     embeddings = noisy_embeddings(spread(7), 64)
-    fields = {"stage": stage, "normalize": True, "ridge": Ridge(relative=1.0), "bootstrap_draws": 0}
+    fields = {"variant": "paper", "stage": stage, "normalize": True, "ridge": Ridge(relative=1.0), "bootstrap_draws": 0}
     given_, same = (Chameleon(temperature=Temperature(**t), **fields).weigh(embeddings) for t in ({"absolute": absolute}, {"relative": relative}))
     assert same.details["temperature"] == pytest.approx(absolute, rel=0.021)
     assert same.weights == pytest.approx(given_.weights, abs=0.01)
@@ -154,20 +161,20 @@ def test_a_domain_at_the_centre_takes_everything() -> None:
 
 
 def test_warning_when_scores_saturate() -> None:
-    scores_warn, weights_warn = Chameleon(ridge=Ridge(absolute=1e-7)).weigh(noisy_embeddings(spread(5), 64)).warnings
-    assert "far below the spectrum" in scores_warn and "raise ridge" in scores_warn
+    scores_warn, weights_warn = Chameleon(variant="paper", ridge=Ridge(absolute=1e-7)).weigh(noisy_embeddings(spread(5), 64)).warnings
+    assert "far below the spectrum" in scores_warn and "variant: calibrated" in scores_warn
     assert "nearly uniform" in weights_warn
 
 
 def test_warning_when_norms_are_equal_under_a_large_ridge() -> None:
-    first, _ = Chameleon(ridge=Ridge(absolute=1e7), temperature=Temperature(relative=1)).weigh(exact(a=[1, 0], b=[0, 1], c=[-1, 0])).warnings
+    first, _ = Chameleon(variant="paper", ridge=Ridge(absolute=1e7), temperature=Temperature(relative=1)).weigh(exact(a=[1, 0], b=[0, 1], c=[-1, 0])).warnings
     assert "hardly differ" in first
 
 
 def test_warning_when_weights_collapse_in_the_released_preset_at_many_domains() -> None:
     means = {name: (0.5 + i / 50) * mean for i, (name, mean) in enumerate(spread(100, 128).items())}
     embeddings = noisy_embeddings(means, 64)
-    collapsed, relative = (Chameleon(variant="released", bootstrap_draws=0, **fields).weigh(embeddings) for fields in ({}, RELATIVE))
+    collapsed, relative = (Chameleon(**{**fields, "variant": "released"}, bootstrap_draws=0).weigh(embeddings) for fields in ({}, RELATIVE))
     assert "collapse" in collapsed.warnings[0] and effective_number(list(collapsed.weights.values())) < 2
     assert relative.warnings == () and 2 < effective_number(list(relative.weights.values())) < 99
     flat = Chameleon(variant="released", stage="finetune", bootstrap_draws=0).weigh(embeddings)
@@ -210,7 +217,9 @@ def test_error_bars_shrink_with_the_root_of_the_samples() -> None:
         assert 3 < np.exp(np.mean(np.log(ratios))) < 5.3
 
 
-@pytest.mark.parametrize("fields", [RELATIVE, {"variant": "released", **RELATIVE}, {"stage": "finetune", "ridge": Ridge(absolute=1)}])
+@pytest.mark.parametrize(
+    "fields", [RELATIVE, {**RELATIVE, "variant": "released"}, {**PAPER, "stage": "finetune", "ridge": Ridge(absolute=1)}, {}, {"stage": "finetune"}]
+)
 def test_error_bars_match_monte_carlo(fields: dict) -> None:
     means, samples, noise = spread(5), 1024, 0.5
     repeats = [Chameleon(bootstrap_draws=0, **fields).weigh(noisy_embeddings(means, samples, noise, seed)) for seed in range(1, 201)]
@@ -244,8 +253,8 @@ def test_details_and_provenance() -> None:
 def test_the_variant_only_presets_the_other_fields() -> None:
     embeddings = noisy_embeddings(spread(4), 64)
     released = Chameleon(variant="released").weigh(embeddings)
-    assert Chameleon(center=True, normalize=True).weigh(embeddings).weights == released.weights
-    assert Chameleon(variant="released", center=False, normalize=False).weigh(embeddings).weights == Chameleon().weigh(embeddings).weights
+    assert Chameleon(variant="paper", center=True, normalize=True).weigh(embeddings).weights == released.weights
+    assert Chameleon(variant="released", center=False, normalize=False).weigh(embeddings).weights == Chameleon(variant="paper").weigh(embeddings).weights
 
 
 def test_fit_trains_one_proxy_on_uniform_weights_and_adds_up_the_cost() -> None:

@@ -134,7 +134,9 @@ def test_an_embedding_that_is_not_finite_is_named(value: float) -> None:
         krls.scores(embeddings, Ridge(absolute=1.0), True, names(3))
 
 
-@pytest.mark.parametrize("fields", [{}, {"absolute": 1, "relative": 1}, {"absolute": 0}, {"relative": -1}, {"absolute": float("inf")}, {"scale": 1}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"absolute": 1, "relative": 1}, {"relative": 1, "energy": 1}, {"absolute": 0}, {"relative": -1}, {"absolute": float("inf")}, {"scale": 1}]
+)
 def test_a_ridge_is_one_positive_number(fields: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Ridge(**fields)

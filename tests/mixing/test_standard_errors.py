@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from chameleon_ray.artifacts import Cost, Embeddings
-from chameleon_ray.mixing import krls, standard_errors
-from chameleon_ray.mixing.chameleon import Chameleon, Temperature
+from chameleon_ray.mixing import standard_errors
+from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.estimate import estimate
+from chameleon_ray.mixing.formula import Temperature
 from chameleon_ray.mixing.krls import Ridge
-from chameleon_ray.mixing.standard_errors import StandardErrors, bootstrap, delta_method, deviations
+from chameleon_ray.mixing.noise import deviations
+from chameleon_ray.mixing.standard_errors import StandardErrors, bootstrap, delta_method
 from tests.fakes import noisy_embeddings, rng
 
 # The bootstrap of 32 groups leaves out the factor G / (G - 1) of the variance.
@@ -30,9 +33,9 @@ def uneven(k: int, p: int, noise: float = 0.1, num_groups: int = 32) -> Embeddin
 
 
 def both(embeddings: Embeddings, method: Chameleon, draws: int) -> tuple[StandardErrors, StandardErrors]:
-    formula, order = method._formula(), range(len(embeddings.names))
-    leverage = krls.scores(embeddings.means, formula.ridge, formula.center, embeddings.names)
-    return delta_method(embeddings, order, leverage, formula), bootstrap(embeddings, order, formula, draws)
+    found = estimate(embeddings, method.formula, method.prior_of(embeddings.names, None), 0)
+    order = range(len(embeddings.names))
+    return delta_method(embeddings, order, found.leverage, found.weighing), bootstrap(embeddings, order, found.weighing, draws)
 
 
 SETTINGS = list(itertools.product(["pretrain", "finetune"], ["absolute", "relative"], ["absolute", "relative"], [False, True], [False, True]))
@@ -45,6 +48,7 @@ def test_the_closed_form_agrees_with_the_bootstrap(k: int, p: int, stage: str, r
     # Temperatures that neither collapse nor flatten: tau goes with the size of the scores.
     size = (1 / k if normalize else 0.2) ** (-1 if stage == "pretrain" else 1)
     method = Chameleon(
+        variant="paper",
         stage=stage,
         ridge=Ridge(absolute=0.01 * p) if ridge == "absolute" else Ridge(relative=1.0),
         temperature=Temperature(absolute=1.2 * size) if temperature == "absolute" else Temperature(relative=1.0),
@@ -64,7 +68,7 @@ def test_the_closed_form_agrees_with_the_bootstrap(k: int, p: int, stage: str, r
 @pytest.mark.parametrize("center", [False, True])
 def test_error_bars_of_weights_that_collapse_agree_too(center: bool) -> None:
     embeddings = uneven(60, 16, noise=0.02)
-    method = Chameleon(center=center, normalize=True, ridge=Ridge(relative=1.0), temperature=Temperature(absolute=6.0))
+    method = Chameleon(variant="paper", center=center, normalize=True, ridge=Ridge(relative=1.0), temperature=Temperature(absolute=6.0))
     closed, drawn = both(embeddings, method, 300)
     weights = np.array(list(method.weigh(embeddings).weights.values()))
     assert weights.max() > 0.8
@@ -87,7 +91,7 @@ def test_equal_domains_have_no_error() -> None:
     assert closed.weights.tolist() == closed.scores.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("variant", ["calibrated", "paper", "released"])
 def test_domains_too_many_for_the_bootstrap_get_the_closed_form(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = uneven(30, 8)
     few = Chameleon(variant=variant).weigh(embeddings)
@@ -105,13 +109,13 @@ def test_domains_too_many_for_the_bootstrap_get_the_closed_form(variant: str, mo
 
 def test_a_thousand_and_one_domains_are_not_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standard_errors, "bootstrap", None)
-    mixture = Chameleon(ridge=Ridge(relative=1.0), temperature=Temperature(relative=1.0)).weigh(uneven(1001, 8))
+    mixture = Chameleon(variant="paper", ridge=Ridge(relative=1.0), temperature=Temperature(relative=1.0)).weigh(uneven(1001, 8))
     assert mixture.provenance["standard_errors"] == "delta method"
     assert all(0 < error < 1 for error in mixture.weights_stderr.values())
 
 
 def test_the_closed_form_holds_for_pooled_noise_of_part_of_the_domains(monkeypatch: pytest.MonkeyPatch) -> None:
-    embeddings, method = uneven(160, 24), Chameleon(ridge=Ridge(relative=1.0), temperature=Temperature(relative=1.0))
+    embeddings, method = uneven(160, 24), Chameleon(variant="paper", ridge=Ridge(relative=1.0), temperature=Temperature(relative=1.0))
     whole, _ = both(embeddings, method, 2)
     monkeypatch.setattr(standard_errors, "POOLED_DOMAINS", 40)
     part, _ = both(embeddings, method, 2)

@@ -12,7 +12,8 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.chameleon import SettledRule
+from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.training.loop import check_job
 from tests.corpora import make_corpus
 from tests.training.worlds import run_world, run_worlds
@@ -168,4 +169,4 @@ def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenC
 def test_watching_is_refused_where_no_worker_has_the_whole_model(corpus: TokenCorpus) -> None:
     training = TrainingConfig(model={"preset": "cpu-tiny"}, steps=2, batch_rows=4, zero_stage=3)
     with pytest.raises(UserError, match=r"proxy\.stop: .* set proxy\.zero_stage to 2 or less"):
-        check_job(TrainJob("proxy", training, WEIGHTS, 0, SettledRule()), corpus, 1)
+        check_job(TrainJob("proxy", training, WEIGHTS, 0, SettledRule(Chameleon().formula)), corpus, 1)

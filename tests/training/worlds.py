@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,12 @@ def _values(folder: str) -> dict[str, list[float]]:
 
 def _rule(asked: dict[str, Any]) -> tuple[Any, Any]:
     from chameleon_ray.artifacts import Cost, TrainedModel
-    from chameleon_ray.mixing.chameleon import SettledRule
+    from chameleon_ray.mixing.chameleon import Chameleon
     from chameleon_ray.mixing.doge import DoGERule
     from chameleon_ray.mixing.doremi import DoReMiRule
+    from chameleon_ray.mixing.settled import SettledRule
 
-    rules = {"doremi": DoReMiRule, "doge": DoGERule, "settled": SettledRule}
+    rules = {"doremi": DoReMiRule, "doge": DoGERule, "settled": partial(SettledRule, Chameleon(variant="paper").formula)}
     rule = rules[asked["rule"]["name"]](**asked["rule"]["fields"]) if "rule" in asked else None
     reference = TrainedModel(asked["reference"], "reference", {}, 0, "", Cost()) if "reference" in asked else None
     return rule, reference
