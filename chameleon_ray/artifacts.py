@@ -169,7 +169,11 @@ class TokenCorpus:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model in Hugging Face layout with its tokenizer and `metrics.parquet`; `weights` are the fractions of training tokens it was drawn with."""
+    """A model in Hugging Face layout with its tokenizer and, where we trained it, `metrics.parquet`.
+
+    `weights` are the fractions of training tokens it was drawn with; empty where others trained it. `allow_remote_code`: whether code that lies beside its
+    weights may be run.
+    """
 
     address: str
     digest: str
@@ -178,15 +182,15 @@ class TrainedModel:
     tokenizer_sha256: str
     cost: Cost
     details: Mapping[str, Any] = field(default_factory=dict)
+    allow_remote_code: bool = False
 
     @classmethod
     def load(cls, address: str) -> TrainedModel:
         """Read a finished model's record; the weights of the network stay where they are."""
         record = read_record(address)
         content = record["content"]
-        return cls(
-            address, record["digest"], content["weights"], content["vocab_size"], content["tokenizer_sha256"], Cost(**content["cost"]), content["details"]
-        )
+        fields = {key: content[key] for key in ("weights", "vocab_size", "tokenizer_sha256", "details")}
+        return cls(address=address, digest=record["digest"], cost=Cost(**content["cost"]), allow_remote_code=content.get("allow_remote_code", False), **fields)
 
     @property
     def run(self) -> str:

@@ -118,6 +118,7 @@ class TrainJob:
         role: what folders and progress call the run.
         rule: learns weights while it trains.
         reference: the frozen model that a rule's signal may need.
+        start: the model to go on from instead of a fresh one; with 0 steps it is taken as it is.
         keys: setting of the training -> its key in the experiment file, where that is not `base.…` of a base model or `proxy.…` of any other.
         ahead: whether it may be started before its method asks for it; not so where it waits for another run.
     """
@@ -128,6 +129,7 @@ class TrainJob:
     seed: int
     rule: Rule | None = None
     reference: TrainedModel | None = None
+    start: TrainedModel | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     ahead: bool = True
 
@@ -180,8 +182,12 @@ class Backend(Protocol):
         """One embedding per domain of the corpus from the model's hidden states."""
         ...
 
-    def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
-        """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer."""
+    def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
+        """A trained model: a folder of ours, or any Hugging Face causal LM, by folder, GGUF file or hub name; raises what makes it useless for such rows."""
+        ...
+
+    def open_model(self, name: str, corpus: TokenCorpus, where: str = "model", allow_remote_code: bool = False) -> TrainedModel:
+        """The same, with the corpus's tokenizer."""
         ...
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
@@ -195,7 +201,8 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class FitContext:
-    """What the spine knows and a method may need: what the experiment calls it, how the proxy is trained, what is embedded, and the first seed."""
+    """What the spine knows and a method may need: what the experiment calls it, how the proxy is trained, what is embedded, the first seed, and the
+    pretrained model that the proxy starts from, if it does."""
 
     label: str
     corpus: TokenCorpus
@@ -203,3 +210,16 @@ class FitContext:
     proxy: TrainingConfig
     embedding: EmbeddingConfig
     seed: int
+    start: TrainedModel | None = None
+
+
+def start_of(training: TrainingConfig, corpus: TokenCorpus, backend: Backend, where: str) -> TrainedModel | None:
+    """The pretrained model that a training section names.
+
+    Args:
+        where: the section, for errors.
+    """
+    model = training.model
+    if model.pretrained is None:
+        return None
+    return backend.open_model(model.pretrained, corpus, f"{where}.model.pretrained", model.allow_remote_code)

@@ -112,30 +112,40 @@ class CorpusChanges(Settings):
 
 
 class ModelConfig(Settings):
-    """A GPT-2 layout decoder: a preset's name, or layers, heads and width."""
+    """A fresh GPT-2 layout decoder, by a preset's name or by layers, heads and width; or a causal LM that others trained, by folder, GGUF file or hub name.
+
+    Code that lies beside the weights of such a model is run only with `allow_remote_code`.
+    """
 
     preset: str | None = None
     layers: PositiveInt | None = None
     heads: PositiveInt | None = None
     width: PositiveInt | None = None
+    pretrained: str | None = None
+    allow_remote_code: bool = False
 
     @model_validator(mode="after")
-    def _preset_or_shape(self) -> ModelConfig:
+    def _one_kind(self) -> ModelConfig:
         shape = (self.layers, self.heads, self.width)
-        if self.preset is not None:
+        if self.allow_remote_code and self.pretrained is None:
+            raise ValueError("allow_remote_code is for a pretrained model; remove it")
+        if self.pretrained is not None:
+            if self.preset is not None or any(value is not None for value in shape):
+                raise ValueError("give either pretrained, or preset, or layers, heads and width")
+        elif self.preset is not None:
             if any(value is not None for value in shape):
                 raise ValueError("give either preset or layers, heads and width")
             if self.preset not in PRESETS:
                 raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}{nearest(self.preset, PRESETS)}")
         elif any(value is None for value in shape):
-            raise ValueError("give preset, or all of layers, heads and width")
+            raise ValueError("give preset, or all of layers, heads and width, or pretrained")
         elif self.width is not None and self.heads is not None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
         return self
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(layers, heads, width)."""
+        """(layers, heads, width) of a fresh model."""
         if self.preset is not None:
             return PRESETS[self.preset]
         assert self.layers and self.heads and self.width
@@ -154,10 +164,13 @@ class StopConfig(Settings):
 
 
 class TrainingConfig(Settings):
-    """How one model is trained. Defaults: section B.2 of the paper, where it says; DECISIONS.md, where it does not."""
+    """How one model is trained. Defaults: section B.2 of the paper, where it says; DECISIONS.md, where it does not.
+
+    A pretrained model may be taken as it is, with 0 steps.
+    """
 
     model: ModelConfig
-    steps: PositiveInt
+    steps: NonNegativeInt
     batch_rows: PositiveInt = 128
     micro_batch_rows: PositiveInt | None = None
     learning_rate: PositiveFloat = 5.0e-4
@@ -178,6 +191,10 @@ class TrainingConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
+        if self.steps == 0 and self.model.pretrained is None:
+            raise ValueError("steps 0 leaves a fresh model, which has learned nothing; give at least 1, or model: {pretrained: NAME}")
+        if self.steps == 0 and self.stop is not None:
+            raise ValueError("stop: a model that is taken as it is (steps 0) has no training to end; remove stop")
         if self.horizon < self.steps:
             raise ValueError(f"schedule_steps {self.schedule_steps} is under steps {self.steps}; the learning rate cannot end before the run")
         if self.min_learning_rate > self.learning_rate:

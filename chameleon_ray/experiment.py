@@ -65,7 +65,18 @@ class Experiment(Settings):
     def _whole_run(cls, base: TrainingConfig) -> TrainingConfig:
         if base.stop is not None:
             raise ValueError("stop is for the proxy; every base model trains its whole run, or they could not be compared: remove base.stop")
+        if base.steps == 0:
+            raise ValueError("steps 0 trains nothing, so that no mixture would show; give at least 1")
         return base
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_of_the_proxy(cls, document: Any) -> Any:
+        """A pretrained proxy reads its own tokens: unless the corpus names a tokenizer, it gets that one."""
+        match document:
+            case {"proxy": {"model": {"pretrained": str(name)}}, "corpus": Mapping() as corpus} if "tokenizer" not in corpus:
+                return {**document, "corpus": {**corpus, "tokenizer": {"pretrained": name.partition("@")[0]}}}
+        return document
 
     @field_validator("methods", mode="before")
     @classmethod

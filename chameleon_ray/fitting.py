@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.backend import Backend, FitContext
+from chameleon_ray.artifacts import TokenCorpus, TrainedModel
+from chameleon_ray.backend import Backend, FitContext, start_of
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
@@ -28,6 +28,13 @@ class MixtureJob:
     experiment: Experiment
     corpus: TokenCorpus
     seed: int
+    start: TrainedModel | None = None
+
+    @classmethod
+    def of(cls, method: str, point: str, experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> MixtureJob:
+        """With the experiment's first seed."""
+        start = start_of(experiment.proxy, corpus, backend, "proxy") if "proxy" in experiment.mixer(method).needs else None
+        return cls(method, point, experiment, corpus, experiment.seeds[0], start)
 
     @property
     def label(self) -> str:
@@ -48,7 +55,7 @@ class MixtureJob:
     def digest(self) -> str:
         """Of the mixture: covers what the method says that it needs."""
         sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.needs)}
-        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed)
+        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed, self.start)
 
     def address(self, backend: Backend) -> str:
         """Where the mixture is kept."""
@@ -57,18 +64,18 @@ class MixtureJob:
     def context(self, backend: Backend) -> FitContext:
         """What the method gets to work with."""
         experiment = self.experiment
-        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed)
+        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed, self.start)
 
 
 def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
     """Raise `UserError` for methods that cannot be fitted with their settings, before anything is read."""
     for label in labels:
-        experiment.mixer(label).check_settings(label)
+        experiment.mixer(label).check_settings(label, experiment.proxy)
 
 
 def mixture_jobs(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> tuple[list[MixtureJob], list[MixtureJob]]:
     """The experiment's methods; and every method that its sweep changes, at every point. All with the first seed: `refits` has the others."""
-    jobs = [MixtureJob(label, "", experiment, corpus, experiment.seeds[0]) for label in experiment.methods]
+    jobs = [MixtureJob.of(label, "", experiment, corpus, backend) for label in experiment.methods]
     plain = {job.method: job.digest for job in jobs}
     points = _points(experiment, backend)
     changed = {job.method for job in points if job.digest != plain.get(job.method)}
@@ -164,7 +171,7 @@ def _points(experiment: Experiment, backend: Backend) -> list[MixtureJob]:
         at = experiment.at(point)
         key = at.corpus.model_dump_json()
         corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0])
-        found += [MixtureJob(label, describe(point), at, corpora[key], experiment.seeds[0]) for label in at.methods]
+        found += [MixtureJob.of(label, describe(point), at, corpora[key], backend) for label in at.methods]
     return found
 
 

@@ -19,12 +19,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import TrainJob, rule_settings
 from chameleon_ray.config import CorpusConfig, TrainingConfig
 
 # Of a training section: how it is computed, not what.
 NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_steps"})
+# Of a model: where it lies. Which one it is, its own digest says.
+NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code"}
 
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
@@ -93,11 +95,13 @@ def proxy_digest(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_doma
 def job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
     """What a run's result depends on."""
     training = training_content(job.training)
-    training["model"] = list(job.training.model.shape)
+    training["model"] = None if job.start else list(job.training.model.shape)
     training["schedule_steps"] = job.training.horizon
     content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
     if job.rule is not None:
         content["rule"] = {**rule_settings(job.rule), "domains": list(job.weights)}
+    if job.start is not None:
+        content["start"] = job.start.digest
     if job.reference is not None:
         content["reference"] = job.reference.digest
     return content
@@ -105,7 +109,9 @@ def job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
 
 def training_content(training: TrainingConfig) -> dict[str, Any]:
     """A training section without what only says how it is computed."""
-    return training.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
+    content = training.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
+    content["model"] = {key: value for key, value in content["model"].items() if key not in NOT_OF_THE_MODEL}
+    return content
 
 
 def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int) -> str:
@@ -123,15 +129,17 @@ def foreign_digest(config: str, weights: Sequence[str]) -> str:
     return digest_of("foreign", {"config": config, "weights": list(weights)})
 
 
-def mixture_digest(label: str, method: Any, sections: Mapping[str, BaseModel], corpus: TokenCorpus, seed: int) -> str:
+def mixture_digest(label: str, method: Any, sections: Mapping[str, BaseModel], corpus: TokenCorpus, seed: int, start: TrainedModel | None = None) -> str:
     """Of what a method (settings with a name and a version) says of a corpus.
 
     Args:
         sections: those of the experiment that the method reads, by name.
+        start: the pretrained model of the proxy, where there is one.
     """
     read = {name: training_content(section) if isinstance(section, TrainingConfig) else section.model_dump(mode="json") for name, section in sections.items()}
     content = {"method": method.name, "method_version": method.version, "settings": method.model_dump(mode="json"), **read}
-    return digest_of("mixture", {**content, "label": label, "corpus": corpus.digest, "seed": seed})
+    begun = {"start": start.digest} if start else {}
+    return digest_of("mixture", {**content, **begun, "label": label, "corpus": corpus.digest, "seed": seed})
 
 
 def report_digest(models: Sequence[str], experiment: Mapping[str, Any], failures: Mapping[str, str]) -> str:

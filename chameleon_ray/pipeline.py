@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import Backend, TrainJob
+from chameleon_ray.backend import Backend, TrainJob, start_of
 from chameleon_ray.config import CorpusChanges
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
@@ -48,11 +48,13 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     check_settings(experiment, experiment.methods)
     corpus = _corpus(experiment, backend)
     corpus.check_measured()
-    backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed) for seed in experiment.seeds])
+    start = _base_start(experiment, corpus, backend)
+    backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed, start) for seed in experiment.seeds])
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     fits, failures = fit_all(refits([*jobs, *swept]), backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
-    bases = {(job.label, seed): base_job(job.experiment, corpus, fits[job.label, experiment.fit_seed(seed)], seed) for job, seed in trained}
+    starts = {label: _base_start(job.experiment, corpus, backend) for label, job in {job.label: job for job, _ in trained}.items()}
+    bases = {(job.label, seed): base_job(job.experiment, corpus, fits[job.label, experiment.fit_seed(seed)], seed, starts[job.label]) for job, seed in trained}
     runs = backend.run_trials(experiment.name, corpus, bases, SPLITS)
     models = models_of(runs)
     if not models:
@@ -64,7 +66,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
 def mix(experiment: Experiment, label: str, backend: Backend) -> Mixture:
     """Only the weights of one method."""
     check_settings(experiment, [label])
-    return fit(MixtureJob(label, "", experiment, _corpus(experiment, backend), experiment.seeds[0]), backend)
+    return fit(MixtureJob.of(label, "", experiment, _corpus(experiment, backend), backend), backend)
 
 
 def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Sequence[int] | None = None) -> list[TrainedModel]:
@@ -74,7 +76,8 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
         UserError: the mixture's domains are not the corpus's.
     """
     corpus = _corpus(experiment, backend)
-    return backend.train_many(corpus, [base_job(experiment, corpus, mixture, seed) for seed in seeds or experiment.seeds])
+    start = _base_start(experiment, corpus, backend)
+    return backend.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in seeds or experiment.seeds])
 
 
 def evaluate(experiment: Experiment, model: str, backend: Backend) -> pa.Table:
@@ -103,8 +106,12 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     return replace(with_sizes(method.weigh(embeddings, tokens), corpora), label=label)
 
 
-def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed: int) -> TrainJob:
-    """The base model's run on a mixture; `corpus.max_repetition` limits how often a domain is repeated, for every method alike."""
+def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed: int, start: TrainedModel | None = None) -> TrainJob:
+    """The base model's run on a mixture; `corpus.max_repetition` limits how often a domain is repeated, for every method alike.
+
+    Args:
+        start: the pretrained model that it goes on from, where `base.model` names one.
+    """
     odd = sorted(set(mixture.weights) ^ set(corpus.names))
     if odd:
         side = "the mixture" if odd[0] in mixture.weights else "the corpus"
@@ -112,8 +119,16 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
     weights = {name: mixture.weights[name] for name in corpus.names}
     if experiment.corpus.max_repetition is not None:
         weights = cap_repetition(weights, corpus.rows(), experiment.base.steps * experiment.base.batch_rows, experiment.corpus.max_repetition)
-    return TrainJob("base", experiment.base, weights, seed)
+    return TrainJob("base", experiment.base, weights, seed, start=start)
+
+
+def _base_start(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> TrainedModel | None:
+    return start_of(experiment.base, corpus, backend, "base")
 
 
 def _corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
+    """The experiment's corpus; that a pretrained model cannot be used is better known before any text is read."""
+    for where, training in (("proxy", experiment.proxy), ("base", experiment.base)):
+        if training.model.pretrained is not None:
+            backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, f"{where}.model.pretrained", training.model.allow_remote_code)
     return backend.tokenize(experiment.corpus, experiment.seeds[0])

@@ -15,14 +15,15 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, TrainJob
 from chameleon_ray.cache import check_cache
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
-from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, foreign_digest, losses_digest, model_digest, proxy_digest
-from chameleon_ray.models.flops import embedding_flops_per_token, forward_flops_per_token
+from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, losses_digest, model_digest, proxy_digest
+from chameleon_ray.models.architecture import Architecture
+from chameleon_ray.models.pretrained import check_context, open_pretrained
 from chameleon_ray.progress import Reporter
 from chameleon_ray.records import is_complete, once, read_record, read_table, write_record, write_table
 from chameleon_ray.training.run import Run
@@ -39,6 +40,7 @@ class RayBackend:
         self.root = storage.absolute(storage_address)
         self.resources = resources
         self.reporter = reporter or Reporter()
+        self._found: dict[str, TrainedModel] = {}
 
     def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
         """The corpus of an experiment; raises what reading it raises."""
@@ -67,15 +69,15 @@ class RayBackend:
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
         """Raise the `UserError` with which training one of the jobs would begin; nothing is started."""
         for job in jobs:
-            if not is_complete(self._run(job, corpus).address):
+            if job.training.steps and not is_complete(self._run(job, corpus).address):
                 from chameleon_ray.training.loop import check_job
 
                 check_job(job, corpus, self.resources.num_workers)
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train what is not trained yet: equal jobs once, and of jobs that differ only in their steps on one schedule the longest, which passes
-        through the others."""
-        wanted = [self._run(job, corpus) for job in jobs]
+        through the others. A job of no steps is done with the model that it starts from."""
+        wanted = [self._run(job, corpus) for job in jobs if job.training.steps]
         # A long run that goes on from a checkpoint may have passed the end of a shorter one that was asked for later: then there is another turn.
         while missing := {run.address: run for run in wanted if not is_complete(run.address)}:
             from chameleon_ray.training.ray_train import train_runs
@@ -85,7 +87,7 @@ class RayBackend:
             roles = " and ".join(sorted({run.job.role for run in runs}))
             title = f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}"
             train_runs(runs, storage.join(self.root, "unfinished"), self.resources, self.reporter, title)
-        return [TrainedModel.load(run.address) for run in wanted]
+        return [TrainedModel.load(self._run(job, corpus).address) if job.training.steps else _as_it_is(job) for job in jobs]
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Train and measure the proxies that are missing, equal ones once."""
@@ -102,7 +104,7 @@ class RayBackend:
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
         check_tokenizer(model, corpus)
-        layer, per_token = _layer_of(model, corpus, spec)
+        layer, per_token = _layer_of(_architecture(model, corpus), corpus, spec)
         digest = embeddings_digest(model.digest, corpus, layer, spec.samples_per_domain)
         address = storage.join(self.root, "embeddings", digest)
 
@@ -110,7 +112,7 @@ class RayBackend:
             from chameleon_ray.embedding.ray_embed import embed
 
             self._start()
-            return embed(model.address, layer, corpus, spec, self.resources, self.reporter, per_token, digest, self._pool_actors).save(address)
+            return embed(model, layer, corpus, spec, self.resources, self.reporter, per_token, digest, self._pool_actors).save(address)
 
         once(address, "embeddings", digest, make)
         return Embeddings.load(address)
@@ -127,7 +129,8 @@ class RayBackend:
 
             self._start()
             with self.reporter.phase(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as phase:
-                found = evaluate(missing, corpus, splits, self.resources, phase, self._pool_actors)
+                trusted = frozenset(model.address for model in models if model.allow_remote_code)
+                found = evaluate(missing, corpus, splits, self.resources, phase, self._pool_actors, trusted)
             for address, losses in zip(missing, found, strict=True):
                 write_table(storage.join(addresses[address], "documents.parquet"), document_table(losses))
                 write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})
@@ -153,19 +156,31 @@ class RayBackend:
         losses = dict(zip(done, self.evaluate(list(done.values()), corpus, splits), strict=True))
         return {key: Outcome(failure=told[run.digest]) if run.digest in told else Outcome(done[key], losses[key]) for key, run in runs.items()}
 
-    def open_model(self, address: str, corpus: TokenCorpus) -> TrainedModel:
-        """A trained model by its folder: one of ours, or any Hugging Face causal LM with the corpus's tokenizer.
+    def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
+        """A trained model: a folder of ours, or any Hugging Face causal LM, by folder, GGUF file or hub name.
 
+        Args:
+            row_tokens: of the rows that it is to read.
+            where: the setting that names it, for errors.
         Raises:
-            UserError: no model there, or one with another vocabulary.
+            UserError: no model there, one that cannot be used, or one that reads less than a row.
         """
-        place = storage.absolute(address)
-        if is_complete(place):
-            kind = read_record(place)["kind"]
+        place = storage.absolute(name)
+        if is_complete(place) and (kind := read_record(place)["kind"]) != "pretrained":
             if kind != "model":
-                raise UserError(f"{address}: holds finished {kind}, not a model; give the folder that `chameleon train` printed")
-            return TrainedModel.load(place)
-        return _foreign_model(place, corpus)
+                raise UserError(f"{where}: {name} holds finished {kind}, not a model; give the folder that `chameleon train` printed")
+            model = TrainedModel.load(place)
+        else:
+            model = self._found.get(name) or open_pretrained(name, self.root, where, allow_remote_code)
+            self._found[name] = model
+        check_context(model, row_tokens, where)
+        return model
+
+    def open_model(self, name: str, corpus: TokenCorpus, where: str = "model", allow_remote_code: bool = False) -> TrainedModel:
+        """A trained model, as `find_model` finds it, that has the corpus's tokenizer."""
+        model = self.find_model(name, corpus.row_tokens, where, allow_remote_code)
+        check_tokenizer(model, corpus)
+        return model
 
     def _run(self, job: TrainJob, corpus: TokenCorpus) -> Run:
         digest = model_digest(job, corpus)
@@ -208,6 +223,11 @@ class _Measure:
         return {"mean_perplexity": mean_perplexity(found), "mean_loss_nats": mean_nats(found), **each}
 
 
+def _as_it_is(job: TrainJob) -> TrainedModel:
+    assert job.start is not None, "the configuration lets no job without a start have no steps"
+    return job.start
+
+
 def _trial_name(key: Hashable) -> str:
     return f"{key[0]}, seed {key[1]}" if isinstance(key, tuple) else str(key)
 
@@ -237,36 +257,22 @@ def check_tokenizer(model: TrainedModel, corpus: TokenCorpus) -> None:
         )
 
 
-def _layer_of(model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, Cost]:
-    """The layer to embed at and what one token takes."""
-    from transformers import AutoConfig
+def _architecture(model: TrainedModel, corpus: TokenCorpus) -> Architecture:
+    """As it was found where others trained the model, by the configuration of its run where we did."""
+    if "architecture" in model.details:
+        return Architecture(**model.details["architecture"])
+    return Architecture.gpt2(ModelConfig(**model.details["training"]["model"]), corpus.vocab_size, corpus.row_tokens)
 
+
+def _layer_of(architecture: Architecture, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, Cost]:
+    """The layer to embed at and what one token takes."""
     from chameleon_ray.models.pooling import middle_layer
 
-    config = AutoConfig.from_pretrained(storage.local_directory(model.address))
-    layer = middle_layer(config.num_hidden_layers) if spec.layer == "middle" else spec.layer
-    flops = embedding_flops_per_token(layer, config.hidden_size, corpus.row_tokens)
-    return layer, Cost(1, flops, 0.0, forward_flops_per_token(config.num_hidden_layers, config.hidden_size, corpus.row_tokens, corpus.vocab_size))
-
-
-def _foreign_model(address: str, corpus: TokenCorpus) -> TrainedModel:
-    from transformers import AutoConfig
-
-    if not storage.exists(storage.join(address, "config.json")):
-        raise UserError(f"{address}: no config.json, so no model in Hugging Face layout lies here; give the folder that `chameleon train` printed")
-    vocab_size = int(AutoConfig.from_pretrained(storage.local_directory(address)).vocab_size)
-    digest = foreign_digest(storage.fingerprint(storage.join(address, "config.json")), _weights_fingerprint(address))
-    return TrainedModel(address, digest, {}, vocab_size, _tokenizer_sha256(address), Cost())
+    layer = middle_layer(architecture.layers) if spec.layer == "middle" else spec.layer
+    return layer, Cost(1, architecture.embedding_flops(layer, corpus.row_tokens), 0.0, architecture.forward_flops(corpus.row_tokens))
 
 
 def _tokenizer_sha256(address: str) -> str:
     from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
 
     return tokenizer_sha256(*load_tokenizer(address))
-
-
-def _weights_fingerprint(address: str) -> list[str]:
-    files = storage.glob(storage.join(address, "*.safetensors"))
-    if not files:
-        raise UserError(f"{address}: no *.safetensors file; save the model with save_pretrained (pickled weights are not read)")
-    return [storage.fingerprint(file) for file in files]

@@ -81,7 +81,7 @@ def test_unknown_preset(refused: Refused, tmp_path: Path) -> None:
         ("base", None, "base: "),
         ("base/steps", "many", "base.steps: Input should be a valid integer"),
         ("base/steps", 2.5, "base.steps: Input should be a valid integer"),
-        ("base/steps", 0, "base.steps: Input should be greater than or equal to 1 (found 0)"),
+        ("base/steps", 0, "base: steps 0 leaves a fresh model, which has learned nothing; give at least 1"),
         ("proxy/batch_rows", -1, "proxy.batch_rows: Input should be greater than or equal to 1 (found -1)"),
         ("base/learning_rate", "fast", "base.learning_rate: Input should be a valid number"),
         ("base/learning_rate", float("nan"), "base.learning_rate: Input should be a finite number (found nan)"),

@@ -20,7 +20,6 @@ from analysis.benchmarks.plain_loop import PlainLoop
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import ModelConfig, TrainingConfig
 from chameleon_ray.corpus.rows import RowReader
-from chameleon_ray.models.flops import training_flops
 from chameleon_ray.models.hardware import detect
 from chameleon_ray.training import loop
 from chameleon_ray.training.plan import MixturePlan
@@ -45,7 +44,7 @@ def run(quick: bool) -> Outcome:
         made = synthetic.make_corpus(f"{folder}/corpus", NUM_DOMAINS, batch_rows, row_tokens)
         corpus = replace(made, vocab_size=4096)
         worker = place(TrainJob("proxy", training, dict.fromkeys(corpus.names, 1 / NUM_DOMAINS), 0), corpus, hardware)
-        flops = training_flops(training.model, STEPS * batch_rows * row_tokens, row_tokens, corpus.vocab_size)
+        flops = worker.architecture.training_flops(STEPS * batch_rows * row_tokens, row_tokens)
         plain = PlainLoop(training, corpus, 0, worker.micro_batch.rows, hardware.dtype, usual_loss=True)
         plan = MixturePlan(worker.job.weights, corpus.rows(), 0)
         planned, _ = plan.take(plan.start(), batch_rows)

@@ -2,7 +2,7 @@
 
 Each measurement has a process of its own, which loads the embeddings and weighs them. `bytes` is the most memory that the whole process ever held,
 interpreter and libraries included (VmHWM: pages of files that are mapped and touched count too). `seconds` is loading and weighing together.
-Both presets are measured and the worse one counts. `ratio` is the bound on the seconds over the seconds; the bytes have a bound of their own.
+Every preset is measured and the worst one counts. `ratio` is the bound on the seconds over the seconds; the bytes have a bound of their own.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import tempfile
 import time
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from analysis.benchmarks.measure import Outcome, in_fresh_process, interleaved, main, status_bytes
 from chameleon_ray.artifacts import NUM_GROUPS, Embeddings, group_layout
+from chameleon_ray.mixing.variants import Variant
 from chameleon_ray.records import once
 
 BOUND_SECONDS = 60.0
@@ -24,7 +25,7 @@ BOUND = 1.0
 WIDTH = 768
 NUM_DOMAINS = 100_000
 SAMPLES = 4 * NUM_GROUPS
-VARIANTS: tuple[Literal["paper", "released"], ...] = ("paper", "released")
+VARIANTS: tuple[Variant, ...] = ("calibrated", "paper", "released")
 
 
 def make(address: str, num_domains: int, width: int) -> None:
@@ -41,7 +42,7 @@ def make(address: str, num_domains: int, width: int) -> None:
     once(address, "embeddings", "benchmark", lambda: embeddings.save(address))
 
 
-def measured(address: str, variant: Literal["paper", "released"]) -> tuple[float, float, float]:
+def measured(address: str, variant: Variant) -> tuple[float, float, float]:
     """(seconds, of which loading, bytes) of one weighing in this process."""
     from chameleon_ray.mixing.chameleon import Chameleon
 
@@ -55,11 +56,11 @@ def measured(address: str, variant: Literal["paper", "released"]) -> tuple[float
 
 
 def run(quick: bool) -> Outcome:
-    """Both presets in turns."""
+    """Every preset in turn."""
     num_domains, width = (2_000, 16) if quick else (NUM_DOMAINS, WIDTH)
     beside: dict[str, dict[str, Any]] = {}
 
-    def side(address: str, variant: Literal["paper", "released"]) -> float:
+    def side(address: str, variant: Variant) -> float:
         seconds, loading, used = in_fresh_process(measured, address, variant)
         beside[variant] = {"seconds": seconds, "loading_seconds": loading, "bytes": used}
         return float(seconds)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from analysis.gpu.setting import Setting
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.models.build import build_model
-from chameleon_ray.models.flops import training_flops
 from chameleon_ray.training import loop
 from chameleon_ray.training.plain_engine import PlainEngine
 from chameleon_ray.training.steps import Worker
@@ -29,7 +28,7 @@ def run(setting: Setting, preset: str) -> dict[str, Any]:
     seconds = _production(setting, worker)
     setting.give_back()
     eager_rows, eager_seconds = _eager(setting, job, worker.micro_batch.rows)
-    flops, peak = training_flops(job.training.model, tokens, setting.corpus.row_tokens, setting.corpus.vocab_size), setting.peak_flops
+    flops, peak = worker.architecture.training_flops(tokens, setting.corpus.row_tokens), setting.peak_flops
     return {
         "batch_rows": setting.batch_rows,
         "micro_batch_rows": worker.micro_batch.rows,

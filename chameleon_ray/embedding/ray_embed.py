@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus
+from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
 from chameleon_ray.config import EmbeddingConfig, Resources
 from chameleon_ray.corpus.chunks import chunks_of
 from chameleon_ray.corpus.ray_stream import stream
@@ -18,7 +18,7 @@ from chameleon_ray.progress import Reporter
 
 
 def embed(
-    folder: str,
+    model: TrainedModel,
     layer: int,
     corpus: TokenCorpus,
     spec: EmbeddingConfig,
@@ -31,7 +31,7 @@ def embed(
     """One embedding per domain, from at most `spec.samples_per_domain` train rows each.
 
     Args:
-        folder: address of a model in Hugging Face layout, with the corpus's tokenizer.
+        model: in Hugging Face layout, with the corpus's tokenizer.
         layer: index into hidden_states.
         per_token: what one token takes, without the seconds.
         digest: of the embeddings, for their ledger.
@@ -40,9 +40,10 @@ def embed(
     """
     started = time.perf_counter()
     used = [min(rows, spec.samples_per_domain) for rows in corpus.rows().values()]
-    chunks = chunks_of(corpus, [folder], ["train"], chunk_rows(used), spec.samples_per_domain)
+    chunks = chunks_of(corpus, [model.address], ["train"], chunk_rows(used), spec.samples_per_domain)
     arguments = {
-        "folder": folder,
+        "folder": model.address,
+        "allow_remote_code": model.allow_remote_code,
         "layer": layer,
         "use_gpu": bool(resources.gpus_per_worker),
         "threads": resources.cpus_per_worker,
@@ -53,7 +54,9 @@ def embed(
         sums, counts = accumulate(expected, ((chunk.domain, chunk.number, result["sums"], result["counts"]) for chunk, result in results))
     bad = next((name for name, found in zip(corpus.names, sums, strict=True) if not np.isfinite(found).all()), None)
     if bad:
-        raise UserError(f"the embedding of domain {bad!r} is not finite; the model in {folder} diverged: train it again with a lower proxy.learning_rate")
+        raise UserError(
+            f"the embedding of domain {bad!r} is not finite; the model in {model.address} diverged: train it again with a lower proxy.learning_rate"
+        )
     tokens = int(counts.sum()) * corpus.row_tokens
     cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)
     return Embeddings(corpus.names, sums, counts, layer, {digest: cost})

@@ -19,7 +19,7 @@ MAX_CHUNKS = 2048
 class EmbedWorker:
     """Holds the truncated model; turns the rows of a chunk into group sums."""
 
-    def __init__(self, corpus: TokenCorpus, folder: str, layer: int, use_gpu: bool, threads: int) -> None:
+    def __init__(self, corpus: TokenCorpus, folder: str, layer: int, use_gpu: bool, threads: int, allow_remote_code: bool = False) -> None:
         import torch
 
         from chameleon_ray.models.hardware import detect
@@ -32,7 +32,7 @@ class EmbedWorker:
         self._chunks = ChunkReader(corpus)
         self._num_groups, _ = group_layout(len(corpus.names))
         self._forward_rows = forward_rows(hardware, corpus.row_tokens)
-        self._embed = MeanHiddenState(load_truncated(storage.local_directory(folder), layer, hardware), layer)
+        self._embed = MeanHiddenState(load_truncated(storage.local_directory(folder), layer, hardware, allow_remote_code), layer)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = self._chunks.read(batch)

@@ -18,11 +18,21 @@ CHUNK_ROWS = 64
 
 
 def evaluate(
-    models: Sequence[str], corpus: TokenCorpus, splits: Sequence[str], resources: Resources, phase: Phase, pool_actors: int | None = None
+    models: Sequence[str],
+    corpus: TokenCorpus,
+    splits: Sequence[str],
+    resources: Resources,
+    phase: Phase,
+    pool_actors: int | None = None,
+    trusted: frozenset[str] = frozenset(),
 ) -> list[SplitLosses]:
-    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every measured domain of some splits, in the order given."""
+    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every measured domain of some splits, in the order given.
+
+    Args:
+        trusted: the models whose own code may be run.
+    """
     chunks = chunks_of(corpus, models, splits, CHUNK_ROWS)
-    arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker}
+    arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker, "trusted": trusted}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     results = stream(corpus, chunks, EvaluateWorker, arguments, resources, phase, pool_actors)
     for chunk, result in sorted(results, key=lambda pair: pair[0].number):

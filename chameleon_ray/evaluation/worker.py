@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from chameleon_ray.evaluation.losses import document_of_target
 class EvaluateWorker:
     """Holds one model at a time; turns the rows of a chunk into (document, nats, tokens)."""
 
-    def __init__(self, corpus: TokenCorpus, use_gpu: bool, threads: int) -> None:
+    def __init__(self, corpus: TokenCorpus, use_gpu: bool, threads: int, trusted: Collection[str] = ()) -> None:
+        """Args:
+        trusted: addresses of models whose own code may be run.
+        """
         import torch
 
         from chameleon_ray.models.hardware import detect
@@ -22,6 +26,7 @@ class EvaluateWorker:
         torch.set_num_threads(threads)
         self._hardware = detect(use_gpu)
         self._chunks = ChunkReader(corpus)
+        self._trusted = trusted
         self._end_of_document = corpus.end_of_document
         self._loaded: tuple[str, Any] = ("", None)
 
@@ -52,7 +57,7 @@ class EvaluateWorker:
 
         if self._loaded[0] != folder:
             self._loaded = ("", None)  # the model before is given back first
-            self._loaded = (folder, load_losses(folder, self._hardware))
+            self._loaded = (folder, load_losses(folder, self._hardware, folder in self._trusted))
         return self._loaded[1]
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from chameleon_ray.artifacts import Embeddings, TrainedModel
 from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.estimate import Estimate, estimate
 from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structureless
@@ -78,19 +79,19 @@ class Chameleon(Method):
             raise ValueError("cap is for stage: finetune with temperature: {relative: …}, since it is a multiple of the mean score")
         return self
 
-    def check_settings(self, label: str) -> None:
-        """Raise `UserError` for finetuning weights, which the paper takes from the embeddings of the pretrained model itself (algorithm 1)."""
-        if self.stage == "finetune":
+    def check_settings(self, label: str, proxy: TrainingConfig) -> None:
+        """Raise `UserError` for finetuning weights of a fresh proxy: the paper takes them from the embeddings of the pretrained model itself (algorithm 1)."""
+        if self.stage == "finetune" and proxy.model.pretrained is None:
             raise UserError(
                 f"methods.{label}.stage: finetune, but here a proxy is trained from scratch, and finetuning weights come from the embeddings of the pretrained "
-                f"model itself (algorithm 1 of the paper); set stage=pretrain, or weigh with that model by `chameleon extend … --proxy MODEL --method {label}`"
+                "model itself (algorithm 1 of the paper); give that model as proxy.model: {pretrained: NAME} with proxy.steps: 0, or set stage: pretrain"
             )
 
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, a prior over other domains, or a layer that the proxy does not have."""
         super().check(context)
         self.prior_of(context.corpus.names, context.corpus.tokens(), f"methods.{context.label}.prior")
-        layers, _, _ = context.proxy.model.shape
+        layers = context.start.details["architecture"]["layers"] if context.start else context.proxy.model.shape[0]
         if context.embedding.layer != "middle" and context.embedding.layer > layers:
             raise UserError(f"embedding.layer: {context.embedding.layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")
 
@@ -99,14 +100,15 @@ class Chameleon(Method):
         return [self.proxy_job(context)]
 
     def proxy_job(self, context: FitContext) -> TrainJob:
-        """The proxy on uniform weights, which may end early where `proxy.stop` says so: when the weights of this formula have settled."""
+        """The proxy on uniform weights, which may end early where `proxy.stop` says so: when the weights of this formula have settled. A pretrained one goes
+        on from what it is."""
         training, stop, names = context.proxy, context.proxy.stop, domain_names(context.corpus)
         rule = None
         if stop:
             prior = self.prior_of(names, context.corpus.tokens())
             shares = () if self.prior == "uniform" else tuple(prior.values())
             rule = SettledRule(self.formula, shares, stop.tolerance, stop.every_steps or max(1, training.steps // 20), stop.samples_per_domain)
-        return TrainJob("proxy", training.model_copy(update={"stop": None}), uniform(names), context.seed, rule)
+        return TrainJob("proxy", training.model_copy(update={"stop": None}), uniform(names), context.seed, rule, start=context.start)
 
     def fit(self, context: FitContext) -> Mixture:
         """Train the proxy on uniform weights, embed the domains with it and weigh them (algorithm 1, steps 3 to 14).

@@ -21,8 +21,8 @@ import numpy as np
 from pydantic import Field
 
 from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
-from chameleon_ray.config import ProxyChanges
-from chameleon_ray.mixing.learned import check_batch, learned, proxy_keys, proxy_training
+from chameleon_ray.config import ProxyChanges, TrainingConfig
+from chameleon_ray.mixing.learned import check_batch, check_own_proxy, learned, proxy_keys, proxy_training
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.simplex import domain_names, named, normalised, softmax, uniform
 from chameleon_ray.mixture import Mixture
@@ -75,6 +75,10 @@ class DoReMi(Method):
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     reference: Literal["uniform", "proportional"] = "uniform"
     proxy: ProxyChanges | None = None
+
+    def check_settings(self, label: str, proxy: TrainingConfig) -> None:
+        """Raise `UserError` where the experiment's proxy is pretrained and this method has none of its own."""
+        check_own_proxy(label, proxy, self.proxy)
 
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, or batches with fewer rows than there are domains."""

@@ -11,8 +11,19 @@ from chameleon_ray.mixing.simplex import domain_names, effective_domains, named,
 from chameleon_ray.mixture import Mixture, Trajectory
 
 
+def check_own_proxy(label: str, proxy: TrainingConfig, changes: ProxyChanges | None) -> None:
+    """Raise `UserError` where a method that learns while a proxy trains from scratch would have none."""
+    own = changes is not None and changes.model is not None and changes.model.pretrained is None and changes.steps
+    if (proxy.model.pretrained is not None and not own) or (changes is not None and changes.model is not None and changes.model.pretrained is not None):
+        raise UserError(
+            f"methods.{label}.proxy: this method learns weights while a proxy trains from scratch, and a pretrained model has trained; "
+            f"give methods.{label}.proxy a model (preset, or layers, heads and width) and steps of its own"
+        )
+
+
 def proxy_training(context: FitContext, changes: ProxyChanges | None) -> TrainingConfig:
     """The experiment's proxy with a method's changes. Only Chameleon's weights are known before its proxy's end, so that only it may stop early."""
+    check_own_proxy(context.label, context.proxy, changes)
     training = changes.applied_to(context.proxy) if changes else context.proxy
     return training.model_copy(update={"stop": None})
 

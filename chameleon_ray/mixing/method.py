@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.config import TrainingConfig
 from chameleon_ray.mixing.simplex import domain_names
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import Settings
@@ -22,8 +23,9 @@ class Method(Settings, ABC):
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def check_settings(self, label: str) -> None:
-        """Raise `UserError` for settings with which nothing can be fitted, before anything is read; `label` is what the experiment calls the method."""
+    def check_settings(self, label: str, proxy: TrainingConfig) -> None:
+        """Raise `UserError` for settings with which nothing can be fitted, before anything is read; `label` is what the experiment calls the method, `proxy`
+        its proxy."""
 
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for what the corpus shows, before anything is trained."""

@@ -63,6 +63,11 @@ class RegMix(Method):
             check_weights(self.prior, "prior")
         return self
 
+    def check_settings(self, label: str, proxy: TrainingConfig) -> None:
+        """Raise `UserError` for a swarm of pretrained models."""
+        if self.proxy and self.proxy.model and self.proxy.model.pretrained:
+            raise UserError(f"methods.{label}.proxy.model: the swarm trains from scratch; give a preset, or layers, heads and width")
+
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, a corpus or target without held-out text, a target, prior or proxy that does not fit, or too few
         proxies."""

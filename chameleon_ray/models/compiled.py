@@ -26,8 +26,8 @@ def compiles(device_type: str) -> bool:
 
 
 def blocks_of(decoder: Any) -> nn.ModuleList:
-    """The blocks of a Hugging Face decoder, in order."""
-    return next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
+    """The blocks of a Hugging Face decoder, in order, wherever its family keeps them."""
+    return next(part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == decoder.config.num_hidden_layers)
 
 
 def compile_blocks(model: Any) -> None:

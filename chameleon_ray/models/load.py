@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
@@ -15,27 +16,45 @@ from chameleon_ray.models.head import TokenLosses
 FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 
 
-def load_losses(address: str, hardware: Hardware) -> TokenLosses:
+def load_losses(address: str, hardware: Hardware, allow_remote_code: bool = False) -> TokenLosses:
     """The losses of the model at an address, which is used and not trained: in eval mode on the device, without gradients."""
-    model: Any = AutoModelForCausalLM.from_pretrained(storage.local_directory(address), dtype=hardware.dtype)
+    folder = storage.local_directory(address)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=hardware.dtype, use_safetensors=True, trust_remote_code=allow_remote_code)
     return TokenLosses(model.to(hardware.device).eval().requires_grad_(False), probe=True).eval()
 
 
-def load_truncated(folder: str, layer: int, hardware: Hardware) -> PreTrainedModel:
-    """The first `layer` blocks of a Hugging Face causal LM, with the identity for its final norm; `last_hidden_state` is then `hidden_states[layer]`.
+def load_to_train(folder: str, allow_remote_code: bool = False) -> PreTrainedModel:
+    """The causal LM in a folder as it is to be trained further: on the CPU in fp32, without dropout, so that a resumed run repeats an uninterrupted one."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
+    for name in vars(config):
+        if name.endswith(("dropout", "_pdrop", "_dropout_prob")) and isinstance(getattr(config, name), float):
+            setattr(config, name, 0.0)
+    config.use_cache = False
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=allow_remote_code
+    )
+    return model.train()
+
+
+def load_truncated(folder: str, layer: int, hardware: Hardware, allow_remote_code: bool = False) -> PreTrainedModel:
+    """The first `layer` blocks of a Hugging Face causal LM; what the last of them puts out is `hidden_states[layer]` of the whole. So is the
+    `last_hidden_state`, where the family's final norm is known: the identity stands in for it.
 
     Raises:
-        UserError: the model has fewer blocks, lacks weights, or is of a family whose final norm is not known.
+        UserError: the model has fewer blocks, or lacks weights.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
     if not 1 <= layer <= config.num_hidden_layers:
         raise UserError(f"embedding.layer: {layer} but the model in {folder} has {config.num_hidden_layers} layers; choose 1 to {config.num_hidden_layers}")
+    if isinstance(kinds := getattr(config, "layer_types", None), list):  # families whose blocks differ list them
+        config.layer_types = kinds[:layer]
     config.num_hidden_layers = layer
-    model, info = AutoModel.from_pretrained(folder, config=config, dtype=hardware.dtype, output_loading_info=True)
+    model, info = AutoModel.from_pretrained(
+        folder, config=config, dtype=hardware.dtype, use_safetensors=True, trust_remote_code=allow_remote_code, output_loading_info=True
+    )
     if info["missing_keys"]:
         raise UserError(f"{folder}: the checkpoint lacks {sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} other weights")
-    norm = next((name for name in FINAL_NORMS if hasattr(model, name)), None)
-    if norm is None:
-        raise UserError(f"{folder}: {type(model).__name__} has none of the final norms {', '.join(FINAL_NORMS)}; this family is not supported")
-    setattr(model, norm, nn.Identity())
+    for norm in FINAL_NORMS:
+        if hasattr(model, norm):
+            setattr(model, norm, nn.Identity())
     return model.to(hardware.device).eval()

@@ -2,9 +2,8 @@
 
 Sizes are in bytes. L layers of width w, rows of T tokens, a vocabulary of V, e bytes per number: 2 in bf16, 4 in fp32.
 
-    activations   (16 L + 1) T w e   what autograd keeps of a row: of every block the inputs of its two norms, of attention's three projections, of
-                                     attention itself (q, k, v, its result), of the feed-forward network (w, 4 w, 4 w); and of the last norm
-    recomputed    (L + 17) T w e     the same if only the inputs of blocks are kept and one block at a time is computed again
+    activations   (a L + w) T e      what autograd keeps of a row: a numbers per token and block (16 w in the paper's layout), and the last norm's input
+    recomputed    (w L + a + w) T e  the same if only the inputs of blocks are kept and one block at a time is computed again
     logits        e T V              logits, and in their place their gradients (`head.py`); beside them a part in fp32
     states        16 N               parameters, gradients and AdamW's two moments of N parameters in fp32; 20 N with bf16 and fp32 masters; with ZeRO a bucket
 """
@@ -13,8 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from chameleon_ray.config import ModelConfig
-from chameleon_ray.models.flops import num_parameters
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.hardware import Hardware
 
 # On a CPU small blocks, which stay near the caches, are faster than large ones: what rows may take there does not grow with the machine.
@@ -29,10 +27,10 @@ BUCKET = 1 << 27
 RESERVE = 0.1
 
 
-def activation_bytes(model: ModelConfig, row_tokens: int, number_bytes: int, recompute: bool = False) -> int:
+def activation_bytes(model: Architecture, row_tokens: int, number_bytes: int, recompute: bool = False) -> int:
     """Of one row in training: what is kept between its forward and its backward pass."""
-    layers, _, width = model.shape
-    return (layers + 17 if recompute else 16 * layers + 1) * row_tokens * width * number_bytes
+    of_blocks = model.width * model.layers + model.kept_numbers if recompute else model.kept_numbers * model.layers
+    return (of_blocks + model.width) * row_tokens * number_bytes
 
 
 def logits_bytes(row_tokens: int, vocab_size: int, number_bytes: int) -> int:
@@ -50,10 +48,10 @@ def bucket(num_parameters: int) -> int:
     return min(BUCKET, num_parameters)
 
 
-def state_bytes(model: ModelConfig, vocab_size: int, row_tokens: int, number_bytes: int, zero_stage: int, world_size: int) -> int:
+def state_bytes(model: Architecture, number_bytes: int, zero_stage: int, world_size: int) -> int:
     """Parameters, gradients and the optimizer's states on one worker; ZeRO 1, 2 and 3 cut the optimizer's, the gradients' and the parameters' share, and
     keep a bucket."""
-    total = num_parameters(model, vocab_size, row_tokens)
+    total = model.num_parameters
     zero_stage = effective_stage(zero_stage, number_bytes)
     parameters, gradients = (4, 4) if number_bytes >= 4 else (2, 6)
     optimizer = 8 if number_bytes >= 4 else 12

@@ -17,6 +17,8 @@ from torch import nn
 
 from chameleon_ray.models.compiled import blocks_of, eagerly
 
+# Of what the last projection gives: what scales or normalises that differs by far more, rounding by less.
+SAME = 0.05
 LAST_PROJECTIONS = ("mlp.c_proj", "mlp.down_proj", "mlp.dense_4h_to_h")
 
 
@@ -36,6 +38,7 @@ class MeanHiddenState:
         self._decoder = model.base_model
         self._block = blocks_of(self._decoder)[layer - 1]
         self.width = int(model.config.hidden_size)
+        self._mean_first = last_projection(self._block) is not None and self._adds_last_projection()
 
     @torch.no_grad()
     def __call__(self, tokens: NDArray, length: NDArray) -> torch.Tensor:
@@ -44,12 +47,31 @@ class MeanHiddenState:
         ids = torch.as_tensor(tokens, dtype=torch.int64).to(device, non_blocking=True)
         lengths = torch.as_tensor(length, dtype=torch.int64).to(device)
         inside = torch.arange(ids.shape[1], device=device)[None, :] < lengths[:, None]
-        weights = inside / lengths[:, None]
+        return self._mean(ids, inside / lengths[:, None], self._mean_first).double()
+
+    def _mean(self, ids: torch.Tensor, weights: torch.Tensor, mean_first: bool) -> torch.Tensor:
+        """[n, p] in fp32."""
+        if not mean_first:
+            with eagerly(self._block):
+                return weighted_mean(self._states(ids), weights)
         with eagerly(self._block), _mean_before_last_projection(self._block, weights, self.width) as projected:
             mean = weighted_mean(self._states(ids), weights)
-        if projected:
-            mean = mean + projected[0]
-        return mean.double()
+        return mean + projected[0]
+
+    @torch.no_grad()
+    def _adds_last_projection(self) -> bool:
+        """Whether the block adds what its last projection gives to the residual stream as it is: some families scale or normalise it first.
+
+        Seen on a few tokens, in the precision of the model.
+        """
+        device = self._decoder.device
+        ids = torch.arange(min(8, self._decoder.config.vocab_size), device=device)[None, :]
+        weights = torch.full(ids.shape, 1 / ids.shape[1], device=device)
+        whole = self._mean(ids, weights, False)
+        with eagerly(self._block), _mean_before_last_projection(self._block, weights, self.width) as projected:
+            parts = weighted_mean(self._states(ids), weights) + projected[0]
+        rounding = 2 * torch.finfo(self._decoder.dtype).eps * whole.norm()
+        return bool((whole - parts).norm() <= SAME * projected[0].norm() + rounding)
 
     def _states(self, ids: torch.Tensor) -> torch.Tensor:
         """[n, T, p] what block L puts out; what comes after it is not run."""
@@ -85,23 +107,26 @@ class _MeanFirst(nn.Module):
         return inner.new_zeros(()).expand(*inner.shape[:-1], self._width)
 
 
+def last_projection(block: nn.Module) -> Any:
+    """A block's last linear map, where its family names it in a way that is known; else None."""
+    for path in LAST_PROJECTIONS:
+        parent, name = path.split(".")
+        if hasattr(getattr(block, parent, None), name):
+            return getattr(getattr(block, parent), name)
+    return None
+
+
 @contextmanager
 def _mean_before_last_projection(block: nn.Module, weights: torch.Tensor, width: int) -> Iterator[list[torch.Tensor]]:
-    """While it is open, the block's last projection gives its mean to the list and nothing to the block; families whose last projection is not known
-    are computed in full, and the list stays empty."""
+    """While it is open, the block's last projection gives its mean to the list and nothing to the block."""
     projected: list[torch.Tensor] = []
-    for path in LAST_PROJECTIONS:
-        parent_name, name = path.split(".")
-        parent = getattr(block, parent_name, None)
-        if parent is not None and hasattr(parent, name):
-            projection = getattr(parent, name)
-            setattr(parent, name, _MeanFirst(projection, weights, width, projected))
-            try:
-                yield projected
-            finally:
-                setattr(parent, name, projection)
-            return
-    yield projected
+    projection = last_projection(block)
+    parent, name = next((part, name) for part in block.modules() for name, child in part.named_children() if child is projection)
+    setattr(parent, name, _MeanFirst(projection, weights, width, projected))
+    try:
+        yield projected
+    finally:
+        setattr(parent, name, projection)
 
 
 def weighted_mean(states: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

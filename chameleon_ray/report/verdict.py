@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chameleon_ray.models.flops import num_parameters
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import fixed, interval_decimals, measured, number, plural
 from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported
@@ -138,8 +138,10 @@ def warnings(data: ReportData) -> list[str]:
 
 def _few_tokens(data: ReportData) -> list[str]:
     base, corpus = data.experiment.base, data.corpus
+    if base.model.pretrained is not None:
+        return []
     tokens = base.steps * base.batch_rows * corpus.row_tokens
-    each = tokens / num_parameters(base.model, corpus.vocab_size, corpus.row_tokens)
+    each = tokens / Architecture.gpt2(base.model, corpus.vocab_size, corpus.row_tokens).num_parameters
     if each >= MIN_TOKENS_PER_PARAMETER:
         return []
     return [

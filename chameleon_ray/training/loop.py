@@ -18,7 +18,6 @@ from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.flops import num_parameters, training_flops
 from chameleon_ray.training.batches import batches
 from chameleon_ray.training.gauge import Gauge
 from chameleon_ray.training.history import History
@@ -164,7 +163,7 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
     """What the record of a trained model says beside weights; `cost` as `Cost` has it."""
     job, corpus, hardware, signal = worker.job, worker.corpus, worker.hardware, signal_of(worker.job)
     tokens = progress.step * job.training.batch_rows * corpus.row_tokens
-    plain = training_flops(job.training.model, tokens, corpus.row_tokens, corpus.vocab_size)
+    plain = worker.architecture.training_flops(tokens, corpus.row_tokens)
     again = plain / 3 if worker.micro_batch.recompute else 0.0
     flops = plain + again + (signal.flops(worker, progress.step) if signal else 0.0)
     rows, drawn = corpus.rows(), dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True))
@@ -173,7 +172,7 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "seconds": progress.seconds,
         "begun_at_steps": list(progress.begun),
         "tokens_per_second": tokens / progress.seconds,
-        "parameters": num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens),
+        "parameters": worker.architecture.num_parameters,
         "precision": hardware.precision,
         "hardware": hardware.reason,
         "compiled": worker.compiled,
@@ -182,6 +181,8 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "epochs_begun": {name: -(-count // rows[name]) for name, count in drawn.items() if count},
         "rows_drawn": drawn,
     }
+    if job.start is not None:
+        found |= {"start": job.start.digest, "architecture": asdict(worker.architecture), "context": job.start.details["context"]}
     if job.rule is not None and progress.rule is not None and progress.rule.updates:
         found["rule"] = learned(job.rule, progress.rule, progress.step)
     return found

@@ -8,6 +8,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.models import memory
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.hardware import Hardware
 
 
@@ -40,17 +41,17 @@ def choose_micro_batch(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, w
     Args:
         kept_bytes: what the device keeps beside the model's own states.
     """
-    training = job.training
+    training, model = job.training, Architecture.of(job, corpus)
     rows = training.batch_rows // world_size
     if training.micro_batch_rows is not None:
         return MicroBatch(training.micro_batch_rows)
     bytes_each = memory.number_bytes(hardware)
     room = memory.free_bytes(hardware)
     if hardware.device.type == "cuda":
-        room -= kept_bytes + memory.state_bytes(training.model, corpus.vocab_size, corpus.row_tokens, bytes_each, training.zero_stage, world_size)
+        room -= kept_bytes + memory.state_bytes(model, bytes_each, training.zero_stage, world_size)
     logits = memory.logits_bytes(corpus.row_tokens, corpus.vocab_size, bytes_each)
     for recompute in (False, True):
-        fitting = room // (memory.activation_bytes(training.model, corpus.row_tokens, bytes_each, recompute) + logits)
+        fitting = room // (memory.activation_bytes(model, corpus.row_tokens, bytes_each, recompute) + logits)
         if fitting >= 1:
             return MicroBatch(_largest_divisor(rows, int(fitting)), recompute)
     return MicroBatch(1, hardware.device.type == "cuda")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.corpus.rows import Rows
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.compiled import compiles
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.training.micro_batch import MicroBatch
@@ -27,6 +28,11 @@ class Worker:
     micro_batch: MicroBatch
     rank: int = 0
     world_size: int = 1
+
+    @property
+    def architecture(self) -> Architecture:
+        """Of the model that is trained."""
+        return Architecture.of(self.job, self.corpus)
 
     @property
     def compiled(self) -> bool:

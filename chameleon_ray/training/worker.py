@@ -23,9 +23,9 @@ from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import ProxyLosses, TrainJob
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.compiled import compile_blocks
-from chameleon_ray.models.flops import forward_flops_per_token
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
+from chameleon_ray.models.load import load_to_train
 from chameleon_ray.models.losses import domain_losses, measured_rows
 from chameleon_ray.records import is_complete, write_record, write_table
 from chameleon_ray.training import loop
@@ -111,8 +111,7 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_domai
     chosen = measured_rows(corpus, split, tokens_per_domain)
     losses = domain_losses(model, corpus, split, chosen, hardware)
     trained, measured = (rows * corpus.row_tokens for rows in (training.steps * training.batch_rows, sum(map(len, chosen.values()))))
-    layers, _, width = training.model.shape
-    whole, bare = (forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size, head=head) for head in (True, False))
+    whole, bare = (worker.architecture.forward_flops(corpus.row_tokens, head) for head in (True, False))
     seconds = progress.seconds + time.perf_counter() - started
     return ProxyLosses(digest, losses, Cost(trained + measured, (3 * trained + measured) * whole, seconds, 3 * trained * bare))
 
@@ -129,13 +128,17 @@ def _train_plainly(worker: Worker) -> tuple[Any, loop.Progress]:
 
 def make_model(worker: Worker) -> TokenLosses:
     """The job's model as it is before the first step, on the CPU in fp32."""
-    job, corpus = worker.job, worker.corpus
-    model: Any = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
+    job, corpus, start = worker.job, worker.corpus, worker.job.start
+    model: Any
+    if start is None:
+        model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
+    else:
+        model = load_to_train(storage.local_directory(start.address), start.allow_remote_code)
     if worker.micro_batch.recompute:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if worker.compiled:
         compile_blocks(model)
-    return TokenLosses(model)
+    return TokenLosses(model, probe=start is not None)
 
 
 def make_plain_engine(worker: Worker) -> PlainEngine:
@@ -191,9 +194,10 @@ def _publish(published: Run, run: Run, worker: Worker, model: TokenLosses, state
         write_table(storage.join(published.address, "weights.parquet"), progress.weights.table())
     content = {
         "weights": dict(job.weights),
-        "vocab_size": corpus.vocab_size,
+        "vocab_size": job.start.vocab_size if job.start else corpus.vocab_size,
         "tokenizer_sha256": corpus.tokenizer_sha256,
         "cost": details.pop("cost"),
+        "allow_remote_code": job.start is not None and job.start.allow_remote_code,
         "details": {**details, "role": job.role, "seed": job.seed, "training": job.training.model_dump(mode="json"), "corpus": corpus.digest},
     }
     write_record(published.address, "model", published.digest, content)

@@ -104,7 +104,8 @@ def test_embedding_holds_little_beside_its_result(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ray_embed, "stream", results)
     corpus = make_corpus({f"d{i}": samples for i in range(k)})
     tracemalloc.start()
-    found = ray_embed.embed("folder", 1, corpus, EmbeddingConfig(samples_per_domain=samples), Resources(), Reporter.silent(), Cost(), "digest")
+    model = artifacts.TrainedModel("folder", "", {}, 0, "", Cost())
+    found = ray_embed.embed(model, 1, corpus, EmbeddingConfig(samples_per_domain=samples), Resources(), Reporter.silent(), Cost(), "digest")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(arrived) == 640 and found.group_sums.shape == (k, 32, width)

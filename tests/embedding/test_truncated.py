@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from chameleon_ray.config import ModelConfig
 from chameleon_ray.embedding.groups import group_of, group_sums
@@ -14,6 +17,7 @@ from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.load import load_truncated
 from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
+from tests.families import FAMILIES, family_model
 
 CPU = Hardware(torch.device("cpu"), torch.float32, "test")
 LAYERS, VOCAB, TOKENS = 4, 97, 24
@@ -21,13 +25,15 @@ LAYERS, VOCAB, TOKENS = 4, 97, 24
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp(request.param)
-    if request.param == "gpt2":
+    return save(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def save(family: str, path: Path) -> str:
+    """A fresh model of LAYERS blocks."""
+    if family == "gpt2":
         model = build_model(ModelConfig(layers=LAYERS, heads=2, width=32), VOCAB, TOKENS, 0, seed=3)
     else:
-        torch.manual_seed(3)
-        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "vocab_size": VOCAB}
-        model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=TOKENS))
+        model = family_model(family, VOCAB, layers=LAYERS, context=TOKENS, seed=3)
     model.save_pretrained(path)
     return str(path)
 
@@ -45,6 +51,16 @@ def test_equals_the_mean_of_hidden_states(folder: str, layer: int) -> None:
     found = MeanHiddenState(load_truncated(folder, layer, CPU), layer)(tokens, np.full(5, TOKENS))
     assert found.dtype == torch.float64
     assert torch.allclose(found, expected.double(), atol=2e-6)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_families_that_do_more_with_their_last_projection_are_found_out(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder, tokens = save(family, tmp_path), np.random.default_rng(0).integers(0, VOCAB, (5, TOKENS))
+    embed = MeanHiddenState(load_truncated(folder, 2, replace(CPU, dtype=dtype)), 2)
+    assert embed._mean_first is (family in ("llama", "gpt_neox", "qwen2")), "the others scale, normalise, or name it otherwise"
+    expected = hidden_states(folder, tokens)[2].mean(dim=1).double()
+    assert (embed(tokens, np.full(5, TOKENS)) - expected).norm() <= (2e-6 if dtype == torch.float32 else 0.02) * expected.norm()
 
 
 def test_truncated_model_ends_in_the_state_itself(folder: str) -> None:

@@ -290,12 +290,10 @@ def test_wrong_settings_are_refused(fields: dict) -> None:
 
 
 def test_finetuning_weights_of_a_proxy_trained_from_scratch_are_refused() -> None:
-    told = (
-        r"methods\.mine\.stage: finetune, but here a proxy is trained from scratch, and finetuning weights come from .* set stage=pretrain, or .* --method mine"
-    )
+    told = r"methods\.mine\.stage: finetune, but here a proxy is trained from scratch, and finetuning weights come from .* proxy\.model: \{pretrained: NAME\}"
     with pytest.raises(UserError, match=told):
-        Chameleon(stage="finetune").check_settings("mine")
-    Chameleon().check_settings("mine")
+        Chameleon(stage="finetune").check_settings("mine", make_context({"a": 1}).proxy)
+    Chameleon().check_settings("mine", make_context({"a": 1}).proxy)
 
 
 def test_a_layer_that_the_proxy_does_not_have_is_found_before_it_is_trained() -> None:

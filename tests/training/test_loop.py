@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
@@ -16,6 +17,7 @@ from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.training.loop import check_job
 from tests.corpora import make_corpus
+from tests.families import publish
 from tests.training.worlds import run_world, run_worlds
 
 WEIGHTS = {"alpha": 0.5, "beta": 0.3, "gamma": 0.2}
@@ -64,6 +66,21 @@ def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stag
     assert resumed["state"] == whole["state"]
     assert resumed["curve"] == whole["curve"]
     assert resumed["rows"] == whole["rows"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_pretrained_model_goes_on_the_same_whether_interrupted_or_cut_over_ranks(corpus: TokenCorpus, tmp_path: Path, family: str) -> None:
+    """Gemma caps its logits, so that its head is not a plain one; both drop a tenth of attention in their own configuration."""
+    start = publish(family, corpus, tmp_path / "start", layers=2)
+    asked = settings(corpus, steps=8, learning_rate=SMALL_RATE, start=start)
+    dying = settings(corpus, steps=8, learning_rate=SMALL_RATE, start=start, die_after=6)
+    whole, two, killed = run_worlds((tmp_path / "whole", 1, asked), (tmp_path / "two", 2, asked), (tmp_path / "killed", 1, dying))
+    assert killed["exit"] == [9]
+    resumed = run_world(tmp_path / "killed", 1, **asked)
+    assert resumed["exit"] == [0] and resumed["begun"] == [0, 4] and resumed["state"] == whole["state"]
+    assert difference(whole, two) < 1e-4
+    before = {name: value.double().reshape(-1).tolist() for name, value in load_file(f"{start}/model.safetensors").items()}
+    assert before.keys() == whole["state"].keys() and 0 < difference({"state": before}, whole) < 0.1
 
 
 def test_two_ranks_equal_one(corpus: TokenCorpus, tmp_path: Path) -> None:

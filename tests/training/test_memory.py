@@ -12,6 +12,7 @@ from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import ModelConfig, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.models import memory
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.training.micro_batch import MicroBatch, choose_micro_batch
@@ -44,7 +45,7 @@ def kept_bytes(shape: tuple[int, int, int], row_tokens: int, dtype: torch.dtype,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_are_what_autograd_keeps(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     layers, heads, width = shape
-    model, each = ModelConfig(layers=layers, heads=heads, width=width), torch.finfo(dtype).bits // 8
+    model, each = Architecture.gpt2(ModelConfig(layers=layers, heads=heads, width=width), 101, 128), torch.finfo(dtype).bits // 8
     assert kept_bytes(shape, 128, dtype, False) == pytest.approx(memory.activation_bytes(model, 128, each), rel=0.03)
     only_inputs = memory.activation_bytes(model, 128, each, recompute=True) - 16 * 128 * width * each
     assert kept_bytes(shape, 128, dtype, True) == pytest.approx(only_inputs, rel=0.1)
@@ -61,33 +62,35 @@ def job_of(preset: str, batch_rows: int, **changes: int) -> TrainJob:
 def test_684m_on_one_gpu_takes_no_more_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """128 rows of 512 tokens would keep 91 GB of activations; counted by logits alone all of them seemed to fit in parts of 52."""
     job, corpus, free = job_of("684M", 128), corpus_of(512, 50257), 78 << 30
+    model = Architecture.of(job, corpus)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
-    assert 128 * memory.activation_bytes(job.training.model, 512, 2) > 80e9
+    assert 128 * memory.activation_bytes(model, 512, 2) > 80e9
     chosen = choose_micro_batch(job, corpus, H100, 1)
-    states = memory.state_bytes(job.training.model, 50257, 512, 2, 0, 1)
-    row = memory.activation_bytes(job.training.model, 512, 2) + memory.logits_bytes(512, 50257, 2)
+    states = memory.state_bytes(model, 2, 0, 1)
+    row = memory.activation_bytes(model, 512, 2) + memory.logits_bytes(512, 50257, 2)
     assert not chosen.recompute and 128 % chosen.rows == 0
     assert states + chosen.rows * row < 0.9 * free < states + 2 * chosen.rows * row
 
 
 def test_activations_are_computed_again_only_where_a_single_row_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     job, corpus = job_of("684M", 60), corpus_of(16384, 50257)
-    states = memory.state_bytes(job.training.model, 50257, 16384, 2, 0, 1)
-    row = memory.activation_bytes(job.training.model, 16384, 2) + memory.logits_bytes(16384, 50257, 2)
+    model = Architecture.of(job, corpus)
+    states = memory.state_bytes(model, 2, 0, 1)
+    row = memory.activation_bytes(model, 16384, 2) + memory.logits_bytes(16384, 50257, 2)
     for free, recompute in ((states + 1.1 * row, False), (states + 0.9 * row, True)):
         monkeypatch.setattr(memory, "free_bytes", lambda hardware, free=free: int(free))
         chosen = choose_micro_batch(job, corpus, H100, 1)
-        again = memory.activation_bytes(job.training.model, 16384, 2, recompute) + memory.logits_bytes(16384, 50257, 2)
+        again = memory.activation_bytes(model, 16384, 2, recompute) + memory.logits_bytes(16384, 50257, 2)
         assert (chosen.recompute, chosen.rows) == (recompute, int(free - states) // again)
 
 
 def test_zero_cuts_the_states_of_a_worker() -> None:
-    model = ModelConfig(preset="124M")
-    of_stage = [memory.state_bytes(model, 50257, 512, 2, stage, 8) for stage in (0, 1, 2, 3)]
+    model = Architecture.gpt2(ModelConfig(preset="124M"), 50257, 512)
+    of_stage = [memory.state_bytes(model, 2, stage, 8) for stage in (0, 1, 2, 3)]
     parameters = 124_439_808 + (512 - 1024) * 768  # GPT-2 has 1,024 positions
     each = (2 + 6 + 12 / 8, 2 + 6 + 12 / 8, 2 + 18 / 8, 20 / 8)  # in bf16 without ZeRO it is stage 1 that is run
     assert of_stage == pytest.approx([parameters * (per_parameter + 4) for per_parameter in each])
-    assert memory.state_bytes(model, 50257, 512, 4, 0, 8) == 16 * parameters
+    assert memory.state_bytes(model, 4, 0, 8) == 16 * parameters
 
 
 def test_rows_of_a_cpu_do_not_grow_with_its_memory() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from chameleon_ray.config import ModelConfig, TrainingConfig
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
-from chameleon_ray.models.flops import embedding_flops_per_token, forward_flops_per_token, num_parameters, training_flops
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.pooling import MeanHiddenState
 from chameleon_ray.presets import PRESETS
@@ -34,18 +34,19 @@ def test_schedule_warms_up_and_ends_at_the_minimum() -> None:
 def test_presets_have_the_size_in_their_name(preset: str, millions: int) -> None:
     _, heads, width = PRESETS[preset]
     assert width % heads == 0
-    assert num_parameters(ModelConfig(preset=preset), 50257, 1024) / 1e6 == pytest.approx(millions, rel=0.02)
+    assert Architecture.gpt2(ModelConfig(preset=preset), 50257, 1024).num_parameters / 1e6 == pytest.approx(millions, rel=0.02)
 
 
 def test_parameters_and_operations_are_counted_right() -> None:
     model = build_model(TINY, 101, 16, 0, seed=0)
-    assert num_parameters(TINY, 101, 16) == sum(p.numel() for p in model.parameters())
+    shape = Architecture.gpt2(TINY, 101, 16)
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
     tokens = torch.randint(0, 101, (3, 16))
     model.config._attn_implementation = "eager"
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens).logits.sum().backward()
-    assert training_flops(TINY, 48, 16, 101) == pytest.approx(counter.get_total_flops(), rel=0.02)
-    assert forward_flops_per_token(2, 32, 16, 101, head=False) == 2 * (24 * 32**2 + 4 * 16 * 32)
+    assert shape.training_flops(48, 16) == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert shape.forward_flops(16, head=False) == 2 * (24 * 32**2 + 4 * 16 * 32)
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -55,8 +56,7 @@ def test_operations_of_embedding_are_those_that_are_run(layer: int) -> None:
     embed = MeanHiddenState(model, layer)
     with FlopCounterMode(display=False) as counter:
         embed(np.ones((3, 16), np.int64), np.full(3, 16))
-    _, _, width = TINY.shape
-    assert embedding_flops_per_token(layer, width, 16) * 48 == counter.get_total_flops()
+    assert Architecture.gpt2(TINY, 101, 16).embedding_flops(layer, 16) * 48 == counter.get_total_flops()
 
 
 def test_the_seed_alone_decides_the_initial_weights() -> None:

@@ -72,6 +72,7 @@ def main(request: str) -> None:
     from chameleon_ray.backend import TrainJob
     from chameleon_ray.config import TrainingConfig
     from chameleon_ray.models.hardware import Hardware
+    from chameleon_ray.models.pretrained import open_pretrained
     from chameleon_ray.training.run import Run
     from chameleon_ray.training.signals import excess_losses
     from chameleon_ray.training.worker import train_run
@@ -84,7 +85,8 @@ def main(request: str) -> None:
     training = TrainingConfig.model_validate(asked["training"])
     training = training.model_copy(update={"micro_batch_rows": asked.get("micro_batch_rows")})
     rule, reference = _rule(asked)
-    job = TrainJob("base", training, asked["weights"], asked.get("seed", 0), rule, reference)
+    start = open_pretrained(asked["start"], asked["folder"], "start") if "start" in asked else None
+    job = TrainJob("base", training, asked["weights"], asked.get("seed", 0), rule, reference, start)
     if "domain_tokens" in asked:
         excess_losses.DOMAIN_TOKENS["cpu"] = asked["domain_tokens"]
     folder = Path(asked["folder"])

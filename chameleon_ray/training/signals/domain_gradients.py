@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.corpus.rows import Rows
-from chameleon_ray.models.flops import num_parameters
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.training.steps import Worker, micro_batches
 
 
@@ -72,7 +72,7 @@ class DomainGradients:
 
 def matrix_bytes(job: TrainJob, corpus: TokenCorpus, world_size: int) -> int:
     """What the gradients of a rank's domains take."""
-    return 4 * -(-len(job.weights) // world_size) * num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens)
+    return 4 * -(-len(job.weights) // world_size) * Architecture.of(job, corpus).num_parameters
 
 
 def _trained(module: Any) -> list[torch.nn.Parameter]:

@@ -17,7 +17,6 @@ from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.groups import group_sums
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.flops import embedding_flops_per_token
 from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
 from chameleon_ray.training.steps import Worker
 
@@ -38,7 +37,7 @@ class EmbeddingLook:
         rule: Any = worker.job.rule
         names = worker.corpus.names
         self._num_domains, self._device = len(names), worker.hardware.device
-        self._layer = middle_layer(worker.job.training.model.shape[0])
+        self._layer = middle_layer(worker.architecture.layers)
         reader, counts = RowReader(worker.corpus), worker.corpus.rows()
         mine = range(worker.rank, len(names), worker.world_size)
         self._rows = {i: reader.read(names[i], np.arange(min(counts[names[i]], rule.samples_per_domain))) for i in mine}
@@ -70,6 +69,6 @@ def check(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
 def flops(worker: Worker, steps: int) -> float:
     """Operations of the looks taken in so many steps."""
     rule: Any = worker.job.rule
-    corpus, (layers, _, width) = worker.corpus, worker.job.training.model.shape
+    corpus, model = worker.corpus, worker.architecture
     rows = sum(min(count, rule.samples_per_domain) for count in corpus.rows().values())
-    return steps // rule.every_steps * rows * corpus.row_tokens * embedding_flops_per_token(middle_layer(layers), width, corpus.row_tokens)
+    return steps // rule.every_steps * rows * corpus.row_tokens * model.embedding_flops(middle_layer(model.layers), corpus.row_tokens)

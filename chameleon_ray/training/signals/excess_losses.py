@@ -17,7 +17,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.flops import forward_flops_per_token, num_parameters
+from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.load import load_losses
 from chameleon_ray.models.memory import forward_rows
 from chameleon_ray.training.learner import Learner
@@ -114,15 +114,14 @@ def check(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
 
 def flops(worker: Worker, steps: int) -> float:
     """Operations of the reference's forward pass, and where there are several micro-batches, of the model's second one or of the sum of k gradients."""
-    training, corpus = worker.job.training, worker.corpus
-    layers, _, width = training.model.shape
+    training, corpus, model = worker.job.training, worker.corpus, worker.architecture
     several = worker.micro_batch.rows * worker.world_size < training.batch_rows
     passes = 2 if several and not by_domain(worker) else 1
-    sums = 2.0 * len(worker.job.weights) * num_parameters(training.model, corpus.vocab_size, corpus.row_tokens) if by_domain(worker) else 0.0
-    return steps * (sums + passes * forward_flops_per_token(layers, width, corpus.row_tokens, corpus.vocab_size) * training.batch_rows * corpus.row_tokens)
+    sums = 2.0 * len(worker.job.weights) * model.num_parameters if by_domain(worker) else 0.0
+    return steps * (sums + passes * model.forward_flops(corpus.row_tokens) * training.batch_rows * corpus.row_tokens)
 
 
 def kept_bytes(job: TrainJob, corpus: TokenCorpus, world_size: int) -> int:
     """On a GPU: the reference, at most in fp32, and where gradients can wait side by side these, their sum, and that of a micro-batch."""
-    each = 4 * num_parameters(job.training.model, corpus.vocab_size, corpus.row_tokens)
+    each = 4 * Architecture.of(job, corpus).num_parameters
     return each + (matrix_bytes(job, corpus, 1) + 2 * each if _can_wait(job, corpus, world_size, "cuda") else 0)

@@ -23,7 +23,6 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.corpus.rows import Rows
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.flops import num_parameters
 from chameleon_ray.training.learner import Learner
 from chameleon_ray.training.signals.domain_gradients import DomainGradients, matrix_bytes
 from chameleon_ray.training.steps import Worker
@@ -99,8 +98,7 @@ def _diverged(job: TrainJob) -> str:
 
 def flops(worker: Worker, steps: int) -> float:
     """Operations of the four products with k gradients."""
-    corpus = worker.corpus
-    return 8.0 * steps * len(worker.job.weights) * num_parameters(worker.job.training.model, corpus.vocab_size, corpus.row_tokens)
+    return 8.0 * steps * len(worker.job.weights) * worker.architecture.num_parameters
 
 
 def kept_bytes(job: TrainJob, corpus: TokenCorpus, world_size: int) -> int:

@@ -1,0 +1,79 @@
+"""A decoder's shape, as far as parameters, operations and memory depend on it: of the paper's layout in closed form, of any other as it was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the matrix products of a decoder cost (a multiply-add counts as two operations), and what its blocks keep.
+
+    Attributes:
+        num_parameters: each once, however often it is used.
+        block_products: multiply-adds per token of the linear maps of one block.
+        query_width: heads times their size. Attention costs 4 T times that per token and block, over all T positions: what dense kernels compute; a causal
+            kernel does half of it.
+        last_products, last_width: multiply-adds per token, and width of the input, of a block's last projection; 0 where its mean cannot be taken first.
+        head_products: multiply-adds per token of the output head.
+        kept_numbers: what autograd keeps of a token in one block.
+    """
+
+    layers: int
+    width: int
+    num_parameters: int
+    block_products: int
+    query_width: int
+    last_products: int
+    last_width: int
+    head_products: int
+    kept_numbers: int
+
+    @classmethod
+    def gpt2(cls, config: ModelConfig, vocab_size: int, row_tokens: int) -> Architecture:
+        """The layout of Hugging Face's GPT-2 with tied embeddings.
+
+        Of a block autograd keeps the inputs of its two norms, of attention's three projections, of attention itself (q, k, v, its result), and of the
+        feed-forward network (w, 4 w, 4 w).
+        """
+        layers, _, width = config.shape
+        return cls(
+            layers=layers,
+            width=width,
+            num_parameters=layers * (12 * width**2 + 13 * width) + 2 * width + (vocab_size + row_tokens) * width,
+            block_products=12 * width**2,
+            query_width=width,
+            last_products=4 * width**2,
+            last_width=4 * width,
+            head_products=width * vocab_size,
+            kept_numbers=16 * width,
+        )
+
+    @classmethod
+    def of(cls, job: TrainJob, corpus: TokenCorpus) -> Architecture:
+        """Of the model that a job trains."""
+        if job.start is not None:
+            return cls(**job.start.details["architecture"])
+        return cls.gpt2(job.training.model, corpus.vocab_size, corpus.row_tokens)
+
+    def forward_flops(self, row_tokens: int, head: bool = True, layers: int | None = None) -> float:
+        """Operations of all matrix products of one forward pass through some blocks, by default all of them, per token. Training takes three times as much:
+        forward, and two products in backward."""
+        per_layer = 2 * self.block_products + 4 * row_tokens * self.query_width
+        return float((self.layers if layers is None else layers) * per_layer + (2 * self.head_products if head else 0))
+
+    def embedding_flops(self, layer: int, row_tokens: int) -> float:
+        """Operations of all matrix products that embed a row at a layer (`pooling.py`), per token.
+
+        The last projection runs on a row's mean instead of its tokens; the means over tokens, of the states and of its inputs, are products too.
+        """
+        blocks = self.forward_flops(row_tokens, head=False, layers=layer)
+        return blocks - 2 * self.last_products * (1 - 1 / row_tokens) + 2 * (self.width + self.last_width)
+
+    def training_flops(self, tokens: int, row_tokens: int) -> float:
+        """Operations of training on so many tokens, output head included."""
+        return 3 * self.forward_flops(row_tokens) * tokens

@@ -1,0 +1,195 @@
+"""Models that others trained: found by hub name, folder or GGUF file, and looked over before anything is computed with them.
+
+A folder in Hugging Face layout is used where it lies. What comes from the hub, and a GGUF file, which is no such folder, is kept in the storage once, so
+that workers on every machine read it from there. Weights are read from safetensors (or GGUF) alone; code that lies beside them is run only where
+that is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Cost, TrainedModel
+from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
+from chameleon_ray.errors import UserError
+from chameleon_ray.identity import foreign_digest
+from chameleon_ray.models.architecture import Architecture
+from chameleon_ray.records import once
+from chameleon_ray.tensors import write_tensors
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?|[\w.-]+")
+HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+GGUF = ".gguf"
+
+
+def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = False) -> TrainedModel:
+    """A model that others trained, with what it takes to use it: digest of its files, tokenizer, shape.
+
+    Args:
+        name: a folder (local or in object storage), a GGUF file, or a hub name, with `@revision` where it is not the newest.
+        root: the storage, where a model from the hub or of a GGUF file is kept.
+        where: the setting that names the model, for errors.
+    Raises:
+        UserError: nothing there, no safetensors, code that would have to be run, no decoder.
+    """
+    place = storage.absolute(name)
+    if name.endswith(GGUF):
+        address = _from_gguf(place, root, where)
+    elif storage.exists(place):
+        address = place
+    else:
+        address = _from_hub(name, root, where, allow_remote_code)
+    files = _weights(address, where)
+    config = read_config(storage.local_directory(address), where, allow_remote_code)
+    digest = foreign_digest(storage.fingerprint(storage.join(address, "config.json")), [storage.fingerprint(file) for file in files])
+    details = {"architecture": asdict(architecture_of(config, where, allow_remote_code)), "context": _context(config), "pretrained": name}
+    sha256 = tokenizer_sha256(*load_tokenizer(address))
+    return TrainedModel(address, digest, {}, int(config.vocab_size), sha256, Cost(), details, allow_remote_code)
+
+
+def check_context(model: TrainedModel, row_tokens: int, where: str) -> None:
+    """Raise `UserError` when rows are longer than what the model reads."""
+    context = model.details.get("context")
+    if context is not None and context < row_tokens:
+        raise UserError(f"{where}: {model.address} reads at most {context:,} tokens and corpus.row_tokens is {row_tokens:,}; lower corpus.row_tokens")
+
+
+def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any:
+    """The configuration of a model in a folder.
+
+    Raises:
+        UserError: none there, one of a family that this library does not know, or that brings its own code where that is not allowed.
+    """
+    from transformers import AutoConfig
+
+    if not (Path(folder) / "config.json").exists():
+        raise UserError(f"{where}: no config.json in {folder}, so no model in Hugging Face layout lies here; give a model's folder or a hub name")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted set allow_remote_code: true beside the name"
+            ) from None
+        raise UserError(f"{where}: {folder}: {str(error).splitlines()[0]}") from None
+
+
+def architecture_of(config: Any, where: str, allow_remote_code: bool = False) -> Architecture:
+    """Shape of a decoder of any family, from its modules laid out without memory.
+
+    Raises:
+        UserError: a model that is no decoder with a list of blocks, so that there is no hidden state to embed with.
+    Cost: seconds for models of tens of blocks.
+    """
+    import torch
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    from chameleon_ray.models.compiled import blocks_of
+    from chameleon_ray.models.pooling import last_projection
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
+        blocks = blocks_of(model.base_model)
+    except (ValueError, AttributeError, StopIteration):
+        raise UserError(f"{where}: {config.model_type} is no decoder with a list of blocks, so that it has no hidden states to embed with") from None
+    maps = [module for module in blocks.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    products = sum(module.weight.numel() for module in maps)
+    heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    last = last_projection(blocks[0])
+    widest = max(max(module.weight.shape) for module in maps)
+    gated = len({id(module) for module in maps}) / len(blocks) > 6
+    head = model.get_output_embeddings()
+    return Architecture(
+        layers=len(blocks),
+        width=config.hidden_size,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        block_products=products // len(blocks),
+        query_width=heads * config.num_attention_heads,
+        last_products=last.weight.numel() if last is not None else 0,
+        last_width=last.weight.numel() // config.hidden_size if last is not None else 0,
+        head_products=head.weight.numel() if head is not None else 0,
+        # Inputs of two norms, of attention's projections and of the feed-forward network; q, k, v and attention's result; two or, gated, four of its own.
+        kept_numbers=4 * config.hidden_size + 4 * heads * config.num_attention_heads + (4 if gated else 2) * widest,
+    )
+
+
+def _weights(address: str, where: str) -> list[str]:
+    """The files with a model's weights."""
+    files = storage.glob(storage.join(address, "*.safetensors"))
+    if not files and storage.exists(storage.join(address, "config.json")):
+        raise UserError(f"{where}: no *.safetensors file in {address}; save the model with save_pretrained (pickled weights are not read)")
+    return files
+
+
+def _context(config: Any) -> int | None:
+    """Tokens that a model reads at most, where it says so."""
+    found = getattr(config, "max_position_embeddings", None)
+    return int(found) if found else None
+
+
+def _from_hub(name: str, root: str, where: str, allow_remote_code: bool) -> str:
+    """A model of the hub as it is kept in the storage."""
+    from huggingface_hub import snapshot_download
+
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"{where}: {name!r} is no folder here, and no name on the hub either")
+    repository, _, revision = name.partition("@")
+    patterns = [*HUB_FILES, *(["*.py"] if allow_remote_code else [])]
+    try:
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+    except Exception as error:  # whatever the network, the hub or its library say
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{where}: {name!r} is no folder here and cannot be had from the hub ({first_line})") from None
+    commit = Path(folder).name
+    read_config(folder, where, allow_remote_code)
+    _weights(folder, where)
+    digest = foreign_digest(repository, [commit, *patterns])
+    address = storage.join(root, "pretrained", f"{repository.replace('/', '--')}-{digest}")
+
+    def keep() -> dict[str, Any]:
+        storage.publish(folder, address)
+        return {"pretrained": repository, "commit": commit}
+
+    once(address, "pretrained", digest, keep)
+    return address
+
+
+def _from_gguf(file: str, root: str, where: str) -> str:
+    """The model of a GGUF file as safetensors in Hugging Face layout, in the storage."""
+    if not storage.exists(file):
+        raise UserError(f"{where}: no file {file}; check the path")
+    digest = foreign_digest(storage.fingerprint(file), [GGUF])
+    address = storage.join(root, "pretrained", f"{Path(file).stem}-{digest}")
+
+    def convert() -> dict[str, Any]:
+        try:
+            import accelerate  # noqa: F401
+            import gguf  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"{where}: reading GGUF needs the package {error.name}; pip install gguf accelerate") from None
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        local = Path(storage.local_file(file))
+        model = AutoModelForCausalLM.from_pretrained(local.parent, gguf_file=local.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(local.parent, gguf_file=local.name)
+        # Tied weights are stored once; the names that are left are those that loading expects.
+        kept = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name not in (model._tied_weights_keys or ())}
+        model.config.__dict__.pop("quantization_config", None)
+        with tempfile.TemporaryDirectory() as folder:
+            model.config.save_pretrained(folder)
+            storage.publish(folder, address)
+        write_tensors(storage.join(address, "model.safetensors"), kept)
+        save_tokenizer(tokenizer.backend_tokenizer, int(tokenizer.eos_token_id), address)
+        return {"pretrained": file}
+
+    once(address, "pretrained", digest, convert)
+    return address

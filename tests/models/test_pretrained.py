@@ -1,0 +1,131 @@
+"""Models that others trained: found, looked over, refused in one line, and trained further."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.config import ModelConfig, Resources
+from chameleon_ray.errors import UserError
+from chameleon_ray.models.architecture import Architecture
+from chameleon_ray.models.build import build_model
+from chameleon_ray.models.pretrained import architecture_of, open_pretrained
+from chameleon_ray.progress import Reporter
+from chameleon_ray.ray_backend import RayBackend
+from tests.corpora import make_corpus
+from tests.families import FAMILIES, family_model, publish
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def test_the_paper_s_layout_is_counted_alike_both_ways() -> None:
+    config = ModelConfig(layers=3, heads=2, width=32)
+    model = build_model(config, 101, 16, 0, seed=0)
+    assert asdict(architecture_of(model.config, "here")) == asdict(Architecture.gpt2(config, 101, 16))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen2", "opt", "olmo2"])
+def test_parameters_and_operations_of_other_families_are_those_that_are_run(family: str) -> None:
+    model = family_model(family, 101)
+    found = architecture_of(model.config, "here")
+    assert found.num_parameters == sum(p.numel() for p in model.parameters()) and (found.layers, found.width) == (4, 32)
+    model.config._attn_implementation = "eager"
+    tokens = torch.randint(0, 101, (3, 16))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=tokens)
+    assert found.forward_flops(16) * 48 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+# Not qwen2, whose tokenizer class replaces the pre-tokenizer of the tests' tokenizer by its own.
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2"}))
+def test_a_folder_is_used_where_it_lies(family: str, corpus: TokenCorpus, tmp_path: Path) -> None:
+    folder = publish(family, corpus, tmp_path / "model")
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+    model = backend.open_model(folder, corpus)
+    assert (model.address, model.vocab_size, model.tokenizer_sha256) == (folder, corpus.vocab_size, corpus.tokenizer_sha256)
+    assert model.details["architecture"]["layers"] == 4 and not model.weights and not model.allow_remote_code
+    shutil.copytree(folder, tmp_path / "copy")
+    assert backend.open_model(str(tmp_path / "copy"), corpus).digest == model.digest
+    family_model(family, corpus.vocab_size, seed=1).save_pretrained(tmp_path / "copy")
+    assert open_pretrained(str(tmp_path / "copy"), str(tmp_path), "here").digest != model.digest
+
+
+def test_a_model_of_the_hub_is_kept_in_the_storage(corpus: TokenCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's library lays its downloads out, without a network."""
+    from huggingface_hub import constants
+
+    home = tmp_path / "hub" / "models--someone--tiny"
+    publish("llama", corpus, home / "snapshots" / "c0ffee")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("c0ffee")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+    model = backend.open_model("someone/tiny", corpus)
+    assert model.address.startswith(str(tmp_path / "runs" / "pretrained" / "someone--tiny-"))
+    shutil.rmtree(home / "snapshots" / "c0ffee")
+    assert AutoModelForCausalLM.from_pretrained(model.address).config.model_type == "llama"
+    assert backend.open_model(model.address, corpus).digest == model.digest
+    with pytest.raises(UserError, match=r"^proxy\.model\.pretrained: 'someone/other' is no folder here and cannot be had from the hub \("):
+        backend.open_model("someone/other", corpus, "proxy.model.pretrained")
+    with pytest.raises(UserError, match="is no folder here, and no name on the hub either"):
+        backend.open_model("some where/else/deep", corpus)
+
+
+def test_what_cannot_be_used_is_refused_in_one_line(corpus: TokenCorpus, tmp_path: Path) -> None:
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+
+    def told(folder: Path) -> str:
+        with pytest.raises(UserError) as refusal:
+            backend.open_model(str(folder), corpus, "proxy.model.pretrained")
+        assert "\n" not in str(refusal.value)
+        return str(refusal.value)
+
+    folder = Path(publish("llama", corpus, tmp_path / "pickled"))
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert told(folder).startswith("proxy.model.pretrained: no *.safetensors file in ")
+    folder = Path(publish("llama", corpus, tmp_path / "short", context=16))
+    assert told(folder) == f"proxy.model.pretrained: {folder} reads at most 16 tokens and corpus.row_tokens is 32; lower corpus.row_tokens"
+    folder = tmp_path / "translator"
+    T5ForConditionalGeneration(T5Config(vocab_size=320, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)).save_pretrained(folder)
+    assert told(folder) == "proxy.model.pretrained: t5 is no decoder with a list of blocks, so that it has no hidden states to embed with"
+    other = make_corpus(tmp_path / "other", seed=1)
+    assert "trained with another tokenizer than the corpus" in told(Path(publish("llama", other, tmp_path / "stranger")))
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    assert "reading GGUF needs the package " in told(tmp_path / "file.gguf") or "file.gguf" in told(tmp_path / "file.gguf")
+    assert told(tmp_path / "none.gguf").startswith("proxy.model.pretrained: no file ")
+
+
+def test_code_beside_the_weights_is_run_only_where_that_is_allowed(corpus: TokenCorpus, tmp_path: Path) -> None:
+    folder = Path(publish("llama", corpus, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "code.Homemade", "AutoModelForCausalLM": "code.HomemadeForCausalLM"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [
+        "from pathlib import Path",
+        "from transformers import LlamaConfig, LlamaForCausalLM",
+        "Path(__file__).with_name('it-ran').touch()",
+        "class Homemade(LlamaConfig):",
+        "    model_type = 'homemade'",
+        "class HomemadeForCausalLM(LlamaForCausalLM):",
+        "    config_class = Homemade",
+    ]
+    (folder / "code.py").write_text("\n".join(lines))
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+    with pytest.raises(UserError, match=r"brings code of its own, which would be run; .* set allow_remote_code: true"):
+        backend.open_model(str(folder), corpus)
+    model = backend.open_model(str(folder), corpus, allow_remote_code=True)
+    assert model.allow_remote_code and model.details["architecture"]["layers"] == 4
