@@ -75,7 +75,7 @@ class Experiment(Settings):
         """A pretrained proxy reads its own tokens: unless the corpus names a tokenizer, it gets that one."""
         match document:
             case {"proxy": {"model": {"pretrained": str(name)}}, "corpus": Mapping() as corpus} if "tokenizer" not in corpus:
-                return {**document, "corpus": {**corpus, "tokenizer": {"pretrained": name.partition("@")[0]}}}
+                return {**document, "corpus": {**corpus, "tokenizer": {"pretrained": name}}}
         return document
 
     @field_validator("methods", mode="before")

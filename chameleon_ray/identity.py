@@ -38,7 +38,7 @@ VERSIONS: dict[str, int] = {
     "embeddings": 3,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
-    "mixture": 2,  # what is around a method; the method has a version of its own
+    "mixture": 3,  # what is around a method; the method has a version of its own
     "report": 4,  # what is shown of the results
 }
 

@@ -50,6 +50,7 @@ class Mixture:
         domains: tokens, documents and mean tokens per document of every domain's train text, where known.
         trajectory: of a method that learned the weights while a proxy trained.
         provenance: settings, inputs and versions. details: method-specific numbers (spectrum, effective dimension, …).
+        explanation: sentences that say what made the weights and what drove them.
         warnings: sentences a person should read before trusting the weights.
         files: name -> content of what the method leaves beside `mixture.json`.
     """
@@ -66,6 +67,7 @@ class Mixture:
     trajectory: Trajectory | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    explanation: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 

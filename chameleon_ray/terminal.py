@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.report.formatting import count, duration, measured, number, power
+from chameleon_ray.report.formatting import count, duration, fixed, measured, number, power
 
 if TYPE_CHECKING:
     from chameleon_ray.pipeline import Comparison
@@ -38,18 +38,26 @@ def show_comparison(console: Console, found: Comparison) -> None:
 
 def show_mixture(console: Console, mixture: Mixture) -> None:
     """One mixture: weights, scores, errors, cost."""
-    grid = Grid(title=f"Mixture {mixture.method!r}: fraction of training tokens", title_justify="left")
+    grid = Grid(title=f"Mixture {mixture.label!r}: fraction of training tokens", title_justify="left")
     grid.add_column("domain", overflow="fold")
     grid.add_column("weight", justify="right")
     scores = mixture.scores or {}
     if scores:
         grid.add_column("score", justify="right")
+    # Beside weights under a prior of the user's what the prior says by itself, of domains that have nothing to do with each other.
+    titles = {"prior": "prior", "structureless": "without structure"} if "structureless" in mixture.details else {}
+    beside = [mixture.details[key] for key in titles]
+    for title in titles.values():
+        grid.add_column(title, justify="right")
     for name, weight in mixture.weights.items():
         cells = [measured(weight, (mixture.weights_stderr or {}).get(name))]
         if scores:
             cells.append(measured(scores[name], (mixture.scores_stderr or {}).get(name)))
+        cells += [fixed(values[name], 4) for values in beside]
         grid.add_row(escape(name), *cells)
     console.print(grid)
+    for sentence in mixture.explanation:
+        _say(console, sentence)
     cost = mixture.cost
     console.print(f"cost: {cost.tokens:,} tokens, {power(cost.flops)} FLOPs, {duration(cost.seconds)}", highlight=False)
     if "proxy_address" in mixture.provenance:

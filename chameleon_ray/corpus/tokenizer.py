@@ -42,7 +42,7 @@ def train_tokenizer(vocab_size: int, texts: Mapping[str, Sequence[str]]) -> Toke
 
 
 def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
-    """A pretrained tokenizer by hub name or folder, and its end-of-document token.
+    """A pretrained tokenizer by hub name (with `@revision` where it is not the newest), folder or GGUF file, and its end-of-document token.
 
     Raises:
         UserError: it cannot be loaded, has no fast implementation, or no end-of-text token.
@@ -50,8 +50,8 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(storage.local_directory(name) if storage.is_remote(name) else name, use_fast=True)
-    except (OSError, ValueError) as error:
+        found = AutoTokenizer.from_pretrained(**_source(name), use_fast=True)
+    except (OSError, ValueError, ImportError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"corpus.tokenizer.pretrained: {name!r} cannot be loaded ({first_line}); give a hub name or a folder with tokenizer.json") from None
     backend = getattr(found, "backend_tokenizer", None)
@@ -60,6 +60,17 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
     if found.eos_token_id is None:
         raise UserError(f"corpus.tokenizer.pretrained: {name!r} defines no eos_token, which marks the end of a document; add one to its tokenizer_config.json")
     return backend, int(found.eos_token_id)
+
+
+def _source(name: str) -> dict[str, str]:
+    """What tells the library where a tokenizer is."""
+    if name.endswith(".gguf"):
+        file = Path(storage.local_file(name))
+        return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    if storage.is_remote(name) or Path(name).exists():
+        return {"pretrained_model_name_or_path": storage.local_directory(name)}
+    repository, _, revision = name.partition("@")
+    return {"pretrained_model_name_or_path": repository, "revision": revision or "main"}
 
 
 def save_tokenizer(tokenizer: Tokenizer, end_of_document: int, address: str) -> None:

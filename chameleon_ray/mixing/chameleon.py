@@ -6,10 +6,12 @@ what makes weights of them in `formula.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from chameleon_ray.artifacts import Embeddings, TrainedModel
@@ -21,7 +23,7 @@ from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structurel
 from chameleon_ray.mixing.krls import Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.remarks import warnings_of
+from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, named, normalised, uniform
 from chameleon_ray.mixing.variants import VARIANTS, Variant
@@ -29,6 +31,7 @@ from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat
 
 MAX_EIGENVALUES = 1000
+STAGES: dict[Stage, str] = {"pretrain": "pretraining", "finetune": "finetuning"}
 
 
 class Chameleon(Method):
@@ -66,15 +69,10 @@ class Chameleon(Method):
             raise ValueError("one draw has no spread; give 0 for no standard errors, or at least 2")
         return draws
 
-    @field_validator("prior")
-    @classmethod
-    def _on_the_simplex(cls, prior: str | dict[str, float]) -> str | dict[str, float]:
-        if isinstance(prior, dict):
-            check_weights(prior, "prior")
-        return prior
-
     @model_validator(mode="after")
-    def _cap_of_a_mean(self) -> Chameleon:
+    def _consistent(self) -> Chameleon:
+        if isinstance(self.prior, dict):
+            check_weights(self.prior, "prior")
         if self.cap is not None and (self.stage == "pretrain" or (self.temperature and self.temperature.absolute)):
             raise ValueError("cap is for stage: finetune with temperature: {relative: …}, since it is a multiple of the mean score")
         return self
@@ -171,8 +169,17 @@ class Chameleon(Method):
             ledger=embeddings.ledger,
             provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **method},
             details={**_details(found), **(_prior_details(found) if found.leverage.prior is not None else {})},
+            explanation=(self._made_by(), *explanation_of(found)),
             warnings=warnings_of(found, embeddings),
         )
+
+    def _made_by(self) -> str:
+        """Variant, stage, and what was set beside them."""
+        given = self.model_dump(mode="json", exclude_defaults=True, exclude={"variant", "stage", "bootstrap_draws"}, exclude_none=True)
+        if isinstance(self.prior, dict):
+            given["prior"] = "by name"
+        settings = yaml.safe_dump(given, default_flow_style=True, sort_keys=False, width=math.inf).strip()
+        return f"Variant {self.variant}, weights for {STAGES[self.stage]}{f', with {settings}' if given else ''}."
 
     @property
     def formula(self) -> Formula:

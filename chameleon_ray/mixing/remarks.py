@@ -1,16 +1,77 @@
-"""What a person should read before trusting Chameleon's weights."""
+"""What a person should read beside Chameleon's weights: what drove them, and what speaks against trusting them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.mixing.estimate import Estimate
 from chameleon_ray.mixing.simplex import effective_domains, spread
+from chameleon_ray.settings import listed
 
+MAX_NAMED = 3
+MIN_GAIN = 1.1
+MIN_COSINE = 0.3
 MAX_SAMPLE_WARNINGS = 10
 MIN_RELATIVE_SPREAD = 0.01
 MIN_RELIABILITY = 0.5
+
+
+def explanation_of(found: Estimate) -> tuple[str, ...]:
+    """What drove the weights, which domains explain each other, and how sure that is."""
+    if len(found.names) < 3 or math.isinf(found.weighing.floor) or not found.leverage.scores.any():
+        return ()
+    return (*_drivers(found), *_neighbours(found), *_certainty(found))
+
+
+def _drivers(found: Estimate) -> list[str]:
+    """Domains that gain against the prior, and those that lose."""
+    k, prior = len(found.names), found.leverage.prior
+    times = found.weights / (np.full(k, 1 / k) if prior is None else np.where(prior > 0, prior, np.inf))
+    order = [int(i) for i in np.argsort(-times, kind="stable") if times[i] > 0]
+    gain = [f"{found.names[i]} ({times[i]:.2g} ×)" for i in order if times[i] >= MIN_GAIN]
+    lose = [f"{found.names[i]} ({times[i]:.2g} ×)" for i in reversed(order) if times[i] <= 1 / MIN_GAIN]
+    middle = "near the middle of all domains" if found.weighing.formula.center else "close to what the others have in common"
+    inside, outside = ("lie", f"{middle}, where others explain"), ("stand", "apart, where little explains")
+    up, down = (inside, outside) if found.weighing.formula.stage == "pretrain" else (outside, inside)
+    said = [_moved(*side) for side in (("gain", gain, *up), ("lose", lose, *down)) if side[1]]
+    against = "a uniform share" if prior is None else "the prior"
+    return [f"Against {against} {'; '.join(said) if said else 'no domain gains or loses a tenth'}."]
+
+
+def _moved(verb: str, names: Sequence[str], lie: str, where: str) -> str:
+    if len(names) == 1:
+        return f"{names[0]} {verb}s, since it {lie}s {where} it"
+    return f"{listed(names, MAX_NAMED)} {verb}, since they {lie} {where} them"
+
+
+def _neighbours(found: Estimate) -> list[str]:
+    """Pairs of domains that point the same way."""
+    if found.affinity is None:
+        return []
+    rows, prior = found.leverage.rows, found.leverage.prior
+    rows = rows - (rows.mean(axis=0) if prior is None else prior @ rows)
+    lengths = np.linalg.norm(rows, axis=1)
+    cosines = np.triu(rows @ rows.T / np.maximum(np.outer(lengths, lengths), np.finfo(float).tiny), 1)
+    best = [divmod(int(i), len(rows)) for i in np.argsort(-cosines, axis=None, kind="stable")[:MAX_NAMED]]
+    pairs = [f"{found.names[i]} and {found.names[j]} (cosine {cosines[i, j]:.2f})" for i, j in best if cosines[i, j] >= MIN_COSINE]
+    return [f"Closest to each other, once the mean of all is taken off, are {', '.join(pairs)}."] if pairs else []
+
+
+def _certainty(found: Estimate) -> list[str]:
+    """The largest relative error of a weight, and how much is noise."""
+    said = []
+    if found.errors is not None:
+        relative = np.divide(found.errors.weights, found.weights, out=np.zeros(len(found.names)), where=found.weights > 0)
+        worst = int(np.argmax(relative))
+        said.append(f"other samples would move the weights by {np.median(relative):.0%}, and {found.names[worst]}'s by {relative[worst]:.0%} (standard errors)")
+    if found.weighing.formula.noise:
+        said.append(f"{1 - found.reliability:.1%} of what tells the domains apart is noise of the samples")
+    sentence = "; ".join(said)
+    return [f"{sentence[:1].upper()}{sentence[1:]}."] if said else []
 
 
 def warnings_of(found: Estimate, embeddings: Embeddings) -> tuple[str, ...]:

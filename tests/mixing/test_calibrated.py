@@ -320,5 +320,23 @@ def test_reliability_is_one_less_the_share_of_noise_in_the_energy() -> None:
     assert reliability(np.array([1.0, 3.0]), 1.0) == 0 and reliability(np.zeros(2), 0.0) == 0
 
 
+def test_weights_say_what_made_and_drove_them() -> None:
+    means = {"left": [4.0, 0, 0], "leftish": [3.5, 0.5, 0], "middle": [0.3, 0, 0.2], "right": [-4.0, 0, 0.1], "odd": [0, 5.0, -4.0]}
+    embeddings = noisy_embeddings({name: np.array(mean) for name, mean in means.items()}, 96, 0.3)
+    made, drove, closest, sure = Chameleon().weigh(embeddings).explanation
+    assert made == "Variant calibrated, weights for pretraining."
+    up, down = drove.split("; ")
+    assert up.startswith("Against a uniform share middle (") and up.endswith(" gains, since it lies near the middle of all domains, where others explain it")
+    assert down.startswith("odd (") and down.endswith(" lose, since they stand apart, where little explains them.")
+    assert "left and leftish (cosine 0.9" in closest
+    assert "noise of the samples" in sure and "(standard errors)" in sure
+    made, drove, *_ = Chameleon(stage="finetune", prior={**dict.fromkeys(means, 0.1), "odd": 0.6}, floor=0.5).weigh(embeddings).explanation
+    assert made == "Variant calibrated, weights for finetuning, with {prior: by name, floor: 0.5}."
+    assert drove.startswith("Against the prior ") and "odd (" in drove.split("; ")[-1], "with most of the prior it is the middle itself"
+    paper = Chameleon(variant="paper", bootstrap_draws=0).weigh(embeddings).explanation
+    assert paper[0] == "Variant paper, weights for pretraining." and not any("noise" in sentence for sentence in paper)
+    assert Chameleon().weigh(drawn(2)).explanation == ("Variant calibrated, weights for pretraining.",)
+
+
 def renamed(embeddings: Embeddings, prefix: str) -> Embeddings:
     return replace(embeddings, names=tuple(prefix + name for name in embeddings.names))
