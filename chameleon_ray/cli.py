@@ -17,6 +17,7 @@ from typer.models import TyperInfo
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
+from chameleon_ray.cli_judge import app as judge_app
 from chameleon_ray.cli_regmix import app as regmix_app
 from chameleon_ray.cli_regmix import check_out
 from chameleon_ray.config import load_changes
@@ -34,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.registered_groups = [TyperInfo(regmix_app)]
+app.registered_groups = [TyperInfo(regmix_app), TyperInfo(judge_app)]
 
 ExperimentFile = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings that replace those of the file.")]

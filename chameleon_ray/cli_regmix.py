@@ -31,7 +31,7 @@ def fit(
     metrics: Annotated[str, typer.Option(help="CSV file: run, then one column of losses per target.")],
     target: Annotated[str, typer.Option(help="The target to bring down: a column of the metrics, or mean for the mean of all.")],
     prior: Annotated[str | None, typer.Option(help="Where to look: a mixture.json or name=value,…; by default the mean of the ratios.")] = None,
-    regressor: Annotated[str, typer.Option(help="lightgbm, linear, law, or best for the best by cross-validation.")] = "lightgbm",
+    regressor: Annotated[str, typer.Option(help="lightgbm, linear, law, log-ridge, or best for the best by cross-validation.")] = "lightgbm",
     seed: Annotated[int, typer.Option(min=0, help="Decides the folds of the cross-validation and the mixtures that are tried.")] = 0,
     out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")] = False,

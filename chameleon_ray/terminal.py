@@ -13,6 +13,7 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.formatting import count, duration, fixed, measured, number, power
 
 if TYPE_CHECKING:
+    from chameleon_ray.mixing.judge import Interval, Verdict
     from chameleon_ray.pipeline import Comparison
     from chameleon_ray.ray_doctor import Examination
     from chameleon_ray.report.tables import Table
@@ -82,6 +83,29 @@ def show_measurements(console: Console, measurements: pa.Table, title: str) -> N
     means = (("valid", "all", "mean_perplexity"), ("test", "all", "mean_perplexity"), ("test", "all", "mean_loss_nats"))
     grid.add_row("mean", *(measured(*found[cell]) for cell in means), count(documents["all"]))
     console.print(grid)
+
+
+def show_verdict(console: Console, found: Verdict) -> None:
+    """What mixtures would score at one model size, against the first of them."""
+    ordered = f"rank correlation on its own runs {found.spearman[found.regressor]:.3f}"
+    grid = Grid(title=f"{found.size}: predicted from {found.num_runs:,} runs by {found.regressor} ({ordered})", title_justify="left", title_style="none")
+    grid.add_column("mixture", overflow="fold")
+    for column in ("mean nats", "average perplexity", "nats against the first", "perplexity against the first", "nearest run"):
+        grid.add_column(column, justify="right")
+    for each in found.mixtures:
+        changes = [_within(each.nats_change, "+.3f"), _within(each.perplexity_change, "+.1%")]
+        distance = fixed(each.distance, 2) + ("" if each.covered else " !")
+        grid.add_row(escape(each.mixture), fixed(each.nats.value, 4), fixed(each.perplexity.value, 2), *changes, distance)
+    console.print(grid)
+    _say(console, "In brackets the range of nine tenths of regressions on runs drawn anew; distances are L1.")
+    outside = [each.mixture for each in found.mixtures if not each.covered]
+    if outside:
+        told = f"{', '.join(outside)}: farther from every run than runs are from each other (95 of 100 within {found.usual_distance:.2f})"
+        _say(console, f"warning: {told}, so that the ranges speak of the regression's noise, not of how wrong it is so far out.", "yellow")
+
+
+def _within(value: Interval | None, form: str) -> str:
+    return "" if value is None else f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
 
 
 def show_examination(console: Console, found: Examination) -> None:

@@ -48,7 +48,7 @@ class RegMix(Method):
     num_proxies: PositiveInt = 512
     proxy: ProxyChanges | None = None
     target: str = MEAN
-    regressor: Literal["lightgbm", "linear", "law", "best"] = "lightgbm"
+    regressor: Literal["lightgbm", "linear", "law", "log-ridge", "best"] = "lightgbm"
     samples: PositiveInt = 100_000
     top: PositiveInt = 128
     valid_tokens: PositiveInt = 1 << 17

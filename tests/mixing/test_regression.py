@@ -10,7 +10,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman, fit_law, fit_lightgbm, fit_linear, fit_mean, spearman
+from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman, fit_mean, spearman
+from chameleon_ray.mixing.regressors.exponential import fit_law
+from chameleon_ray.mixing.regressors.linear import fit_linear
+from chameleon_ray.mixing.regressors.log_ridge import fit_log_ridge
+from chameleon_ray.mixing.regressors.trees import fit_lightgbm
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm
 
 DATA = os.environ.get("CHAMELEON_DATA", "")
@@ -94,9 +98,9 @@ def test_a_swarm_smaller_than_the_regression_needs(name: str, k: int, runs: int)
 
 
 def test_best_tries_what_the_swarm_is_large_enough_for() -> None:
-    assert candidates("best", 100, 5, "swarm") == ("lightgbm", "linear", "law")
-    assert candidates("best", 49, 5, "swarm") == ("linear", "law")
-    assert candidates("best", 100, 300, "swarm") == ("lightgbm",)
+    assert candidates("best", 100, 5, "swarm") == ("lightgbm", "linear", "law", "log-ridge")
+    assert candidates("best", 49, 5, "swarm") == ("linear", "law", "log-ridge")
+    assert candidates("best", 100, 300, "swarm") == ("lightgbm", "log-ridge")
     with pytest.raises(UserError, match="9 runs are too few"):
         candidates("best", 9, 2, "swarm")
 
@@ -114,9 +118,29 @@ def test_published_swarm() -> None:
     assert train.ratios.shape == (512, 17) and test.metrics.shape == (256, 13)
     found = {
         fit.__name__: [100 * spearman(fit(train.ratios, train.losses(name))(test.ratios), test.losses(name)) for name in train.targets]
-        for fit in (fit_lightgbm, fit_linear, fit_law)
+        for fit in (fit_lightgbm, fit_linear, fit_law, fit_log_ridge)
     }
     print({name: np.round(values, 2).tolist() for name, values in found.items()})
     assert np.mean(found["fit_lightgbm"]) == pytest.approx(98.96, abs=0.5)
     assert found["fit_lightgbm"][train.targets.index("the_pile_pile_cc")] == pytest.approx(98.9, abs=0.5)
     assert np.mean(found["fit_linear"]) == pytest.approx(83.1, abs=0.5)
+    assert np.mean(found["fit_log_ridge"]) > 96.5
+
+
+def test_log_ridge_recovers_what_falls_with_the_logarithm_of_a_share() -> None:
+    def falling(ratios: np.ndarray) -> np.ndarray:
+        return 3 - 0.4 * np.log(ratios[:, 0] + 1e-3) + ratios[:, 1]
+
+    predict = fit_log_ridge(mixtures(80, 5), falling(mixtures(80, 5)))
+    assert predict(mixtures(50, 5, seed=1)) == pytest.approx(falling(mixtures(50, 5, seed=1)), abs=1e-3)
+
+
+def test_log_ridge_does_not_follow_noise_where_runs_are_few() -> None:
+    """16 runs of 17 domains: without a penalty every run would be met exactly."""
+    ratios, others = mixtures(16, 17), mixtures(200, 17, seed=1)
+    noise = 0.5 * np.random.default_rng(0).standard_normal((30, 16))
+    truth = others[:, 0].mean()
+    found = [np.std(fit_log_ridge(ratios, ratios[:, 0] + each)(others) - truth) for each in noise]
+    features = [np.hstack([each, np.log(each + 1e-3)]) for each in (ratios, others)]
+    exact = [np.std(features[1] @ np.linalg.lstsq(features[0], ratios[:, 0] + each, rcond=None)[0] - truth) for each in noise]
+    assert np.median(found) < 0.5 * np.median(exact)

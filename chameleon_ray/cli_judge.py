@@ -1,0 +1,80 @@
+"""`chameleon judge`: what mixtures would score, by runs that exist."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.judge import joined
+from chameleon_ray.mixing.judge import judge as judge_by
+from chameleon_ray.mixing.published import PUBLISHED
+from chameleon_ray.mixing.regression import REGRESSORS
+from chameleon_ray.mixing.swarm import MEAN, Swarm, read_swarm
+from chameleon_ray.mixture import Mixture
+from chameleon_ray.settings import nearest
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
+def judge(
+    files: Annotated[
+        list[str], typer.Argument(metavar="MIXTURE.json...", help="Mixture files, or names of published mixtures; all are compared with the first.")
+    ],
+    swarm: Annotated[list[str], typer.Option(metavar="RATIOS.csv METRICS.csv", help="Two files of runs, joined on the run id; may be given several times.")],
+    sizes: Annotated[str | None, typer.Option(help="Model size of each swarm, as in 1M,1M,60M; runs of one size are taken together.")] = None,
+    target: Annotated[str, typer.Option(help="A column of the metrics, or mean for the mean of all.")] = MEAN,
+    regressor: Annotated[str, typer.Option(help=f"{', '.join(REGRESSORS)}, or best for the best by cross-validation.")] = "best",
+    seed: Annotated[int, typer.Option(min=0, help="Decides the folds of the cross-validation and the draws of the intervals.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")] = False,
+) -> None:
+    """What mixtures would score, from runs that exist: nothing is trained."""
+    from chameleon_ray.terminal import show_verdict
+
+    if regressor not in (*REGRESSORS, "best"):
+        raise UserError(f"--regressor: unknown {regressor!r}; known: {', '.join(REGRESSORS)}, best{nearest(regressor, (*REGRESSORS, 'best'))}")
+    # An option takes one word here: the metrics file of each swarm comes as a word of its own.
+    metrics = [file for file in files if file.endswith(".csv")]
+    mixtures = [file for file in files if not file.endswith(".csv")]
+    if not mixtures:
+        raise UserError("judge: give at least one mixture file, or the name of a published mixture")
+    if len(metrics) != len(swarm):
+        raise UserError(f"--swarm: {len(swarm)} files of ratios and {len(metrics)} of metrics; give both after each --swarm: --swarm RATIOS.csv METRICS.csv")
+    weights = dict(_labelled(file) for file in mixtures)
+    if len(weights) < len(mixtures):
+        raise UserError("judge: two of the mixtures have the same name; rename one of the files")
+    by_size = _by_size([read_swarm(*pair) for pair in zip(swarm, metrics, strict=True)], sizes)
+    verdicts = [judge_by(weights, joined(swarms), size, target, regressor, seed) for size, swarms in by_size.items()]
+    if as_json:
+        typer.echo(json.dumps([asdict(verdict) for verdict in verdicts], ensure_ascii=False, allow_nan=False))
+        return
+    for verdict in verdicts:
+        show_verdict(Console(), verdict)
+
+
+def _labelled(name: str) -> tuple[str, dict[str, float]]:
+    """A mixture by the name of its file, or a published one by its own."""
+    if name in PUBLISHED:
+        return name, PUBLISHED[name].weights
+    if not name.endswith(".json"):
+        raise UserError(f"judge: {name!r} is neither a .json file nor a published mixture; these are {', '.join(PUBLISHED)}{nearest(name, PUBLISHED)}")
+    return Path(name).stem, dict(Mixture.load(name).weights)
+
+
+def _by_size(swarms: list[Swarm], sizes: str | None) -> dict[str, list[Swarm]]:
+    """Swarms of one model size together, in the order given."""
+    names = sizes.split(",") if sizes else ["the runs"] * len(swarms)
+    if sizes is None and len(swarms) > 1:
+        raise UserError(f"--sizes: {len(swarms)} swarms are given; say the model size of each, as in --sizes 1M,60M")
+    if len(names) != len(swarms) or not all(names):
+        raise UserError(f"--sizes: {sizes!r} names {len(names)} sizes for {len(swarms)} swarms; give one for each, with commas")
+    found: dict[str, list[Swarm]] = {}
+    for name, swarm in zip(names, swarms, strict=True):
+        found.setdefault(name, []).append(swarm)
+    return found

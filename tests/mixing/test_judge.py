@@ -1,0 +1,144 @@
+"""Mixtures judged by runs: planted laws, what lies too far out, what is refused, and published mixtures on published runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chameleon_ray.cli import main
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.judge import joined, judge
+from chameleon_ray.mixing.published import PUBLISHED
+from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, swarm_files
+
+DATA = os.environ.get("CHAMELEON_DATA", "")
+needs_data = pytest.mark.skipif(not DATA, reason="CHAMELEON_DATA is not set: it names the folder with regmix/test_{mixture,pile_loss}_60m.csv")
+NAMES = ("my_a", "my_b", "my_c", "my_d")
+
+
+def falling(ratios: np.ndarray) -> np.ndarray:
+    """[n, 2] losses of my_a and my_b, each by the logarithm of its own share."""
+    return 3 - np.array([0.3, 0.1]) * np.log(ratios[:, :2] + 1e-3)
+
+
+def swarm(n: int = 120, seed: int = 0, losses: Callable[[np.ndarray], np.ndarray] = falling) -> Swarm:
+    ratios = draw_mixtures(dict.fromkeys(NAMES, 0.25), n, seed)
+    return Swarm(tuple(f"{i:03}" for i in range(n)), NAMES, ratios, ("a", "b"), losses(ratios))
+
+
+def noisy(ratios: np.ndarray) -> np.ndarray:
+    return falling(ratios) + 0.02 * np.random.default_rng(3).standard_normal((len(ratios), 2))
+
+
+def test_a_planted_law_is_found_and_mixtures_are_compared_with_the_first() -> None:
+    mixtures = {"even": dict.fromkeys(NAMES, 0.25), "more of a": {"a": 0.5, "b": 0.3, "c": 0.1, "d": 0.1}}
+    found = judge(mixtures, swarm(losses=noisy), "tiny")
+    truth = falling(np.array([[0.25] * 4, [0.5, 0.3, 0.1, 0.1]]))
+    even, more = found.mixtures
+    assert found.spearman[found.regressor] == max(found.spearman.values()) > 0.95
+    assert [list(each.losses.values()) for each in found.mixtures] == [pytest.approx(row, abs=0.02) for row in truth.tolist()]
+    assert even.nats_change is None and even.perplexity_change is None
+    change = truth[1].mean() - truth[0].mean()
+    assert more.nats_change.low < change < more.nats_change.high < 0
+    assert more.nats_change.high - more.nats_change.low < 0.05
+    relative = np.exp(truth[1]).mean() / np.exp(truth[0]).mean() - 1
+    assert more.perplexity_change.value == pytest.approx(relative, abs=0.02)
+    assert even.covered and even.nats.low < even.nats.value < even.nats.high
+
+
+def test_one_target_alone_and_domains_that_a_mixture_leaves_out() -> None:
+    found = judge({"no b": {"my_a": 0.5, "my_c": 0.5}}, swarm(), "tiny", target="b")
+    (only,) = found.mixtures
+    assert list(only.losses) == ["b"] and only.losses["b"] == pytest.approx(3 + 0.1 * np.log(1000), abs=0.1)
+
+
+def test_what_lies_far_from_all_runs_is_said_to() -> None:
+    runs = swarm()
+    near = runs.ratios[:, 0] < 0.3
+    some = Swarm(tuple(np.array(runs.runs)[near]), runs.domains, runs.ratios[near], runs.targets, runs.metrics[near])
+    inside, outside = judge({"inside": dict(zip(NAMES, some.ratios[5], strict=True)), "outside": {"a": 1.0}}, some, "tiny").mixtures
+    assert inside.covered and inside.distance == pytest.approx(0)
+    assert not outside.covered and outside.distance > 0.7
+
+
+def test_runs_of_one_size_in_several_files_may_share_their_ids() -> None:
+    first, second = swarm(60), swarm(60, seed=1)
+    turned = Swarm(second.runs, second.domains[::-1], second.ratios[:, ::-1], second.targets[::-1], second.metrics[:, ::-1])
+    both = joined([first, turned])
+    assert len(set(both.runs)) == 120 and (both.ratios[60:] == second.ratios).all() and (both.metrics[60:] == second.metrics).all()
+    with pytest.raises(UserError, match="--swarm: domain 'my_d' is in only one of two swarms of one size"):
+        joined([first, Swarm(("0",), NAMES[:3], np.full((1, 3), 1 / 3), ("a", "b"), np.ones((1, 2)))])
+
+
+def test_a_regression_that_orders_nothing_is_refused() -> None:
+    chance = swarm(losses=lambda ratios: np.random.default_rng(0).standard_normal((len(ratios), 2)))
+    with pytest.raises(UserError, match=r"--swarm of tiny: no regression orders its own 120 runs; .* rank correlation of -?0\.\d\d"):
+        judge({"even": dict.fromkeys(NAMES, 0.25)}, chance, "tiny")
+
+
+def test_a_domain_of_no_run_is_refused() -> None:
+    with pytest.raises(UserError, match=r"mixture 'm': domain 'law' is in no run of the swarm, which has a, b, c, d"):
+        judge({"m": {"a": 0.5, "law": 0.5}}, swarm(), "tiny")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    for name, content in swarm_files(swarm()).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "even.json").write_text(json.dumps({"weights": dict.fromkeys("abcd", 0.25)}))
+    (tmp_path / "tilted.json").write_text(json.dumps({"weights": {"a": 0.7, "b": 0.1, "c": 0.1, "d": 0.1}}))
+    return tmp_path
+
+
+def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(files)
+    with pytest.raises(SystemExit) as exit_:
+        main(["judge", "even.json", "tilted.json", "--swarm", "ratios.csv", "metrics.csv", "--regressor", "log-ridge", "--json"])
+    (verdict,) = json.loads(capsys.readouterr().out)
+    assert exit_.value.code == 0 and [each["mixture"] for each in verdict["mixtures"]] == ["even", "tilted"]
+    assert verdict["mixtures"][1]["nats_change"]["high"] < 0 and verdict["num_runs"] == 120
+    with pytest.raises(SystemExit):
+        main(["judge", "even.json", "tilted.json", "--swarm", "ratios.csv", "metrics.csv", "--regressor", "log-ridge"])
+    printed = capsys.readouterr().out
+    assert "predicted from 120 runs by log-ridge" in printed and "tilted" in printed and "%" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ("even.json --swarm ratios.csv", "--swarm: 1 files of ratios and 0 of metrics; give both after each --swarm"),
+        ("even.json --swarm ratios.csv metrics.csv --swarm ratios.csv metrics.csv", "--sizes: 2 swarms are given; say the model size of each"),
+        ("even.json --swarm ratios.csv metrics.csv --sizes 1M,60M", "--sizes: '1M,60M' names 2 sizes for 1 swarms; give one for each"),
+        ("even --swarm ratios.csv metrics.csv", "judge: 'even' is neither a .json file nor a published mixture; these are "),
+        ("gone.json --swarm ratios.csv metrics.csv", "gone.json: no such mixture file"),
+        ("even.json --swarm ratios.csv metrics.csv --regressor tree", "--regressor: unknown 'tree'; known: lightgbm, linear, law, log-ridge, best"),
+        ("even.json --swarm ratios.csv metrics.csv --target law", "target 'law': nothing by that name was measured"),
+        ("even.json even.json --swarm ratios.csv metrics.csv", "judge: two of the mixtures have the same name"),
+        ("pile_human --swarm ratios.csv metrics.csv", "mixture 'pile_human': domain 'arxiv' is in no run of the swarm"),
+    ],
+)
+def test_mistakes_are_one_line(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, told: str) -> None:
+    monkeypatch.chdir(files)
+    with pytest.raises(SystemExit) as exit_:
+        main(["judge", *arguments.split()])
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and told in error
+
+
+@needs_data
+def test_published_mixtures_on_published_runs() -> None:
+    """METHODS: Chameleon's mixture against the others in average perplexity at 60M: human -1 %, DoReMi -15 %, RegMix -36 %."""
+    folder = Path(DATA) / "regmix"
+    runs = read_swarm(str(folder / "test_mixture_60m.csv"), str(folder / "test_pile_loss_60m.csv"))
+    mixtures = {name: PUBLISHED[f"pile_{name}"].weights for name in ("human", "doremi", "regmix", "chameleon")}
+    against = {}
+    for name in ("human", "doremi", "regmix"):
+        found = judge({name: mixtures[name], "chameleon": mixtures["chameleon"]}, runs, "60M", regressor="log-ridge")
+        against[name] = found.mixtures[1].perplexity_change.value
+        assert found.spearman["log-ridge"] > 0.9
+    assert against == pytest.approx({"human": -0.01, "doremi": -0.15, "regmix": -0.36}, abs=0.02)
