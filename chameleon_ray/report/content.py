@@ -120,8 +120,9 @@ def _mixture(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Secti
     errors = " Error bars: standard errors." if any(mixture.weights_stderr for mixture in data.mixtures.values()) else ""
     caption = _caption(f"Weight of each domain by method; the dashed line is uniform.{errors}", data, names)
     drawn = picture("mixture", "Weights per domain and method", caption, partial(figures.mixture_figure, table, names, labels, styles))
+    priors = tuple(table for table in (tables.prior_table(data),) if table is not None)
     explained = tuple(f"{label}: {' '.join(mixture.explanation)}" for label, mixture in data.mixtures.items() if mixture.explanation)
-    return Section("mixture", "Mixture", (tables.mixture_table(data), drawn, *explained))
+    return Section("mixture", "Mixture", (tables.mixture_table(data), drawn, *priors, *explained))
 
 
 def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:

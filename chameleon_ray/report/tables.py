@@ -71,6 +71,17 @@ def mixture_table(data: ReportData) -> Table:
     return Table(("domain", *labels), tuple(rows), note, 2)
 
 
+def prior_table(data: ReportData) -> Table | None:
+    """What mixtures under a prior of the user's start from, and what it says by itself; None when every prior is uniform."""
+    given = {label: mixture.details for label, mixture in data.mixtures.items() if "structureless" in mixture.details}
+    if not given:
+        return None
+    columns = [(f"{title}, {label}", details[key]) for label, details in given.items() for title, key in (("prior", "prior"), ("by itself", "structureless"))]
+    rows = tuple(text_row(name, (fixed(values[name], 4) for _, values in columns)) for name in data.names)
+    note = "The prior of each mixture, and what it would give by itself to domains that have nothing to do with each other."
+    return Table(("domain", *(title for title, _ in columns)), rows, note)
+
+
 def perplexity_table(data: ReportData) -> Table:
     """Test perplexity per domain and method, their mean, the mean loss, the domains better than uniform, and what the mixture cost.
 
@@ -121,7 +132,7 @@ def spectrum_table(data: ReportData) -> Table | None:
     dimensions = [data.mixtures[label].details.get("effective_dimension") for label in labels]
     rows.append(text_row("effective dimension", (f"{number(value)} of {len(data.names)}" if value is not None else DASH for value in dimensions)))
     cut = f" The largest {MAX_EIGENVALUES} of {largest} are shown." if largest > MAX_EIGENVALUES else ""
-    note = f"Eigenvalues of the affinity matrix and their share of the trace; the effective dimension is the sum of the leverage scores.{cut}"
+    note = f"Eigenvalues of the affinity matrix as it is scored, and their share of the trace; the effective dimension is the sum of the leverage scores.{cut}"
     return Table(("eigenvalue", *labels), tuple(rows), note, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -137,3 +138,17 @@ def test_many_domains_are_all_in_the_tables_and_the_heaviest_are_drawn(make_data
     assert isinstance(picture, Picture)
     assert f"the {MAX_DRAWN_DOMAINS} domains of 60" in picture.caption
     assert set(names[30:]) <= set(drawn_names(data)), "those whose largest weight is over the uniform one"
+
+
+def test_what_made_and_drove_the_weights_and_their_prior_are_shown(make_data, tmp_path):
+    data = make_data({"uniform": [[10.0, 20.0]], "chameleon": [[11.0, 19.0]]})
+    details = {**data.mixtures["chameleon"].details, "prior": {"books": 0.7, "code": 0.3}, "structureless": {"books": 0.8125, "code": 0.1875}}
+    explanation = ("Variant calibrated, weights for pretraining.", "Against the prior books gains.")
+    weighed = replace(data.mixtures["chameleon"], details=details, explanation=explanation)
+    write_report(replace(data, mixtures={**data.mixtures, "chameleon": weighed}), str(tmp_path))
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    for shown in (page, text):
+        assert "chameleon: Variant calibrated, weights for pretraining. Against the prior books gains." in shown
+        assert "by itself, chameleon" in shown and "0.8125" in shown
+    write_report(data, str(tmp_path / "plain"))
+    assert "by itself" not in (tmp_path / "plain" / "report.html").read_text()
