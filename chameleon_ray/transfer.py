@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chameleon_ray import storage
 from chameleon_ray.artifacts import Embeddings, TokenCorpus
 from chameleon_ray.backend import Backend
 from chameleon_ray.config import CorpusChanges, CorpusConfig, DomainConfig
@@ -17,27 +16,28 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     """Embeddings of the changed set of domains, and the corpora that they are of.
 
     Args:
-        proxy: folder of the model.
+        proxy: a model: a folder of ours, or any that `find_model` finds.
         changes: new domains, or `name: null` to leave one of the experiment's out.
         only: take the new domains alone.
     Raises:
         UserError: a proxy with another tokenizer, a name that is there already, one to leave out that is not, or nothing left.
     """
+    found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", experiment.proxy.model.allow_remote_code)
     parts: list[Embeddings] = []
     corpora: list[TokenCorpus] = []
     if not only:
         known = backend.tokenize(experiment.corpus, experiment.seeds[0])
         _check(changes.domains, known.names)
-        model = backend.open_model(proxy, known)
+        model = backend.open_model(found.address, known, "--proxy", found.allow_remote_code)
         kept = [name for name in known.names if name not in changes.domains]
         if kept:
             parts.append(backend.embed(model, known, experiment.embedding).select(kept))
             corpora.append(known)
     added = {name: source.model_dump() for name, source in changes.domains.items() if source is not None}
     if added:
-        section = {**experiment.corpus.model_dump(exclude={"domains", "domains_from"}), "domains": added, "tokenizer": {"pretrained": storage.absolute(proxy)}}
+        section = {**experiment.corpus.model_dump(exclude={"domains", "domains_from"}), "domains": added, "tokenizer": {"pretrained": found.address}}
         new = backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0])
-        parts.append(backend.embed(backend.open_model(proxy, new), new, experiment.embedding))
+        parts.append(backend.embed(backend.open_model(found.address, new, "--proxy", found.allow_remote_code), new, experiment.embedding))
         corpora.append(new)
     if not parts:
         raise UserError("corpus file: every domain is left out; keep or add at least one")
