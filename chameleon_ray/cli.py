@@ -123,7 +123,7 @@ def evaluate(
 @app.command()
 def extend(
     experiment: ExperimentFile,
-    proxy: Annotated[str, typer.Option(help="Folder of a trained proxy.")],
+    proxy: Annotated[str, typer.Option(help="A trained proxy: its folder, a GGUF file or a hub name.")],
     corpus: Annotated[str, typer.Option(help="YAML file with a section `domains`: new ones, or `name: null` to leave one out.")],
     overrides: Overrides = None,
     only: Annotated[bool, typer.Option("--only", help="Take the new domains alone.")] = False,
