@@ -172,7 +172,7 @@ class TrainedModel:
     """A model in Hugging Face layout with its tokenizer and, where we trained it, `metrics.parquet`.
 
     `weights` are the fractions of training tokens it was drawn with; empty where others trained it. `allow_remote_code`: whether code that lies beside its
-    weights may be run.
+    weights may be run; the user says so, never a file that lies there too.
     """
 
     address: str
@@ -190,7 +190,7 @@ class TrainedModel:
         record = read_record(address)
         content = record["content"]
         fields = {key: content[key] for key in ("weights", "vocab_size", "tokenizer_sha256", "details")}
-        return cls(address=address, digest=record["digest"], cost=Cost(**content["cost"]), allow_remote_code=content.get("allow_remote_code", False), **fields)
+        return cls(address=address, digest=record["digest"], cost=Cost(**content["cost"]), **fields)
 
     @property
     def run(self) -> str:

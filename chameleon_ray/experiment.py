@@ -113,6 +113,8 @@ class Experiment(Settings):
             UserError: a key that does not exist, or a value that it does not take.
         """
         document = self.model_dump(mode="json", exclude={"sweep"})
+        if self.proxy.model.pretrained and document["corpus"]["tokenizer"]["pretrained"] == self.proxy.model.pretrained:
+            del document["corpus"]["tokenizer"]  # it follows the proxy
         for key, value in point.items():
             apply_override(document, f"{key}={json.dumps(value)}")
         return parse_experiment(document, f"sweep.grid at {describe(point)}")

@@ -25,7 +25,7 @@ from chameleon_ray.config import CorpusConfig, TrainingConfig
 
 # Of a training section: how it is computed, not what.
 NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_steps"})
-# Of a model: where it lies. Which one it is, its own digest says.
+# Of a model: where it lies. Which one it is, and what of its own code is run, its digest says.
 NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code"}
 
 # Kind of artifact -> version of what makes it.
@@ -35,7 +35,7 @@ VERSIONS: dict[str, int] = {
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
     "proxy": 4,  # one run of a swarm, and its measurement
-    "embeddings": 3,  # layer, samples, pooling, groups
+    "embeddings": 4,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
     "mixture": 3,  # what is around a method; the method has a version of its own

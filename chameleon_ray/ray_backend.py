@@ -23,7 +23,7 @@ from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
 from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, losses_digest, model_digest, proxy_digest
 from chameleon_ray.models.architecture import Architecture
-from chameleon_ray.models.pretrained import check_context, open_pretrained
+from chameleon_ray.models.pretrained import check_context, described, open_pretrained
 from chameleon_ray.progress import Reporter
 from chameleon_ray.records import is_complete, once, read_record, read_table, write_record, write_table
 from chameleon_ray.training.run import Run
@@ -40,7 +40,7 @@ class RayBackend:
         self.root = storage.absolute(storage_address)
         self.resources = resources
         self.reporter = reporter or Reporter()
-        self._found: dict[str, TrainedModel] = {}
+        self._found: dict[tuple[str, bool], TrainedModel] = {}
 
     def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
         """The corpus of an experiment; raises what reading it raises."""
@@ -87,7 +87,7 @@ class RayBackend:
             roles = " and ".join(sorted({run.job.role for run in runs}))
             title = f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}"
             train_runs(runs, storage.join(self.root, "unfinished"), self.resources, self.reporter, title)
-        return [TrainedModel.load(self._run(job, corpus).address) if job.training.steps else _as_it_is(job) for job in jobs]
+        return [_trained(self._run(job, corpus)) for job in jobs]
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Train and measure the proxies that are missing, equal ones once."""
@@ -152,7 +152,7 @@ class RayBackend:
                 name, self.root, dict(missing.values()), _Measure(self.root, self.resources, corpus, tuple(splits)), self.resources, self.reporter
             )
         told = {digest: failed[trial] for digest, (trial, _) in missing.items() if trial in failed}
-        done = {key: TrainedModel.load(run.address) for key, run in runs.items() if run.digest not in told}
+        done = {key: _trained(run) for key, run in runs.items() if run.digest not in told}
         losses = dict(zip(done, self.evaluate(list(done.values()), corpus, splits), strict=True))
         return {key: Outcome(failure=told[run.digest]) if run.digest in told else Outcome(done[key], losses[key]) for key, run in runs.items()}
 
@@ -165,14 +165,9 @@ class RayBackend:
         Raises:
             UserError: no model there, one that cannot be used, or one that reads less than a row.
         """
-        place = storage.absolute(name)
-        if is_complete(place) and (kind := read_record(place)["kind"]) != "pretrained":
-            if kind != "model":
-                raise UserError(f"{where}: {name} holds finished {kind}, not a model; give the folder that `chameleon train` printed")
-            model = TrainedModel.load(place)
-        else:
-            model = self._found.get(name) or open_pretrained(name, self.root, where, allow_remote_code)
-            self._found[name] = model
+        if (name, allow_remote_code) not in self._found:
+            self._found[name, allow_remote_code] = self._find(name, where, allow_remote_code)
+        model = self._found[name, allow_remote_code]
         check_context(model, row_tokens, where)
         return model
 
@@ -181,6 +176,14 @@ class RayBackend:
         model = self.find_model(name, corpus.row_tokens, where, allow_remote_code)
         check_tokenizer(model, corpus)
         return model
+
+    def _find(self, name: str, where: str, allow_remote_code: bool) -> TrainedModel:
+        place = storage.absolute(name)
+        if not is_complete(place) or (kind := read_record(place)["kind"]) == "pretrained":
+            return open_pretrained(name, self.root, where, allow_remote_code)
+        if kind != "model":
+            raise UserError(f"{where}: {name} holds finished {kind}, not a model; give the folder that `chameleon train` printed")
+        return described(replace(TrainedModel.load(place), allow_remote_code=allow_remote_code), where)
 
     def _run(self, job: TrainJob, corpus: TokenCorpus) -> Run:
         digest = model_digest(job, corpus)
@@ -223,9 +226,13 @@ class _Measure:
         return {"mean_perplexity": mean_perplexity(found), "mean_loss_nats": mean_nats(found), **each}
 
 
-def _as_it_is(job: TrainJob) -> TrainedModel:
-    assert job.start is not None, "the configuration lets no job without a start have no steps"
-    return job.start
+def _trained(run: Run) -> TrainedModel:
+    """The model of a finished run. What one may run of a model's own code, one may of what was trained from it."""
+    start = run.job.start
+    if run.job.training.steps == 0:
+        assert start is not None, "the configuration lets no job without a start have no steps"
+        return start
+    return replace(TrainedModel.load(run.address), allow_remote_code=start is not None and start.allow_remote_code)
 
 
 def _trial_name(key: Hashable) -> str:

@@ -27,6 +27,9 @@ def show_comparison(console: Console, found: Comparison) -> None:
     shown = (("Mixture", tables.mixture_table), ("Test perplexity", tables.perplexity_table), ("Cost of each mixture", tables.cost_table))
     for title, table in shown:
         _show(console, title, table(found.data))
+    for label, mixture in found.data.mixtures.items():
+        for made_by in mixture.explanation[:1]:
+            _say(console, f"{label}: {made_by}")
     for warning in warnings(found.data):
         _say(console, f"warning: {warning}", "yellow")
     for name, told in found.data.failures.items():
@@ -87,7 +90,7 @@ def show_measurements(console: Console, measurements: pa.Table, title: str) -> N
 
 def show_verdict(console: Console, found: Verdict) -> None:
     """What mixtures would score at one model size, against the first of them."""
-    ordered = f"rank correlation on its own runs {found.spearman[found.regressor]:.3f}"
+    ordered = f"cross-validated rank correlation {found.spearman[found.regressor]:.3f}"
     grid = Grid(title=f"{found.size}: predicted from {found.num_runs:,} runs by {found.regressor} ({ordered})", title_justify="left", title_style="none")
     grid.add_column("mixture", overflow="fold")
     for column in ("mean nats", "average perplexity", "nats against the first", "perplexity against the first", "nearest run"):
@@ -100,7 +103,7 @@ def show_verdict(console: Console, found: Verdict) -> None:
     _say(console, "In brackets the range of nine tenths of regressions on runs drawn anew; distances are L1.")
     outside = [each.mixture for each in found.mixtures if not each.covered]
     if outside:
-        told = f"{', '.join(outside)}: farther from every run than runs are from each other (95 of 100 within {found.usual_distance:.2f})"
+        told = f"{', '.join(outside)}: farther from every run than runs are from each other (95 of 100 within {found.usual_distance:.2f}), or evener than all"
         _say(console, f"warning: {told}, so that the ranges speak of the regression's noise, not of how wrong it is so far out.", "yellow")
 
 

@@ -22,7 +22,8 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     Raises:
         UserError: a proxy with another tokenizer, a name that is there already, one to leave out that is not, or nothing left.
     """
-    found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", experiment.proxy.model.allow_remote_code)
+    allowed = experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained
+    found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
     parts: list[Embeddings] = []
     corpora: list[TokenCorpus] = []
     if not only:

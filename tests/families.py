@@ -37,14 +37,14 @@ OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def family_model(family: str, vocab_size: int, layers: int = 4, context: int = 64, seed: int = 0) -> Any:
+def family_model(family: str, vocab_size: int, layers: int = 4, context: int = 64, seed: int = 0, **more: Any) -> Any:
     """A causal LM of width 32 with two heads and a tenth of dropout where its family has any."""
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "num_attention_heads": 2, "num_key_value_heads": 1}
     tokens = {"vocab_size": vocab_size, "max_position_embeddings": context, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
     if family in ("gpt_neox", "opt"):
         del shape["num_key_value_heads"]
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(FAMILIES[family](**shape, **tokens, **OWN.get(family, {}), attention_dropout=0.1))
+    return AutoModelForCausalLM.from_config(FAMILIES[family](**shape, **tokens, **OWN.get(family, {}), attention_dropout=0.1, **more))
 
 
 def publish(family: str, corpus: TokenCorpus, folder: Path, context: int = 64, layers: int = 4) -> str:

@@ -50,7 +50,7 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(**_source(name), use_fast=True)
+        found = AutoTokenizer.from_pretrained(**_source(name), use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"corpus.tokenizer.pretrained: {name!r} cannot be loaded ({first_line}); give a hub name or a folder with tokenizer.json") from None

@@ -38,7 +38,7 @@ class Chameleon(Method):
     """Weigh domains by kernel ridge leverage: general ones up when pretraining, distinct ones up when finetuning.
 
     `variant` presets the fields that are left None. `calibrated`: free of the scale of the embeddings, the number of domains and the noise of the samples,
-    its constants chosen by measurement (analysis/results/calibration.md). `paper`: no centring, no normalisation; `released` (the authors' script):
+    its constants are provisional (DECISIONS.md). `paper`: no centring, no normalisation; `released` (the authors' script):
     centred Gram matrix, scores divided by their sum; both with lam = 10, tau = 5 (pretrain) or 0.2 (finetune), which mean something else for every model.
 
     `prior` is what the weights are where the embeddings say nothing: `uniform`, `tokens` (the domains' shares of the train tokens), or shares by name.
@@ -73,7 +73,7 @@ class Chameleon(Method):
     def _consistent(self) -> Chameleon:
         if isinstance(self.prior, dict):
             check_weights(self.prior, "prior")
-        if self.cap is not None and (self.stage == "pretrain" or (self.temperature and self.temperature.absolute)):
+        if self.cap is not None and (self.stage == "pretrain" or self.formula.temperature.absolute):
             raise ValueError("cap is for stage: finetune with temperature: {relative: …}, since it is a multiple of the mean score")
         return self
 
@@ -220,7 +220,7 @@ def _details(found: Estimate) -> dict[str, Any]:
         "energy": leverage.energy,
         "ridge": leverage.ridge,
         "temperature": weighing.tau(leverage.scores),
-        **({"reliability": found.reliability} if weighing.formula.noise else {}),
+        **({"reliability": found.reliability} if weighing.formula.noise and not math.isnan(found.reliability) else {}),
         **affinity,
     }
 

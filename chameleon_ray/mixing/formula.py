@@ -78,6 +78,8 @@ class Weighing:
         Of two domains that have any prior, the distances to the mean under it follow from the prior alone, whatever the text: it is returned.
         """
         k, prior = len(leverage.scores), leverage.prior
+        if math.isnan(reliability):
+            reliability = 1.0  # nothing tells how far samples scatter
         two = (k if prior is None else int((prior > 0).sum())) == 2
         silent = reliability == 0 or (formula.center and two)
         return cls(formula, prior, leverage.ridge, math.inf if silent else leverage.mean * (formula.floor + (1 - reliability) / reliability))
@@ -107,14 +109,14 @@ class Weighing:
         """The absolute temperature; None where every score is 0 or all is noise, since no temperature matters there."""
         if not leverage.any() or math.isinf(self.floor):
             return None
-        return self.formula.temperature.resolve(self.mean(self._floored(leverage)), self.formula.stage)
+        return self.formula.temperature.resolve(self.mean(self.floored(leverage)), self.formula.stage)
 
     def logits(self, leverage: Array) -> Array | None:
         """[k] whose exponentials times the prior are the weights; +inf where T is 0 when pretraining, None where the weights are the prior."""
         tau = self.tau(leverage)
         if tau is None:
             return None
-        floored = self._floored(leverage)
+        floored = self.floored(leverage)
         if self.formula.stage == "pretrain":
             with np.errstate(divide="ignore", over="ignore"):
                 return 1 / (floored * tau)
@@ -122,7 +124,7 @@ class Weighing:
 
     def bound(self, leverage: Array) -> float:
         """The most that T counts for when finetuning."""
-        return math.inf if self.formula.cap is None else self.formula.cap * self.mean(self._floored(leverage))
+        return math.inf if self.formula.cap is None else self.formula.cap * self.mean(self.floored(leverage))
 
     def weights(self, leverage: Array) -> Array:
         """[k] alpha; the prior where every score is 0."""
@@ -130,7 +132,7 @@ class Weighing:
         prior = np.ones(len(leverage)) if self.prior is None else self.prior
         return normalised(prior) if logits is None else softmax(logits, self.prior)
 
-    def _floored(self, leverage: Array) -> Array:
+    def floored(self, leverage: Array) -> Array:
         """[k] T."""
         if self.floor == 0:
             return self.scores(leverage)

@@ -4,7 +4,8 @@
     f_j     [m] regressions from a mixture to a target's loss, the regressor chosen by cross-validated rank correlation of the mean loss
     draws   the same fits on runs drawn with replacement; an interval is of these, and says nothing of how far a mixture lies from all runs. Penalties that
             leave single runs out meet copies of them in a draw and come out small, so that intervals are rather wide
-    d       L1 distance of a mixture to the nearest run; it is covered where that is no more than runs are usually apart from their nearest
+    d       L1 distance of a mixture to the nearest run; it is covered where that is no more than runs are usually apart from their nearest, and where it is no
+            more even than the most even run (effective number of domains)
 
 Means over targets are arithmetic means of losses in nats per token, and of perplexities. The hard domains rule the latter: both are given.
 """
@@ -19,14 +20,12 @@ import numpy as np
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman
 from chameleon_ray.mixing.regressors.regressor import Array
+from chameleon_ray.mixing.simplex import effective_number
 from chameleon_ray.mixing.swarm import MEAN, Swarm
 
 LEVEL = 0.90
 MIN_SPEARMAN = 0.5
 COVERED_QUANTILE = 0.95
-# Trees take a hundred times as long to fit as the others.
-DRAWS = 200
-SLOW_DRAWS = 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def judge(mixtures: Mapping[str, Mapping[str, float]], swarm: Swarm, size: str, 
         regressor: a key of `REGRESSORS`, or `best`.
     Raises:
         UserError: domains that the swarm does not have, no such target, too few runs, or a regression that cannot order its own runs.
-    Cost: five fits per regressor and target, and 200 fits per target for the intervals (20 with trees).
+    Cost: five fits per regressor and target, and per target as many fits for the intervals as the regressor allows (200; 50 for the law, 20 for trees).
     """
     names = sorted(swarm.domains)
     ratios = swarm.ratios[:, [swarm.domains.index(name) for name in names]]  # [n, k]
@@ -103,10 +102,14 @@ def judge(mixtures: Mapping[str, Mapping[str, float]], swarm: Swarm, size: str, 
         )
     found = _predicted(chosen, ratios, columns, asked)  # [s, m]
     generator = np.random.default_rng([seed, len(ratios)])
-    picks = generator.integers(len(ratios), size=(SLOW_DRAWS if chosen == "lightgbm" else DRAWS, len(ratios)))
+    picks = generator.integers(len(ratios), size=(REGRESSORS[chosen].draws, len(ratios)))
     draws = np.stack([_predicted(chosen, ratios[pick], columns[pick], asked) for pick in picks])  # [draws, s, m]
     distances = np.abs(asked[:, None] - ratios[None]).sum(axis=2).min(axis=1)  # [s]
     usual = float(np.quantile(_nearest_others(ratios), COVERED_QUANTILE))
+    evenest = max(map(effective_number, ratios))
+    if not np.isfinite(np.exp(draws)).all():
+        label = list(mixtures)[int(np.argmin(np.isfinite(np.exp(draws)).all(axis=(0, 2))))]
+        raise UserError(f"mixture {label!r}: {chosen} predicts no finite loss so far from the runs of {size}; try another --regressor")
     nats, perplexity = ((mean(found), mean(draws)) for mean in (_mean_nats, _mean_perplexity))  # [s], [draws, s] each
     judged = tuple(
         Judged(
@@ -117,7 +120,7 @@ def judge(mixtures: Mapping[str, Mapping[str, float]], swarm: Swarm, size: str, 
             nats_change=_interval(nats[0][i] - nats[0][0], nats[1][:, i] - nats[1][:, 0]) if i else None,
             perplexity_change=_interval(perplexity[0][i] / perplexity[0][0] - 1, perplexity[1][:, i] / perplexity[1][:, 0] - 1) if i else None,
             distance=float(distances[i]),
-            covered=bool(distances[i] <= usual),
+            covered=bool(distances[i] <= usual and effective_number(asked[i]) <= evenest),
         )
         for i, label in enumerate(mixtures)
     )

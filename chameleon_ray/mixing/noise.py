@@ -38,7 +38,7 @@ def noise_of(embeddings: Embeddings, order: Sequence[int]) -> Array:
     """e_i, [n] of the domains in this order.
 
     Where one group has all samples nothing tells how they scatter: such a domain is taken to scatter like the mean of the others, sample for sample
-    (the mean of n_j e_j, over n_i). 0 for all where this holds for all.
+    (the mean of n_j e_j, over n_i). Where this holds for all it is not known, NaN.
 
     Cost: one pass over the group sums.
     """
@@ -50,12 +50,12 @@ def noise_of(embeddings: Embeddings, order: Sequence[int]) -> Array:
     counts = embeddings.group_counts[list(order)]  # [n, groups]
     samples, alone = counts.sum(axis=1), (counts > 0).sum(axis=1) < 2
     if alone.any():
-        found[alone] = 0.0 if alone.all() else (samples * found)[~alone].mean() / samples[alone]
+        found[alone] = np.nan if alone.all() else (samples * found)[~alone].mean() / samples[alone]
     return found
 
 
 def reliability(noise: Array, energy: float, prior: Array | None = None) -> float:
-    """R. 0 where the embeddings do not differ at all.
+    """R. 0 where the embeddings do not differ at all, NaN where the noise is not known.
 
     Args:
         noise: e_i, [k].
@@ -64,4 +64,4 @@ def reliability(noise: Array, energy: float, prior: Array | None = None) -> floa
     if energy == 0:
         return 0.0
     mean = float(noise.mean() if prior is None else prior @ noise)
-    return min(1.0, max(0.0, 1.0 - mean / energy))
+    return float(np.clip(1.0 - mean / energy, 0.0, 1.0))

@@ -68,7 +68,7 @@ def _certainty(found: Estimate) -> list[str]:
         relative = np.divide(found.errors.weights, found.weights, out=np.zeros(len(found.names)), where=found.weights > 0)
         worst = int(np.argmax(relative))
         said.append(f"other samples would move the weights by {np.median(relative):.0%}, and {found.names[worst]}'s by {relative[worst]:.0%} (standard errors)")
-    if found.weighing.formula.noise:
+    if found.weighing.formula.noise and not math.isnan(found.reliability):
         said.append(f"{1 - found.reliability:.1%} of what tells the domains apart is noise of the samples")
     sentence = "; ".join(said)
     return [f"{sentence[:1].upper()}{sentence[1:]}."] if said else []
@@ -117,14 +117,19 @@ def _weight_warnings(found: Estimate) -> list[str]:
     if spread(weights) == "collapsed" and (prior is None or spread(prior) != "collapsed"):
         remedy = remedy or "raise temperature or floor"
         return [f"{effective_domains(weights)}: the weights collapse, since the temperature is too low for these scores; {remedy}."]
-    if spread(weights) == "flat" and not math.isinf(found.weighing.floor) and found.leverage.scores.any():
+    noisy = found.reliability < MIN_RELIABILITY  # then it is right that they are flat
+    if spread(weights) == "flat" and not noisy and not math.isinf(found.weighing.floor) and found.leverage.scores.any():
         cause = "since the temperature is too high for these scores or they do not spread"
         return [f"{effective_domains(weights)}: the weights are nearly uniform, {cause}; {remedy or 'lower temperature'}."]
     return []
 
 
 def _noise_warnings(found: Estimate) -> list[str]:
-    if found.reliability >= MIN_RELIABILITY or len(found.names) == 1 or found.leverage.energy == 0:
+    if len(found.names) == 1 or found.leverage.energy == 0:
+        return []
+    if math.isnan(found.reliability):
+        return ["How much of what tells the domains apart is noise cannot be told, since each has its samples in one hash group; give more documents."]
+    if found.reliability >= MIN_RELIABILITY:
         return []
     return [
         f"The answer is mostly noise: {1 - found.reliability:.0%} of what tells the domains apart is chance in their samples, so that the weights "

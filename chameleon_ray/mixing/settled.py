@@ -15,6 +15,7 @@ from chameleon_ray.mixing.formula import Formula
 from chameleon_ray.mixing.krls import Array
 
 DRAWS = 200
+MIN_RELIABILITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class SettledRule:
 
     After every `every_steps` steps a small fixed sample of every domain is embedded with the model as it is, and weighed. Training ends when the weights
     are within `tolerance`, in L1 distance, of the weights at half the steps, at two such comparisons running. `bootstrap` takes the sum of the weights'
-    standard errors as the tolerance. Methods that weigh by other formulae stop elsewhere, so that each trains a proxy of its own.
+    standard errors as the tolerance. Looks at which most of what tells domains apart is noise do not count. Methods that weigh by other formulae stop
+    elsewhere, so that each trains a proxy of its own.
 
     Attributes:
         prior: shares of the domains in the order that the run has them; empty for a uniform one.
@@ -42,7 +44,8 @@ class SettledRule:
     def start(self, names: Sequence[str], prior: Array, horizon_steps: int) -> RuleState:
         """No look taken yet."""
         k = len(names)
-        return RuleState.start(names, prior, {"steps": np.zeros(0), "weights": np.zeros((0, k)), "errors": np.zeros((0, k))}, self.every_steps)
+        memory = {"steps": np.zeros(0), "weights": np.zeros((0, k)), "errors": np.zeros((0, k)), "reliability": np.zeros(0)}
+        return RuleState.start(names, prior, memory, self.every_steps)
 
     def update(self, state: RuleState, seen: Seen) -> RuleState:
         """Weigh the embeddings and remember the weights and their standard errors."""
@@ -52,7 +55,7 @@ class SettledRule:
         found = estimate(embeddings, self.formula, prior, DRAWS if self.tolerance == "bootstrap" else 0)
         place = [found.names.index(name) for name in state.names]
         errors = found.errors.weights if found.errors else np.zeros(len(place))
-        now = {"steps": float(seen.step), "weights": found.weights[place], "errors": errors[place]}
+        now = {"steps": float(seen.step), "weights": found.weights[place], "errors": errors[place], "reliability": found.reliability}
         memory = {part: np.concatenate([state.memory[part], np.array(value)[None]]) for part, value in now.items()}
         return state.updated(memory["weights"][-1], memory, seen.step + self.every_steps)
 
@@ -69,6 +72,8 @@ class SettledRule:
         return all(self._close(state, place[step], place[step // 2]) for step in compared[-2:])
 
     def _close(self, state: RuleState, now: int, before: int) -> bool:
-        weights, errors = state.memory["weights"], state.memory["errors"]
+        weights, errors, reliability = (state.memory[part] for part in ("weights", "errors", "reliability"))
+        if min(reliability[now], reliability[before]) < MIN_RELIABILITY:
+            return False  # near the prior because little is known, not because it has settled
         tolerance = errors[now].sum() if self.tolerance == "bootstrap" else self.tolerance
         return bool(np.abs(weights[now] - weights[before]).sum() <= tolerance)

@@ -121,7 +121,7 @@ def _slopes(leverages: Array, weighing: Weighing) -> tuple[Array, Array]:
     floored = leverages + weighing.floor
     sign = -1 if weighing.formula.stage == "pretrain" else 1
     # T_i = 0 means y_i = 0, which no small change moves; a score over the cap counts as the cap.
-    moves = (floored > 0) & (weighing.scores(leverages) <= weighing.bound(leverages))
+    moves = (floored > 0) & (weighing.floored(leverages) <= weighing.bound(leverages))
     slopes = sign * np.divide(logits, floored, out=none.copy(), where=moves)
     relative = weighing.formula.temperature.relative is not None
     total = len(leverages) * weighing.mean(floored if relative else leverages)

@@ -1,7 +1,7 @@
 """The named formulae: what `variant` sets, before single settings override it.
 
 `paper` and `released` have constants of their own models: lam = 10 and tau = 5 or 0.2 mean something else for every proxy, and for every number of
-domains. Those of `calibrated` were chosen by measurement (analysis/results/calibration.md).
+domains. Those of `calibrated` are provisional (DECISIONS.md).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 def load_losses(address: str, hardware: Hardware, allow_remote_code: bool = False) -> TokenLosses:
     """The losses of the model at an address, which is used and not trained: in eval mode on the device, without gradients."""
     folder = storage.local_directory(address)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=hardware.dtype, use_safetensors=True, trust_remote_code=allow_remote_code)
+    model = _loaded(AutoModelForCausalLM, folder, allow_remote_code, dtype=hardware.dtype)
     return TokenLosses(model.to(hardware.device).eval().requires_grad_(False), probe=True).eval()
 
 
@@ -30,9 +30,7 @@ def load_to_train(folder: str, allow_remote_code: bool = False) -> PreTrainedMod
         if name.endswith(("dropout", "_pdrop", "_dropout_prob")) and isinstance(getattr(config, name), float):
             setattr(config, name, 0.0)
     config.use_cache = False
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=allow_remote_code
-    )
+    model = _loaded(AutoModelForCausalLM, folder, allow_remote_code, config=config, dtype=torch.float32)
     return model.train()
 
 
@@ -49,12 +47,17 @@ def load_truncated(folder: str, layer: int, hardware: Hardware, allow_remote_cod
     if isinstance(kinds := getattr(config, "layer_types", None), list):  # families whose blocks differ list them
         config.layer_types = kinds[:layer]
     config.num_hidden_layers = layer
-    model, info = AutoModel.from_pretrained(
-        folder, config=config, dtype=hardware.dtype, use_safetensors=True, trust_remote_code=allow_remote_code, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        raise UserError(f"{folder}: the checkpoint lacks {sorted(info['missing_keys'])[0]} and {len(info['missing_keys']) - 1} other weights")
+    model = _loaded(AutoModel, folder, allow_remote_code, config=config, dtype=hardware.dtype)
     for norm in FINAL_NORMS:
         if hasattr(model, norm):
             setattr(model, norm, nn.Identity())
     return model.to(hardware.device).eval()
+
+
+def _loaded(kind: Any, folder: str, allow_remote_code: bool, **options: Any) -> Any:
+    """A model from safetensors; one whose weights are not all there would be filled up at random."""
+    model, info = kind.from_pretrained(folder, use_safetensors=True, trust_remote_code=allow_remote_code, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} other weights" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: the checkpoint lacks {missing[0]}{more}; give a whole causal LM")
+    return model

@@ -19,6 +19,8 @@ from chameleon_ray.models.compiled import blocks_of, eagerly
 
 # Of what the last projection gives: what scales or normalises that differs by far more, rounding by less.
 SAME = 0.05
+# Of our own models, whose blocks add what their last projection gives.
+OWN_LAYOUT = "gpt2"
 LAST_PROJECTIONS = ("mlp.c_proj", "mlp.down_proj", "mlp.dense_4h_to_h")
 
 
@@ -38,7 +40,8 @@ class MeanHiddenState:
         self._decoder = model.base_model
         self._block = blocks_of(self._decoder)[layer - 1]
         self.width = int(model.config.hidden_size)
-        self._mean_first = last_projection(self._block) is not None and self._adds_last_projection()
+        known = model.config.model_type == OWN_LAYOUT
+        self._mean_first = last_projection(self._block) is not None and (known or self._adds_last_projection())
 
     @torch.no_grad()
     def __call__(self, tokens: NDArray, length: NDArray) -> torch.Tensor:
@@ -62,16 +65,19 @@ class MeanHiddenState:
     def _adds_last_projection(self) -> bool:
         """Whether the block adds what its last projection gives to the residual stream as it is: some families scale or normalise it first.
 
-        Seen on a few tokens, in the precision of the model.
+        Seen on a few tokens, one by one, in the precision of the model; where that cannot tell, no.
         """
         device = self._decoder.device
-        ids = torch.arange(min(8, self._decoder.config.vocab_size), device=device)[None, :]
-        weights = torch.full(ids.shape, 1 / ids.shape[1], device=device)
-        whole = self._mean(ids, weights, False)
-        with eagerly(self._block), _mean_before_last_projection(self._block, weights, self.width) as projected:
-            parts = weighted_mean(self._states(ids), weights) + projected[0]
-        rounding = 2 * torch.finfo(self._decoder.dtype).eps * whole.norm()
-        return bool((whole - parts).norm() <= SAME * projected[0].norm() + rounding)
+        ids = torch.arange(min(8, self._decoder.config.vocab_size), device=device).repeat(8, 1)[:, :8]
+        tokens = torch.eye(ids.shape[1], device=device)  # each row's mean is one token's state
+        ids = ids[: len(tokens)]
+        whole = self._mean(ids, tokens, False)
+        with eagerly(self._block), _mean_before_last_projection(self._block, tokens, self.width) as projected:
+            parts = weighted_mean(self._states(ids), tokens) + projected[0]
+        rounding = 2 * torch.finfo(self._decoder.dtype).eps * whole.norm(dim=1)
+        allowed = SAME * projected[0].norm(dim=1)
+        telling = allowed > rounding  # a state that is far longer than what is added to it hides everything
+        return bool(telling.any() and ((whole - parts).norm(dim=1) <= allowed + rounding)[telling].all())
 
     def _states(self, ids: torch.Tensor) -> torch.Tensor:
         """[n, T, p] what block L puts out; what comes after it is not run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,20 @@ def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = 
         address = _from_hub(name, root, where, allow_remote_code)
     files = _weights(address, where)
     config = read_config(storage.local_directory(address), where, allow_remote_code)
-    digest = foreign_digest(storage.fingerprint(storage.join(address, "config.json")), [storage.fingerprint(file) for file in files])
-    details = {"architecture": asdict(architecture_of(config, where, allow_remote_code)), "context": _context(config), "pretrained": name}
+    code = storage.glob(storage.join(address, "*.py")) if allow_remote_code else []
+    digest = foreign_digest(storage.fingerprint(storage.join(address, "config.json")), [storage.fingerprint(file) for file in (*files, *code)])
     sha256 = tokenizer_sha256(*load_tokenizer(address))
-    return TrainedModel(address, digest, {}, int(config.vocab_size), sha256, Cost(), details, allow_remote_code)
+    found = TrainedModel(address, digest, {}, int(config.vocab_size), sha256, Cost(), {"pretrained": name}, allow_remote_code)
+    return described(found, where)
+
+
+def described(model: TrainedModel, where: str) -> TrainedModel:
+    """The model with its architecture, and the tokens that it reads at most, in its details."""
+    if "architecture" in model.details:
+        return model
+    config = read_config(storage.local_directory(model.address), where, model.allow_remote_code)
+    found = {"architecture": asdict(architecture_of(config, where, model.allow_remote_code)), "context": _context(config)}
+    return replace(model, details={**model.details, **found})
 
 
 def check_context(model: TrainedModel, row_tokens: int, where: str) -> None:
@@ -71,7 +81,7 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
         raise UserError(f"{where}: no config.json in {folder}, so no model in Hugging Face layout lies here; give a model's folder or a hub name")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted set allow_remote_code: true beside the name"
@@ -98,11 +108,11 @@ def architecture_of(config: Any, where: str, allow_remote_code: bool = False) ->
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
         blocks = blocks_of(model.base_model)
-    except (ValueError, AttributeError, StopIteration):
+        heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except (ValueError, AttributeError, StopIteration, ImportError):
         raise UserError(f"{where}: {config.model_type} is no decoder with a list of blocks, so that it has no hidden states to embed with") from None
     maps = [module for module in blocks.modules() if isinstance(module, (nn.Linear, Conv1D))]
     products = sum(module.weight.numel() for module in maps)
-    heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     last = last_projection(blocks[0])
     widest = max(max(module.weight.shape) for module in maps)
     gated = len({id(module) for module in maps}) / len(blocks) > 6
@@ -175,21 +185,29 @@ def _from_gguf(file: str, root: str, where: str) -> str:
             import gguf  # noqa: F401
         except ImportError as error:
             raise UserError(f"{where}: reading GGUF needs the package {error.name}; pip install gguf accelerate") from None
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        local = Path(storage.local_file(file))
-        model = AutoModelForCausalLM.from_pretrained(local.parent, gguf_file=local.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(local.parent, gguf_file=local.name)
-        # Tied weights are stored once; the names that are left are those that loading expects.
-        kept = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name not in (model._tied_weights_keys or ())}
-        model.config.__dict__.pop("quantization_config", None)
-        with tempfile.TemporaryDirectory() as folder:
-            model.config.save_pretrained(folder)
-            storage.publish(folder, address)
-        write_tensors(storage.join(address, "model.safetensors"), kept)
-        save_tokenizer(tokenizer.backend_tokenizer, int(tokenizer.eos_token_id), address)
+        try:
+            _convert(Path(storage.local_file(file)), address)
+        except Exception as error:  # whatever the libraries say of a file that is cut short, or of an architecture they do not know
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{where}: {file} cannot be read as GGUF ({first_line}); give another file, or a folder with safetensors") from None
         return {"pretrained": file}
 
     once(address, "pretrained", digest, convert)
     return address
+
+
+def _convert(file: Path, address: str) -> None:
+    """Write a GGUF file's model, its weights in fp32, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    # Tied weights are stored once; the names that are left are those that loading expects.
+    kept = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    model.config.__dict__.pop("quantization_config", None)
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        storage.publish(folder, address)
+    write_tensors(storage.join(address, "model.safetensors"), kept)
+    save_tokenizer(tokenizer.backend_tokenizer, int(tokenizer.eos_token_id), address)

@@ -197,7 +197,6 @@ def _publish(published: Run, run: Run, worker: Worker, model: TokenLosses, state
         "vocab_size": job.start.vocab_size if job.start else corpus.vocab_size,
         "tokenizer_sha256": corpus.tokenizer_sha256,
         "cost": details.pop("cost"),
-        "allow_remote_code": job.start is not None and job.start.allow_remote_code,
         "details": {**details, "role": job.role, "seed": job.seed, "training": job.training.model_dump(mode="json"), "corpus": corpus.digest},
     }
     write_record(published.address, "model", published.digest, content)

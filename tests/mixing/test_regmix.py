@@ -96,7 +96,7 @@ def test_a_swarm_written_and_read_gives_the_same_weights(tmp_path: Path) -> None
 def test_the_best_regressor_is_chosen_and_all_are_reported() -> None:
     found = optimum(fake_swarm(), regressor="best").details
     correlations = found["spearman"]["mean"]
-    assert set(correlations) == {"lightgbm", "linear", "law"}
+    assert set(correlations) == {"lightgbm", "linear", "law", "log-ridge"}
     assert correlations[found["regressor"]] == max(correlations.values())
 
 

@@ -144,3 +144,12 @@ def test_log_ridge_does_not_follow_noise_where_runs_are_few() -> None:
     features = [np.hstack([each, np.log(each + 1e-3)]) for each in (ratios, others)]
     exact = [np.std(features[1] @ np.linalg.lstsq(features[0], ratios[:, 0] + each, rcond=None)[0] - truth) for each in noise]
     assert np.median(found) < 0.5 * np.median(exact)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+@pytest.mark.parametrize("n", [41, 55, 62, 97])
+def test_a_share_that_no_run_varies_says_nothing(share: float, n: int) -> None:
+    ratios = np.hstack([(1 - share) * mixtures(n, 3), np.full((n, 1), share)])
+    predict = fit_log_ridge(ratios, 3 - 0.3 * np.log(ratios[:, 0] + 1e-3))
+    asked = np.array([[0.25, 0.25, 0.25, 0.25]])
+    assert predict(asked)[0] == pytest.approx(3 - 0.3 * np.log(0.251), abs=0.1)

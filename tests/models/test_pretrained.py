@@ -9,19 +9,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.config import ModelConfig, Resources
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.load import load_losses, load_to_train
 from chameleon_ray.models.pretrained import architecture_of, open_pretrained
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.records import write_record
 from tests.corpora import make_corpus
 from tests.families import FAMILIES, family_model, publish
+
+CPU = Hardware(torch.device("cpu"), torch.float32, "test")
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +110,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(corpus: TokenCorpus, tmp_pat
     assert told(folder) == "proxy.model.pretrained: t5 is no decoder with a list of blocks, so that it has no hidden states to embed with"
     other = make_corpus(tmp_path / "other", seed=1)
     assert "trained with another tokenizer than the corpus" in told(Path(publish("llama", other, tmp_path / "stranger")))
-    (tmp_path / "file.gguf").write_bytes(b"GGUF")
-    assert "reading GGUF needs the package " in told(tmp_path / "file.gguf") or "file.gguf" in told(tmp_path / "file.gguf")
     assert told(tmp_path / "none.gguf").startswith("proxy.model.pretrained: no file ")
 
 
@@ -129,3 +133,39 @@ def test_code_beside_the_weights_is_run_only_where_that_is_allowed(corpus: Token
         backend.open_model(str(folder), corpus)
     model = backend.open_model(str(folder), corpus, allow_remote_code=True)
     assert model.allow_remote_code and model.details["architecture"]["layers"] == 4
+    with pytest.raises(UserError, match="brings code of its own"):
+        backend.open_model(str(folder), corpus)
+    (folder / "code.py").write_text("\n".join([*lines, "VERSION = 2"]))
+    assert open_pretrained(str(folder), str(tmp_path), "here", allow_remote_code=True).digest != model.digest
+
+
+def test_a_record_beside_the_weights_allows_nothing(corpus: TokenCorpus, tmp_path: Path) -> None:
+    folder = Path(publish("llama", corpus, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "homemade", "auto_map": {"AutoConfig": "code.Homemade"}}))
+    (folder / "code.py").write_text("raise SystemExit('it ran')")
+    fields = {"weights": {}, "vocab_size": corpus.vocab_size, "tokenizer_sha256": corpus.tokenizer_sha256}
+    content = {**fields, "cost": asdict(Cost()), "details": {}, "allow_remote_code": True}
+    write_record(str(folder), "model", "forged", content)
+    with pytest.raises(UserError, match="brings code of its own"):
+        RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent()).open_model(str(folder), corpus)
+
+
+def test_a_checkpoint_without_its_head_is_refused(corpus: TokenCorpus, tmp_path: Path) -> None:
+    model = family_model("llama", corpus.vocab_size, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert torch.isfinite(load_losses(str(tmp_path), CPU)(torch.zeros((1, 8), dtype=torch.long))).all()
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (lambda: load_losses(str(tmp_path), CPU), lambda: load_to_train(str(tmp_path))):
+        with pytest.raises(UserError, match=r"the checkpoint lacks lm_head\.weight; give a whole causal LM"):
+            load()
+
+
+def test_a_gguf_file_gives_the_model_that_it_holds(corpus: TokenCorpus, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(UserError, match=r"^here: .*cut\.gguf cannot be read as GGUF \("):
+        open_pretrained(str(tmp_path / "cut.gguf"), str(tmp_path / "runs"), "here")
+    assert not list(tmp_path.rglob("record.json"))

@@ -61,6 +61,15 @@ def test_a_pretrained_proxy_goes_on_from_what_it_is(asked: dict) -> None:
     assert adapted.weights != before.weights and adapted.weights == pytest.approx(before.weights, abs=0.2)
 
 
+def test_a_model_of_ours_may_be_the_pretrained_proxy(asked: dict, experiment: Experiment) -> None:
+    own = parse_experiment(experiment.model_dump(mode="json"))
+    backend = RayBackend(own.storage, own.resources, Reporter.silent())
+    trained = mix(own, "chameleon", backend)
+    again = parse_experiment({**asked, "proxy": {"model": {"pretrained": trained.provenance["proxy_address"]}, "steps": 0}})
+    found = mix(again, "chameleon", backend)
+    assert found.provenance["proxy"] == trained.provenance["proxy"] and found.weights == pytest.approx(trained.weights, abs=1e-9)
+
+
 def test_what_a_pretrained_proxy_lacks_is_said_before_any_text_is_read(asked: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RayBackend, "tokenize", lambda *_: pytest.fail("text was read"))
     long = parse_experiment({**asked, "corpus": {**asked["corpus"], "row_tokens": 512}})

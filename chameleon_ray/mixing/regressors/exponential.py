@@ -40,4 +40,4 @@ def fit_law(ratios: Array, losses: Array) -> Predict:
     return lambda mixtures: low + span * (best[0] + np.exp(mixtures @ best[1:]))
 
 
-EXPONENTIAL = Regressor(fit_law, lambda k: k + 2)
+EXPONENTIAL = Regressor(fit_law, lambda k: k + 2, draws=50)

@@ -11,6 +11,7 @@ import numpy as np
 from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor
 
 EPSILON = 1e-3
+SAME = 1e-9
 PENALTIES = np.geomspace(1e-6, 1e2, 33)
 
 
@@ -24,8 +25,9 @@ def fit_log_ridge(ratios: Array, losses: Array) -> Predict:
     columns = _features(ratios)  # [n, 2 k]
     center, mean = columns.mean(axis=0), losses.mean()
     spread = columns.std(axis=0)
-    spread[spread == 0] = 1.0
-    left, singular, right = np.linalg.svd((columns - center) / spread, full_matrices=False)
+    constant = spread <= SAME * (1 + np.abs(center))  # a share that no run varies says nothing
+    spread[constant] = 1.0
+    left, singular, right = np.linalg.svd(np.where(constant, 0.0, (columns - center) / spread), full_matrices=False)
     along = left.T @ (losses - mean)  # [m]
     kept = singular**2 / (singular**2 + len(losses) * PENALTIES[:, None])  # [penalties, m]
     leverage = 1 / len(losses) + kept @ (left**2).T  # [penalties, n]

@@ -26,10 +26,12 @@ class Regressor:
     Attributes:
         fit: (r, L) -> a function from [s, k] ratios to [s] predicted losses, the same one for the same runs.
         parameters: k -> the runs that a single fit needs.
+        draws: how often it is fitted again for a range, by how long a fit takes.
     """
 
     fit: Callable[[Array, Array], Predict]
     parameters: Callable[[int], int]
+    draws: int = 200
 
     def min_runs(self, k: int) -> int:
         """The smallest swarm of k domains: four fifths of it determine the parameters, and every fold holds two runs."""

@@ -33,4 +33,4 @@ def fit_lightgbm(ratios: Array, losses: Array) -> Predict:
 
 
 # A split falls between bins of runs: exactly two leaves' worth would allow none.
-TREES_REGRESSOR = Regressor(fit_lightgbm, lambda k: 2 * LEAF_RUNS + 2)
+TREES_REGRESSOR = Regressor(fit_lightgbm, lambda k: 2 * LEAF_RUNS + 2, draws=20)
