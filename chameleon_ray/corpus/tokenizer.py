@@ -65,10 +65,10 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
 def _source(name: str) -> dict[str, str]:
     """What tells the library where a tokenizer is."""
     if name.endswith(".gguf"):
-        file = Path(storage.local_file(name))
+        file = Path(storage.local_file(storage.absolute(name)))
         return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    if storage.is_remote(name) or Path(name).exists():
-        return {"pretrained_model_name_or_path": storage.local_directory(name)}
+    if storage.is_remote(name) or Path(name).expanduser().exists():
+        return {"pretrained_model_name_or_path": storage.local_directory(storage.absolute(name))}
     repository, _, revision = name.partition("@")
     return {"pretrained_model_name_or_path": repository, "revision": revision or "main"}
 

@@ -147,12 +147,13 @@ def joined(swarms: Sequence[Swarm]) -> Swarm:
 def _row(weights: Mapping[str, float], names: Sequence[str], label: str) -> list[float]:
     """[k] the mixture in the order of the swarm's domains, whose common prefix (`the_pile_`) a mixture need not repeat."""
     plain = {name.removeprefix(_prefix(names)): name for name in names}
-    by_name: dict[str, float] = {}
-    for name, weight in weights.items():
-        known = name if name in names else plain.get(name)
-        if known is None:
-            raise UserError(f"mixture {label!r}: domain {name!r} is in no run of the swarm, which has {', '.join(sorted(plain))}")
-        by_name[known] = weight
+    known = {name: name if name in names else plain.get(name) for name, weight in weights.items() if weight > 0}
+    if missing := [name for name, found in known.items() if found is None]:
+        raise UserError(f"mixture {label!r}: {', '.join(map(repr, missing))} in no run of the swarm, which has {', '.join(sorted(plain))}")
+    if len(set(known.values())) < len(known):
+        twice = next(name for name, found in known.items() if list(known.values()).count(found) > 1)
+        raise UserError(f"mixture {label!r}: domain {twice!r} is there twice, with and without the prefix {_prefix(names)!r}; add the two up")
+    by_name = {found: weights[name] for name, found in known.items()}
     return [by_name.get(name, 0.0) for name in names]
 
 

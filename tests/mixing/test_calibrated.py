@@ -223,15 +223,15 @@ def test_as_noise_grows_the_weights_go_to_the_prior(stage: str, prior: str) -> N
 
 
 def test_a_thousand_equal_domains_stay_effective_and_planted_ones_keep_their_order() -> None:
-    # Samples scatter ten times as far as the common mean is long, as single rows of one domain do.
+    # Samples scatter five times as far as the common mean is long, as single rows of one domain do.
     k, p, centre = 1000, 64, rng("centre").standard_normal(64)
-    equal = noisy_embeddings({f"slice {i:04}": centre for i in range(k)}, 256, 10.0)
+    equal = noisy_embeddings({f"slice {i:04}": centre for i in range(k)}, 256, 5.0)
     found = Chameleon(bootstrap_draws=0).weigh(equal)
     assert effective_number(list(found.weights.values())) > 0.95 * k
     planted = {f"planted {i}": centre + size * np.eye(p)[i] * np.linalg.norm(centre) for i, size in enumerate((12, 20, 30, 45))}
     together = Embeddings.concat([equal, noisy_embeddings(planted, 256, 1.0)])
     mixture = Chameleon(bootstrap_draws=0).weigh(together)
-    assert mixture.details["reliability"] > 0.1
+    assert mixture.details["reliability"] > 0.9
     order = sorted(planted, key=mixture.weights.__getitem__, reverse=True)
     assert order == list(planted)
     assert max(mixture.weights[name] for name in planted) < min(weight for name, weight in mixture.weights.items() if name not in planted)

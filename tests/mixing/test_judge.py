@@ -84,8 +84,11 @@ def test_a_regression_that_orders_nothing_is_refused() -> None:
 
 
 def test_a_domain_of_no_run_is_refused() -> None:
-    with pytest.raises(UserError, match=r"mixture 'm': domain 'law' is in no run of the swarm, which has a, b, c, d"):
-        judge({"m": {"a": 0.5, "law": 0.5}}, swarm(), "tiny")
+    with pytest.raises(UserError, match=r"mixture 'm': 'law', 'code' in no run of the swarm, which has a, b, c, d"):
+        judge({"m": {"a": 0.5, "law": 0.25, "code": 0.25}}, swarm(), "tiny")
+    with pytest.raises(UserError, match=r"mixture 'm': domain 'a' is there twice, with and without the prefix 'my_'; add the two up"):
+        judge({"m": {"a": 0.5, "my_a": 0.5}}, swarm(), "tiny")
+    assert judge({"m": {"a": 1.0, "law": 0.0}}, swarm(), "tiny").mixtures[0].losses
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ("even.json --swarm ratios.csv metrics.csv --regressor tree", "--regressor: unknown 'tree'; known: lightgbm, linear, law, log-ridge, best"),
         ("even.json --swarm ratios.csv metrics.csv --target law", "target 'law': nothing by that name was measured"),
         ("even.json even.json --swarm ratios.csv metrics.csv", "judge: two of the mixtures have the same name"),
-        ("pile_human --swarm ratios.csv metrics.csv", "mixture 'pile_human': domain 'arxiv' is in no run of the swarm"),
+        ("pile_human --swarm ratios.csv metrics.csv", "mixture 'pile_human': 'arxiv', "),
     ],
 )
 def test_mistakes_are_one_line(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, told: str) -> None:
