@@ -20,6 +20,7 @@ from chameleon_ray.training.loop import check_job
 from tests.corpora import make_corpus
 from tests.experiments import Refused, document, edited
 from tests.fakes import make_context
+from tests.families import publish
 
 
 @pytest.mark.parametrize(
@@ -247,15 +248,21 @@ def test_a_folder_is_no_mixture_file(refused: Refused, tmp_path: Path) -> None:
         ("domains: [\n", "not valid YAML"),
     ],
 )
-def test_broken_file_of_new_domains(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
+def test_broken_file_of_new_domains(refused: Refused, proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("new.yaml").write_text(text)
-    assert expected in refused("extend", "--proxy", "nowhere", "--corpus", "new.yaml", "--only")
+    assert expected in refused("extend", "--proxy", proxy, "--corpus", "new.yaml", "--only")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
     return make_corpus(tmp_path_factory.mktemp("corpus"), {"web": 12, "code": 5})
+
+
+@pytest.fixture(scope="module")
+def proxy(corpus: TokenCorpus, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that can be used."""
+    return publish("llama", corpus, tmp_path_factory.mktemp("proxy"))
 
 
 @pytest.fixture
