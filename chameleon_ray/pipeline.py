@@ -48,13 +48,17 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     check_settings(experiment, experiment.methods)
     corpus = _corpus(experiment, backend)
     corpus.check_measured()
-    start = _base_start(experiment, corpus, backend)
+    start = start_of(experiment.base, corpus, backend, "base")
     backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed, start) for seed in experiment.seeds])
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     fits, failures = fit_all(refits([*jobs, *swept]), backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
-    starts = {label: _base_start(job.experiment, corpus, backend) for label, job in {job.label: job for job, _ in trained}.items()}
-    bases = {(job.label, seed): base_job(job.experiment, corpus, fits[job.label, experiment.fit_seed(seed)], seed, starts[job.label]) for job, seed in trained}
+    bases = {
+        (job.label, seed): base_job(
+            job.experiment, corpus, fits[job.label, experiment.fit_seed(seed)], seed, start_of(job.experiment.base, corpus, backend, "base")
+        )
+        for job, seed in trained
+    }
     runs = backend.run_trials(experiment.name, corpus, bases, SPLITS)
     models = models_of(runs)
     if not models:
@@ -76,7 +80,7 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
         UserError: the mixture's domains are not the corpus's.
     """
     corpus = _corpus(experiment, backend)
-    start = _base_start(experiment, corpus, backend)
+    start = start_of(experiment.base, corpus, backend, "base")
     return backend.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in seeds or experiment.seeds])
 
 
@@ -102,7 +106,7 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     if not isinstance(method, Weigher):
         raise UserError(f"methods.{label}: weights for new domains without training need a method that weighs embeddings (chameleon), found {method.name}")
     embeddings, corpora = changed_embeddings(experiment, proxy, changes, backend, only)
-    tokens = {name: size.tokens for corpus in corpora for name, size in corpus.sizes().items()}
+    tokens = {name: count for corpus in corpora for name, count in corpus.tokens().items()}
     return replace(with_sizes(method.weigh(embeddings, tokens), corpora), label=label)
 
 
@@ -120,10 +124,6 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
     if experiment.corpus.max_repetition is not None:
         weights = cap_repetition(weights, corpus.rows(), experiment.base.steps * experiment.base.batch_rows, experiment.corpus.max_repetition)
     return TrainJob("base", experiment.base, weights, seed, start=start)
-
-
-def _base_start(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> TrainedModel | None:
-    return start_of(experiment.base, corpus, backend, "base")
 
 
 def _corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:

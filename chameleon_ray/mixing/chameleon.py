@@ -25,7 +25,7 @@ from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
-from chameleon_ray.mixing.simplex import domain_names, named, normalised, uniform
+from chameleon_ray.mixing.simplex import domain_names, in_order, named, normalised, uniform
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat
@@ -205,10 +205,7 @@ class Chameleon(Method):
             if tokens is None:
                 raise UserError(f"{where}: tokens needs the domains' train tokens; weigh within an experiment, or give shares by name")
             return named(names, normalised([tokens[name] for name in names]))
-        for name in sorted(set(names) ^ set(self.prior)):
-            side = "has no share" if name in names else "is no domain"
-            raise UserError(f"{where}: {name!r} {side}; give one share for each of {', '.join(names)}")
-        return {name: self.prior[name] for name in names}
+        return in_order(self.prior, names, where, "share")
 
 
 def _details(found: Estimate) -> dict[str, Any]:

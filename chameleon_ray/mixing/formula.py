@@ -96,10 +96,7 @@ class Weighing:
 
     def scores(self, leverage: Array) -> Array:
         """[k] S."""
-        if not self.formula.normalize:
-            return leverage
-        total = len(leverage) * self.mean(leverage)
-        return leverage / total if total > 0 else np.full(len(leverage), 1 / len(leverage))
+        return krls.normalise(leverage, self.prior) if self.formula.normalize else leverage
 
     def mean(self, values: Array) -> float:
         """Under the prior."""
@@ -136,7 +133,7 @@ class Weighing:
         """[k] T."""
         if self.floor == 0:
             return self.scores(leverage)
-        total = len(leverage) * self.mean(leverage) if self.formula.normalize else 1.0
+        total = krls.dimension(leverage, self.prior) if self.formula.normalize else 1.0
         return (leverage + self.floor) / total
 
 

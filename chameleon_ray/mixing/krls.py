@@ -97,6 +97,11 @@ class Leverage:
     prior: Array | None = None
 
     @property
+    def counted(self) -> Array:
+        """[k] how often each domain counts, k pi."""
+        return np.ones(len(self.scores)) if self.prior is None else len(self.scores) * self.prior
+
+    @property
     def mean(self) -> float:
         """The mean score under the prior, D / k."""
         return self.effective_dimension / len(self.scores)
@@ -154,9 +159,14 @@ def center(gram: Array) -> Array:
     return centered
 
 
-def normalise(scores: Array) -> Array:
-    """S / sum(S), [k]; 1/k where every score is 0 (no domain differs from another)."""
-    total = math.fsum(scores.tolist())
+def dimension(scores: Array, prior: Array | None = None) -> float:
+    """D, the sum of the scores as often as their domains count."""
+    return math.fsum((scores if prior is None else len(scores) * prior * scores).tolist())
+
+
+def normalise(scores: Array, prior: Array | None = None) -> Array:
+    """S / D, [k]; 1/k where every score is 0 (no domain differs from another)."""
+    total = dimension(scores, prior)
     return np.asarray(scores / total) if total > 0 else np.full(len(scores), 1 / len(scores))
 
 
@@ -197,8 +207,7 @@ def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str]
     energy = _trace(rows, prior) / len(rows)
     lam = ridge.resolve(energy, len(rows))
     values = leverage(rows, lam, prior, moment)
-    counted = values if prior is None else len(values) * prior * values
-    return Leverage(values, math.fsum(counted.tolist()), energy, spectrum(rows, prior, moment), lam, rows, prior)
+    return Leverage(values, dimension(values, prior), energy, spectrum(rows, prior, moment), lam, rows, prior)
 
 
 def prepare(embeddings: Array, centered: bool, prior: Array | None = None, overwrite: bool = False) -> Array:

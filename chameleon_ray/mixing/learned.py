@@ -13,8 +13,8 @@ from chameleon_ray.mixture import Mixture, Trajectory
 
 def check_own_proxy(label: str, proxy: TrainingConfig, changes: ProxyChanges | None) -> None:
     """Raise `UserError` where a method that learns while a proxy trains from scratch would have none."""
-    own = changes is not None and changes.model is not None and changes.model.pretrained is None and changes.steps
-    if (proxy.model.pretrained is not None and not own) or (changes is not None and changes.model is not None and changes.model.pretrained is not None):
+    given = changes or ProxyChanges()
+    if (given.model or proxy.model).pretrained is not None or (proxy.model.pretrained is not None and not given.steps):
         raise UserError(
             f"methods.{label}.proxy: this method learns weights while a proxy trains from scratch, and a pretrained model has trained; "
             f"give methods.{label}.proxy a model (preset, or layers, heads and width) and steps of its own"

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from chameleon_ray.artifacts import CHUNK_DOMAINS, Embeddings
 
 Array = NDArray[np.float64]
+# Under it most of what tells domains apart is chance.
+MIN_RELIABILITY = 0.5
 
 
 def deviations(sums: Array, counts: NDArray[np.int64]) -> Array:

@@ -24,7 +24,7 @@ from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.regression import candidates, cross_validated_spearman, fit_mean
-from chameleon_ray.mixing.simplex import domain_names, effective_domains, named, normalised, spread
+from chameleon_ray.mixing.simplex import domain_names, effective_domains, in_order, named, normalised, spread
 from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures, swarm_files
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import PositiveInt, listed, nearest
@@ -44,6 +44,7 @@ class RegMix(Method):
     """
 
     name: ClassVar[str] = "regmix"
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     num_proxies: PositiveInt = 512
     proxy: ProxyChanges | None = None
@@ -179,12 +180,7 @@ class RegMix(Method):
         return Mixture(self.name, {name: by_name[name] for name in swarm.domains}, provenance=provenance, details=details, warnings=warnings)
 
     def _prior(self, domains: tuple[str, ...]) -> dict[str, float] | None:
-        if self.prior is None:
-            return None
-        for name in sorted(set(domains) ^ set(self.prior)):
-            side = "has no weight" if name in domains else "is no domain"
-            raise UserError(f"prior: {name!r} {side}; give one weight for each of {', '.join(domains)}")
-        return {name: self.prior[name] for name in domains}
+        return None if self.prior is None else in_order(self.prior, domains, "prior", "weight")
 
     def _check_measured(self, corpus: TokenCorpus, where: str) -> None:
         corpus.check_measured()

@@ -9,6 +9,7 @@ import numpy as np
 
 from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.mixing.estimate import Estimate
+from chameleon_ray.mixing.noise import MIN_RELIABILITY
 from chameleon_ray.mixing.simplex import effective_domains, spread
 from chameleon_ray.settings import listed
 
@@ -17,7 +18,6 @@ MIN_GAIN = 1.1
 MIN_COSINE = 0.3
 MAX_SAMPLE_WARNINGS = 10
 MIN_RELATIVE_SPREAD = 0.01
-MIN_RELIABILITY = 0.5
 
 
 def explanation_of(found: Estimate) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ from chameleon_ray.backend import Changes, RuleState, Seen
 from chameleon_ray.mixing.estimate import estimate
 from chameleon_ray.mixing.formula import Formula
 from chameleon_ray.mixing.krls import Array
+from chameleon_ray.mixing.noise import MIN_RELIABILITY
 
 DRAWS = 200
-MIN_RELIABILITY = 0.5
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -68,6 +68,20 @@ def named(names: Sequence[str], values: Iterable[float]) -> dict[str, float]:
 def uniform(names: Sequence[str]) -> dict[str, float]:
     """1/k for every domain."""
     return named(names, normalised(np.ones(len(names))))
+
+
+def in_order(values: Mapping[str, float], names: Sequence[str], where: str, noun: str) -> dict[str, float]:
+    """One value for each of the domains, in their order.
+
+    Args:
+        where: the setting that gives them, and `noun`, what they are, for errors.
+    Raises:
+        UserError: a domain without one, or one of no domain.
+    """
+    for name in sorted(set(names) ^ set(values)):
+        side = f"has no {noun}" if name in names else "is no domain"
+        raise UserError(f"{where}: {name!r} {side}; give one {noun} for each of {', '.join(names)}")
+    return {name: values[name] for name in names}
 
 
 def domain_names(corpus: TokenCorpus) -> tuple[str, ...]:

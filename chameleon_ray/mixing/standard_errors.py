@@ -96,7 +96,7 @@ def delta_method(embeddings: Embeddings, order: Sequence[int], leverage: Leverag
     leverages, total, none = leverage.scores, leverage.effective_dimension, np.zeros(len(order))
     if not leverages.any():
         return StandardErrors(none, none, "delta method")
-    counted = np.ones(len(order)) if leverage.prior is None else len(order) * leverage.prior  # w, [k]
+    counted = leverage.counted  # w, [k]
     slopes, by_total = _slopes(leverages, weighing)
     weights = weighing.weights(leverages)
     # Sums of scores that matter to all domains, by their weights: sum_j alpha_j z_j, and D where something depends on it.
@@ -142,8 +142,7 @@ class _Derivatives:
         rows, k = leverage.rows, len(leverage.rows)
         lower, _ = dpotri(krls.cholesky(krls.second_moment(rows, leverage.prior), k * leverage.ridge), lower=1)
         inverse = np.tril(lower) + np.tril(lower, -1).T
-        counted = np.ones(k) if leverage.prior is None else k * leverage.prior
-        return cls(rows, inverse, counted, counted / k if weighing.formula.center else np.zeros(k))
+        return cls(rows, inverse, leverage.counted, leverage.counted / k if weighing.formula.center else np.zeros(k))
 
     def chunks(self) -> Iterator[tuple[slice, Array, Array]]:
         """(which rows, y, u), [rows, p] each."""

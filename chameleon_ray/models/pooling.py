@@ -68,9 +68,9 @@ class MeanHiddenState:
         Seen on a few tokens, one by one, in the precision of the model; where that cannot tell, no.
         """
         device = self._decoder.device
-        ids = torch.arange(min(8, self._decoder.config.vocab_size), device=device).repeat(8, 1)[:, :8]
-        tokens = torch.eye(ids.shape[1], device=device)  # each row's mean is one token's state
-        ids = ids[: len(tokens)]
+        count = min(8, self._decoder.config.vocab_size)
+        ids = torch.arange(count, device=device).repeat(count, 1)
+        tokens = torch.eye(count, device=device)  # each row's mean is one token's state
         whole = self._mean(ids, tokens, False)
         with eagerly(self._block), _mean_before_last_projection(self._block, tokens, self.width) as projected:
             parts = weighted_mean(self._states(ids), tokens) + projected[0]

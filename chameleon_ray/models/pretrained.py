@@ -86,7 +86,7 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
             raise UserError(
                 f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted set allow_remote_code: true beside the name"
             ) from None
-        raise UserError(f"{where}: {folder}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{where}: {folder}: {_first_line(error)}") from None
 
 
 def architecture_of(config: Any, where: str, allow_remote_code: bool = False) -> Architecture:
@@ -115,7 +115,7 @@ def architecture_of(config: Any, where: str, allow_remote_code: bool = False) ->
     products = sum(module.weight.numel() for module in maps)
     last = last_projection(blocks[0])
     widest = max(max(module.weight.shape) for module in maps)
-    gated = len({id(module) for module in maps}) / len(blocks) > 6
+    gated = len(maps) / len(blocks) > 6
     head = model.get_output_embeddings()
     return Architecture(
         layers=len(blocks),
@@ -129,6 +129,11 @@ def architecture_of(config: Any, where: str, allow_remote_code: bool = False) ->
         # Inputs of two norms, of attention's projections and of the feed-forward network; q, k, v and attention's result; two or, gated, four of its own.
         kept_numbers=4 * config.hidden_size + 4 * heads * config.num_attention_heads + (4 if gated else 2) * widest,
     )
+
+
+def _first_line(error: Exception) -> str:
+    """Of what a library says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _weights(address: str, where: str) -> list[str]:
@@ -156,8 +161,7 @@ def _from_hub(name: str, root: str, where: str, allow_remote_code: bool) -> str:
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # whatever the network, the hub or its library say
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{where}: {name!r} is no folder here and cannot be had from the hub ({first_line})") from None
+        raise UserError(f"{where}: {name!r} is no folder here and cannot be had from the hub ({_first_line(error)})") from None
     commit = Path(folder).name
     read_config(folder, where, allow_remote_code)
     _weights(folder, where)
@@ -188,8 +192,7 @@ def _from_gguf(file: str, root: str, where: str) -> str:
         try:
             _convert(Path(storage.local_file(file)), address)
         except Exception as error:  # whatever the libraries say of a file that is cut short, or of an architecture they do not know
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{where}: {file} cannot be read as GGUF ({first_line}); give another file, or a folder with safetensors") from None
+            raise UserError(f"{where}: {file} cannot be read as GGUF ({_first_line(error)}); give another file, or a folder with safetensors") from None
         return {"pretrained": file}
 
     once(address, "pretrained", digest, convert)
