@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.judge import joined
 from chameleon_ray.mixing.judge import judge as judge_by
 from chameleon_ray.mixing.published import PUBLISHED
-from chameleon_ray.mixing.regression import REGRESSORS
-from chameleon_ray.mixing.swarm import MEAN, Swarm, read_swarm
+from chameleon_ray.mixing.regression import BEST, REGRESSORS, known_regressor
+from chameleon_ray.mixing.runs import by_size
+from chameleon_ray.mixing.swarm import MEAN, read_swarm
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import nearest
 
@@ -29,16 +31,22 @@ def judge(
     ],
     swarm: Annotated[list[str], typer.Option(metavar="RATIOS.csv METRICS.csv", help="Two files of runs, joined on the run id; may be given several times.")],
     sizes: Annotated[str | None, typer.Option(help="Model size of each swarm, as in 1M,1M,60M; runs of one size are taken together.")] = None,
+    at: Annotated[list[str] | None, typer.Option(metavar="SIZE", help="Judge for this size too, which need not have runs; may be given several times.")] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="Folder of embeddings (runs/embeddings/…), for domains that no run has and for the regressors content.")
+    ] = None,
     target: Annotated[str, typer.Option(help="A column of the metrics, or mean for the mean of all.")] = MEAN,
-    regressor: Annotated[str, typer.Option(help=f"{', '.join(REGRESSORS)}, or best for the best by cross-validation.")] = "best",
+    regressor: Annotated[str, typer.Option(help=f"{', '.join(REGRESSORS)}, or best for the best by cross-validation.")] = BEST,
     seed: Annotated[int, typer.Option(min=0, help="Decides the folds of the cross-validation and the draws of the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")] = False,
 ) -> None:
     """What mixtures would score, from runs that exist: nothing is trained."""
     from chameleon_ray.terminal import show_verdict
 
-    if regressor not in (*REGRESSORS, "best"):
-        raise UserError(f"--regressor: unknown {regressor!r}; known: {', '.join(REGRESSORS)}, best{nearest(regressor, (*REGRESSORS, 'best'))}")
+    try:
+        known_regressor(regressor)
+    except ValueError as error:
+        raise UserError(f"--regressor: {error}") from None
     # An option takes one word here: the metrics file of each swarm comes as a word of its own.
     metrics = [file for file in files if file.endswith(".csv")]
     mixtures = [file for file in files if not file.endswith(".csv")]
@@ -49,8 +57,9 @@ def judge(
     weights = dict(_labelled(file) for file in mixtures)
     if len(weights) < len(mixtures):
         raise UserError("judge: two of the mixtures have the same name; rename one of the files")
-    by_size = _by_size([read_swarm(*pair) for pair in zip(swarm, metrics, strict=True)], sizes)
-    verdicts = [judge_by(weights, joined(swarms), size, target, regressor, seed) for size, swarms in by_size.items()]
+    swarms = by_size([read_swarm(*pair) for pair in zip(swarm, metrics, strict=True)], sizes)
+    content = Embeddings.load(storage.absolute(embeddings)) if embeddings else None
+    verdicts = [judge_by(weights, swarms, size, target, regressor, seed, content) for size in dict.fromkeys([*swarms, *(at or ())])]
     if as_json:
         typer.echo(json.dumps([asdict(verdict) for verdict in verdicts], ensure_ascii=False, allow_nan=False))
         return
@@ -65,16 +74,3 @@ def _labelled(name: str) -> tuple[str, dict[str, float]]:
     if not name.endswith(".json"):
         raise UserError(f"judge: {name!r} is neither a .json file nor a published mixture; these are {', '.join(PUBLISHED)}{nearest(name, PUBLISHED)}")
     return Path(name).stem, dict(Mixture.load(name).weights)
-
-
-def _by_size(swarms: list[Swarm], sizes: str | None) -> dict[str, list[Swarm]]:
-    """Swarms of one model size together, in the order given."""
-    names = sizes.split(",") if sizes else ["the runs"] * len(swarms)
-    if sizes is None and len(swarms) > 1:
-        raise UserError(f"--sizes: {len(swarms)} swarms are given; say the model size of each, as in --sizes 1M,60M")
-    if len(names) != len(swarms) or not all(names):
-        raise UserError(f"--sizes: {sizes!r} names {len(names)} sizes for {len(swarms)} swarms; give one for each, with commas")
-    found: dict[str, list[Swarm]] = {}
-    for name, swarm in zip(names, swarms, strict=True):
-        found.setdefault(name, []).append(swarm)
-    return found

@@ -33,7 +33,7 @@ class MixtureJob:
     @classmethod
     def of(cls, method: str, point: str, experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> MixtureJob:
         """With the experiment's first seed."""
-        start = start_of(experiment.proxy, corpus, backend, "proxy") if "proxy" in experiment.mixer(method).needs else None
+        start = start_of(experiment.proxy, corpus, backend, "proxy") if "proxy" in experiment.mixer(method).sections else None
         return cls(method, point, experiment, corpus, experiment.seeds[0], start)
 
     @property
@@ -54,7 +54,7 @@ class MixtureJob:
     @property
     def digest(self) -> str:
         """Of the mixture: covers what the method says that it needs."""
-        sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.needs)}
+        sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.sections)}
         return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed, self.start)
 
     def address(self, backend: Backend) -> str:

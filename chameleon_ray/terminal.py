@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from chameleon_ray.mixing.swarm import MEAN
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.formatting import count, duration, fixed, measured, number, power
+from chameleon_ray.settings import listed
 
 if TYPE_CHECKING:
     from chameleon_ray.mixing.judge import Interval, Verdict
@@ -90,16 +92,22 @@ def show_measurements(console: Console, measurements: pa.Table, title: str) -> N
 
 def show_verdict(console: Console, found: Verdict) -> None:
     """What mixtures would score at one model size, against the first of them."""
-    ordered = f"cross-validated rank correlation {found.spearman[found.regressor]:.3f}"
-    grid = Grid(title=f"{found.size}: predicted from {found.num_runs:,} runs by {found.regressor} ({ordered})", title_justify="left", title_style="none")
+    correlation = f"rank correlation {found.spearman[found.regressor]:.3f}"
+    ordered = f"cross-validated {correlation}" if found.num_runs else f"{correlation} from smaller sizes to the largest that was run"
+    source = f"{found.num_runs:,} runs" if found.num_runs else "runs of other sizes"
+    grid = Grid(title=f"{found.size}: predicted from {source} by {found.regressor} ({ordered})", title_justify="left", title_style="none")
     grid.add_column("mixture", overflow="fold")
-    for column in ("mean nats", "average perplexity", "nats against the first", "perplexity against the first", "nearest run"):
+    means = ("mean nats", "average perplexity") if found.target == MEAN else (f"{found.target}, nats", "perplexity")
+    for column in (*means, "nats against the first", "perplexity against the first", "nearest run"):
         grid.add_column(column, justify="right")
     for each in found.mixtures:
         changes = [_within(each.nats_change, "+.3f"), _within(each.perplexity_change, "+.1%")]
         distance = fixed(each.distance, 2) + ("" if each.covered else " !")
-        grid.add_row(escape(each.mixture), fixed(each.nats.value, 4), fixed(each.perplexity.value, 2), *changes, distance)
+        grid.add_row(escape(each.mixture) + (" *" if each.unseen else ""), fixed(each.nats.value, 4), fixed(each.perplexity.value, 2), *changes, distance)
     console.print(grid)
+    for each in found.mixtures:
+        if each.unseen:
+            _say(console, f"* {each.mixture}: no run has any of {listed(each.unseen)}; what it does is told by its embedding alone.")
     _say(console, "In brackets the range of nine tenths of regressions on runs drawn anew; distances are L1.")
     outside = [each.mixture for each in found.mixtures if not each.covered]
     if outside:

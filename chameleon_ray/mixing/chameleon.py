@@ -23,6 +23,7 @@ from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structurel
 from chameleon_ray.mixing.krls import Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
+from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, normalised, uniform
@@ -89,9 +90,7 @@ class Chameleon(Method):
         """Raise `UserError` for a domain that is empty, a prior over other domains, or a layer that the proxy does not have."""
         super().check(context)
         self.prior_of(context.corpus.names, context.corpus.tokens(), f"methods.{context.label}.prior")
-        layers = context.start.details["architecture"]["layers"] if context.start else context.proxy.model.shape[0]
-        if context.embedding.layer != "middle" and context.embedding.layer > layers:
-            raise UserError(f"embedding.layer: {context.embedding.layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")
+        check_layer(context)
 
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """The proxy."""
@@ -106,7 +105,7 @@ class Chameleon(Method):
             prior = self.prior_of(names, context.corpus.tokens())
             shares = () if self.prior == "uniform" else tuple(prior.values())
             rule = SettledRule(self.formula, shares, stop.tolerance, stop.every_steps or max(1, training.steps // 20), stop.samples_per_domain)
-        return TrainJob("proxy", training.model_copy(update={"stop": None}), uniform(names), context.seed, rule, start=context.start)
+        return uniform_proxy(context, rule)
 
     def fit(self, context: FitContext) -> Mixture:
         """Train the proxy on uniform weights, embed the domains with it and weigh them (algorithm 1, steps 3 to 14).
@@ -129,12 +128,7 @@ class Chameleon(Method):
         Raises:
             UserError: a domain without samples.
         """
-        (proxy,) = context.backend.train_many(context.corpus, [self.proxy_job(context)])
-        embeddings = context.backend.embed(proxy, context.corpus, context.embedding)
-        for name in context.corpus.names:
-            if name not in embeddings.names:
-                raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
-        return proxy, embeddings
+        return embedded(context, self.proxy_job(context))
 
     def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None) -> Mixture:
         """Weights of embedded domains, old or new, without training (algorithm 1, steps 6 to 14).

@@ -1,25 +1,30 @@
 """What a mixture would score, by runs that exist: a regression on swarms of one or several model sizes, and nothing trained.
 
-    r       [n, k] mixtures of the runs of one size, L [n, m] their losses on m targets
-    f_j     [m] regressions from a mixture to a target's loss, the regressor chosen by cross-validated rank correlation of the mean loss
+    r       [n, k] mixtures of the runs, L [n, m] their losses on m targets
+    f       [m] regressions from a mixture to a target's loss at the size asked for, the regressor chosen by cross-validated rank correlation of the mean loss
     draws   the same fits on runs drawn with replacement; an interval is of these, and says nothing of how far a mixture lies from all runs. Penalties that
             leave single runs out meet copies of them in a draw and come out small, so that intervals are rather wide
     d       L1 distance of a mixture to the nearest run; it is covered where that is no more than runs are usually apart from their nearest, and where it is no
             more even than the most even run (effective number of domains)
+
+A size that no model was trained at is reached by regressors that learn from several sizes; they are then chosen by how well they order the runs of the
+largest size, given those of smaller ones and a fold of its own.
 
 Means over targets are arithmetic means of losses in nats per token, and of perplexities. The hard domains rule the latter: both are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman
-from chameleon_ray.mixing.regressors.regressor import Array
+from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit
+from chameleon_ray.mixing.regressors.regressor import Array, Runs
+from chameleon_ray.mixing.runs import ONE_SIZE, by_parameters, parameters_of, prefix, runs_of, targets_of
 from chameleon_ray.mixing.simplex import effective_number
 from chameleon_ray.mixing.swarm import MEAN, Swarm
 
@@ -47,6 +52,7 @@ class Judged:
         nats_change, perplexity_change: against the first mixture, in nats and as a fraction; None for the first itself.
         distance: L1, to the nearest run.
         covered: whether the runs reach it; where not, the intervals leave out how wrong the regression may be so far from them.
+        unseen: domains of it that no run has any of: what they do is told by their embeddings alone.
     """
 
     mixture: str
@@ -57,6 +63,7 @@ class Judged:
     perplexity_change: Interval | None
     distance: float
     covered: bool
+    unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,15 @@ class Verdict:
     """All mixtures at one model size, judged by one regression.
 
     Attributes:
-        spearman: regressor -> cross-validated rank correlation of the target on the size's own runs.
+        target: what was predicted: one, or `mean`.
+        num_runs: of models of this size; 0 where none was trained and other sizes tell.
+        spearman: regressor -> cross-validated rank correlation of the target on the size's own runs; without any, on those of the largest size, predicted
+            from the smaller ones and a fold of its own.
         usual_distance: the L1 distance that 95 of 100 runs have to their nearest at most.
     """
 
     size: str
+    target: str
     num_runs: int
     regressor: str
     spearman: Mapping[str, float]
@@ -76,40 +87,44 @@ class Verdict:
     mixtures: tuple[Judged, ...]
 
 
-def judge(mixtures: Mapping[str, Mapping[str, float]], swarm: Swarm, size: str, target: str = MEAN, regressor: str = "best", seed: int = 0) -> Verdict:
-    """Judge mixtures by the runs of one model size, all against the first.
+def judge(
+    mixtures: Mapping[str, Mapping[str, float]],
+    swarms: Mapping[str, Swarm],
+    size: str,
+    target: str = MEAN,
+    regressor: str = BEST,
+    seed: int = 0,
+    embeddings: Embeddings | None = None,
+) -> Verdict:
+    """Judge mixtures for models of one size, all against the first.
 
     Args:
-        mixtures: label -> domain -> weight. Domains of the swarm that a mixture leaves out have none of it.
-        target: one of the swarm's, or `mean`.
+        mixtures: label -> domain -> weight. Domains of the swarms that a mixture leaves out have none of it.
+        swarms: model size (60M, 1B) -> its runs, all of the same domains and targets; with a single one the size may be any name.
+        size: one of these, or another.
+        target: one of the swarms', or `mean`.
         regressor: a key of `REGRESSORS`, or `best`.
+        embeddings: of the swarms' domains, of some of them, and of those that no run has.
     Raises:
-        UserError: domains that the swarm does not have, no such target, too few runs, or a regression that cannot order its own runs.
-    Cost: five fits per regressor and target, and per target as many fits for the intervals as the regressor allows (200; 50 for the law, 20 for trees).
+        UserError: domains that neither swarms nor embeddings have, no such target, too few runs, or a regression that cannot order its own runs.
+    Cost: five fits per regressor, and as many for the intervals as the regressor allows (200; 50 for the law, 40 for the additive one, 20 for trees).
     """
-    names = sorted(swarm.domains)
-    ratios = swarm.ratios[:, [swarm.domains.index(name) for name in names]]  # [n, k]
-    columns = swarm.columns(target)  # [n, m]
-    targets = sorted(swarm.targets) if swarm.target(target) == MEAN else [swarm.target(target)]
-    asked = np.array([_row(weights, names, label) for label, weights in mixtures.items()])  # [s, k]
-    tried = candidates(regressor, len(ratios), len(names), f"--swarm of {size}")
-    spearman = {name: cross_validated_spearman(name, ratios, columns, seed) for name in tried}
+    asked, runs, unseen = _table(mixtures, swarms, target, embeddings)  # [s, k]
+    parameters = ONE_SIZE if len(swarms) == 1 and size in swarms else parameters_of(size, "--at")
+    here = runs.only(runs.parameters == parameters)
+    spearman = _chosen(regressor, runs, parameters, seed, f"--swarm of {size}", any(unseen.values()))
     chosen = max(spearman, key=lambda name: spearman[name])
-    if spearman[chosen] < MIN_SPEARMAN:
-        raise UserError(
-            f"--swarm of {size}: no regression orders its own {len(ratios)} runs; the best, {chosen}, has a cross-validated rank correlation of "
-            f"{spearman[chosen]:.2f}: give more runs, runs that differ more, or another --target"
-        )
-    found = _predicted(chosen, ratios, columns, asked)  # [s, m]
-    generator = np.random.default_rng([seed, len(ratios)])
-    picks = generator.integers(len(ratios), size=(REGRESSORS[chosen].draws, len(ratios)))
-    draws = np.stack([_predicted(chosen, ratios[pick], columns[pick], asked) for pick in picks])  # [draws, s, m]
-    distances = np.abs(asked[:, None] - ratios[None]).sum(axis=2).min(axis=1)  # [s]
-    usual = float(np.quantile(_nearest_others(ratios), COVERED_QUANTILE))
-    evenest = max(map(effective_number, ratios))
+    found = fit(chosen, runs, parameters)(asked)  # [s, m]
+    draws = np.stack([fit(chosen, drawn, parameters)(asked) for drawn in _drawn(runs, REGRESSORS[chosen].draws, seed)])  # [draws, s, m]
+    near = here if len(here) else runs
+    distances = np.abs(asked[:, None] - near.ratios[None]).sum(axis=2).min(axis=1)  # [s]
+    usual = float(np.quantile(_nearest_others(near.ratios), COVERED_QUANTILE))
+    evenest = max(map(effective_number, near.ratios))
     if not np.isfinite(np.exp(draws)).all():
         label = list(mixtures)[int(np.argmin(np.isfinite(np.exp(draws)).all(axis=(0, 2))))]
         raise UserError(f"mixture {label!r}: {chosen} predicts no finite loss so far from the runs of {size}; try another --regressor")
+    first = next(iter(swarms.values()))
+    targets = targets_of(first, target)
     nats, perplexity = ((mean(found), mean(draws)) for mean in (_mean_nats, _mean_perplexity))  # [s], [draws, s] each
     judged = tuple(
         Judged(
@@ -121,54 +136,69 @@ def judge(mixtures: Mapping[str, Mapping[str, float]], swarm: Swarm, size: str, 
             perplexity_change=_interval(perplexity[0][i] / perplexity[0][0] - 1, perplexity[1][:, i] / perplexity[1][:, 0] - 1) if i else None,
             distance=float(distances[i]),
             covered=bool(distances[i] <= usual and effective_number(asked[i]) <= evenest),
+            unseen=unseen[label],
         )
         for i, label in enumerate(mixtures)
     )
-    return Verdict(size, len(ratios), chosen, spearman, usual, judged)
+    return Verdict(size, first.target(target), len(here), chosen, spearman, usual, judged)
 
 
-def joined(swarms: Sequence[Swarm]) -> Swarm:
-    """Runs of one model size from several files; ids may repeat between them.
-
-    Raises:
-        UserError: files with other domains or targets.
-    """
-    first = swarms[0]
-    for other in swarms[1:]:
-        for what, mine, theirs in (("domain", first.domains, other.domains), ("target", first.targets, other.targets)):
-            if odd := sorted(set(mine) ^ set(theirs)):
-                raise UserError(f"--swarm: {what} {odd[0]!r} is in only one of two swarms of one size; give them sizes of their own, or the same columns")
-    runs = tuple(f"{i}/{run}" for i, swarm in enumerate(swarms) for run in swarm.runs)
-    ratios = np.concatenate([swarm.ratios[:, [swarm.domains.index(name) for name in first.domains]] for swarm in swarms])
-    metrics = np.concatenate([swarm.metrics[:, [swarm.targets.index(name) for name in first.targets]] for swarm in swarms])
-    return Swarm(runs, first.domains, ratios, first.targets, metrics)
-
-
-def _row(weights: Mapping[str, float], names: Sequence[str], label: str) -> list[float]:
-    """[k] the mixture in the order of the swarm's domains, whose common prefix (`the_pile_`) a mixture need not repeat."""
-    plain = {name.removeprefix(_prefix(names)): name for name in names}
-    known = {name: name if name in names else plain.get(name) for name, weight in weights.items() if weight > 0}
-    if missing := [name for name, found in known.items() if found is None]:
-        raise UserError(f"mixture {label!r}: {', '.join(map(repr, missing))} in no run of the swarm, which has {', '.join(sorted(plain))}")
-    if len(set(known.values())) < len(known):
-        twice = next(name for name, found in known.items() if list(known.values()).count(found) > 1)
-        raise UserError(f"mixture {label!r}: domain {twice!r} is there twice, with and without the prefix {_prefix(names)!r}; add the two up")
-    by_name = {found: weights[name] for name, found in known.items()}
-    return [by_name.get(name, 0.0) for name in names]
+def _table(
+    mixtures: Mapping[str, Mapping[str, float]], swarms: Mapping[str, Swarm], target: str, embeddings: Embeddings | None
+) -> tuple[Array, Runs, dict[str, tuple[str, ...]]]:
+    """Mixtures [s, k], runs of the same domains, and the domains of every mixture that no run has."""
+    domains = next(iter(swarms.values())).domains
+    shared = prefix(domains)
+    known = {name.removeprefix(shared) for name in domains}
+    plain = {label: _plain(weights, known, shared, label) for label, weights in mixtures.items()}
+    unseen = {label: tuple(name for name in weights if name not in known) for label, weights in plain.items()}
+    for label, names in unseen.items():
+        missing = [name for name in names if embeddings is None or name not in embeddings.names]
+        if missing:
+            remedy = "they have no embeddings either" if embeddings else "give --embeddings of these and of the others, from which to tell what they do"
+            raise UserError(f"mixture {label!r}: {', '.join(map(repr, missing))} in no run of the swarm, which has {', '.join(sorted(known))}; {remedy}")
+    order, runs = runs_of(by_parameters(swarms), target, embeddings, list(dict.fromkeys(name for names in unseen.values() for name in names)))
+    asked = np.array([[weights.get(name, 0.0) for name in order] for weights in plain.values()])
+    return asked, runs, unseen
 
 
-def _prefix(names: Sequence[str]) -> str:
-    """The words, each with its underscore, that all names begin with."""
-    words = [name.split("_")[:-1] for name in names]
-    shared = 0
-    while all(len(each) > shared for each in words) and len({each[shared] for each in words}) == 1:
-        shared += 1
-    return "".join(f"{word}_" for word in words[0][:shared])
+def _plain(weights: Mapping[str, float], known: Container[str], shared: str, label: str) -> dict[str, float]:
+    """What a mixture gives the domains it has any of, by their names without the beginning (`the_pile_`) that those of all runs share."""
+    found: dict[str, float] = {}
+    for name, weight in weights.items():
+        if weight > 0:
+            short = name.removeprefix(shared)
+            short = short if short in known else name
+            if short in found:
+                raise UserError(f"mixture {label!r}: domain {short!r} is there twice, with and without the prefix {shared!r}; add the two up")
+            found[short] = weight
+    return found
 
 
-def _predicted(regressor: str, ratios: Array, columns: Array, asked: Array) -> Array:
-    """[s, m]."""
-    return np.stack([REGRESSORS[regressor].fit(ratios, losses)(asked) for losses in columns.T], axis=1)
+def _chosen(regressor: str, runs: Runs, parameters: float, seed: int, where: str, unseen: bool) -> dict[str, float]:
+    """Regressor -> rank correlation of those that can be used, the best of which orders its runs."""
+    here = int((runs.parameters == parameters).sum())
+    tried = candidates(regressor, here, runs.ratios.shape[1], where, len(runs) - here, runs.alike is not None)
+    if unseen:
+        tried = tuple(name for name in tried if REGRESSORS[name].from_content)
+        if not tried:
+            raise UserError(f"--regressor: {regressor!r} knows nothing of domains that no run has; use content, or {BEST}")
+    spearman = {name: cross_validated_spearman(name, runs, parameters, seed) for name in tried}
+    best = max(spearman, key=lambda name: spearman[name])
+    if spearman[best] < MIN_SPEARMAN:
+        raise UserError(
+            f"{where}: no regression orders its own {here or len(runs)} runs; the best, {best}, has a cross-validated rank correlation of "
+            f"{spearman[best]:.2f}: give more runs, runs that differ more, or another --target"
+        )
+    return spearman
+
+
+def _drawn(runs: Runs, draws: int, seed: int) -> Iterator[Runs]:
+    """The runs drawn with replacement, those of every size among themselves."""
+    generator = np.random.default_rng([seed, len(runs)])
+    sizes = [np.flatnonzero(runs.parameters == size) for size in runs.sizes]
+    for _ in range(draws):
+        yield runs.only(np.concatenate([rows[generator.integers(len(rows), size=len(rows))] for rows in sizes]))
 
 
 def _nearest_others(ratios: Array) -> Array:

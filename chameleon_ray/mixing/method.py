@@ -16,12 +16,17 @@ class Method(Settings, ABC):
     """A method that decides how much of each domain to train on: frozen settings, and `fit`, which does the work.
 
     A method is one file and one line in `METHODS`. `version` is raised when the same inputs give another mixture; `needs` names the sections of the
-    experiment that decide it, beside its own settings, the corpus and the seed.
+    experiment that decide it, beside its own settings, the corpus and the seed; `sections` those that do with these settings.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def sections(self) -> frozenset[str]:
+        """What is needed of the experiment with these settings."""
+        return self.needs
 
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
         """Raise `UserError` for settings with which nothing can be fitted, before anything is read; `label` is what the experiment calls the method, `proxy`

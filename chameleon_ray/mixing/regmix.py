@@ -3,7 +3,8 @@
     n        proxies, each trained on a mixture of its own (see swarm.py)
     r        [n, k] those mixtures
     L        [n] the target: one domain's loss on held-out text, or the mean over the domains that have any, in nats per token
-    f        the regression from a mixture to the target (see regression.py); of the mean over domains, the mean of one regression per domain
+    f        the regression from a mixture to the target (see regression.py); of the mean over domains, the mean of one regression per domain. Regressors that
+             know what domains contain take the embeddings of the experiment's proxy
     answer   mean of the `top` draws from Dirichlet(prior) for which f predicts least
 
 Deviations: `top` is 128 as in the released code (paper: 100); nothing is stopped early on test runs, since the authors' early stopping sees them.
@@ -13,19 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.artifacts import Embeddings, TokenCorpus
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.regression import candidates, cross_validated_spearman, fit_mean
+from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
+from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss
+from chameleon_ray.mixing.regressors.regressor import Array
+from chameleon_ray.mixing.runs import ONE_SIZE, runs_of
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, in_order, named, normalised, spread
-from chameleon_ray.mixing.swarm import MEAN, Array, Swarm, dirichlet, draw_mixtures, swarm_files
+from chameleon_ray.mixing.swarm import MEAN, Swarm, dirichlet, draw_mixtures, swarm_files
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import PositiveInt, listed, nearest
 
@@ -40,16 +44,17 @@ class RegMix(Method):
     `proxy` is what differs from RegMix's own proxy (preset 1M, 1000 steps, learning rate 4e-4, constant after 100 warm-up steps, or after a tenth of
     the steps when that is less; batches as in the experiment's proxy). `prior` defaults to the domains' shares of tokens when the swarm is drawn,
     and to the swarm's mean ratios in the search for the optimum. `regressor: best` takes the one with the best cross-validated rank correlation.
-    A proxy is measured on at most `valid_tokens` of each domain.
+    `content`, and `best`, embed the domains with the experiment's proxy; with it or with `additive` 16 to 32 proxies do what others need hundreds for
+    (analysis/results/content.md). A proxy is measured on at most `valid_tokens` of each domain.
     """
 
     name: ClassVar[str] = "regmix"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
     num_proxies: PositiveInt = 512
     proxy: ProxyChanges | None = None
     target: str = MEAN
-    regressor: Literal["lightgbm", "linear", "law", "log-ridge", "best"] = "lightgbm"
+    regressor: Annotated[str, AfterValidator(known_regressor)] = "lightgbm"
     samples: PositiveInt = 100_000
     top: PositiveInt = 128
     valid_tokens: PositiveInt = 1 << 17
@@ -64,8 +69,20 @@ class RegMix(Method):
             check_weights(self.prior, "prior")
         return self
 
+    @property
+    def embeds(self) -> bool:
+        """Whether the regression takes embeddings."""
+        return self.regressor == BEST or REGRESSORS[self.regressor].from_content
+
+    @property
+    def sections(self) -> frozenset[str]:
+        """The embedding decides where the regression takes it."""
+        return self.needs | {"embedding"} if self.embeds else self.needs
+
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
-        """Raise `UserError` for a swarm of pretrained models."""
+        """Raise `UserError` for a swarm of pretrained models, or a regressor for several sizes of them."""
+        if self.regressor != BEST and REGRESSORS[self.regressor].across_sizes:
+            raise UserError(f"methods.{label}.regressor: {self.regressor} learns from models of several sizes, and the swarm is of one; choose another")
         if self.proxy and self.proxy.model and self.proxy.model.pretrained:
             raise UserError(f"methods.{label}.proxy.model: the swarm trains from scratch; give a preset, or layers, heads and width")
 
@@ -79,7 +96,13 @@ class RegMix(Method):
         self.training(context.proxy)
         if len(names) > 1:
             self._check_measured(context.corpus, where)
-            candidates(self.regressor, self.num_proxies, len(names), f"{where}: num_proxies")
+            candidates(self.regressor, self.num_proxies, len(names), f"{where}: num_proxies", embedded=True)
+            if self.embeds:
+                check_layer(context)
+
+    def jobs(self, context: FitContext) -> list[TrainJob]:
+        """The proxy that embeds, where the regression takes embeddings; the swarm's own are too many to be listed."""
+        return [uniform_proxy(context)] if self.embeds and len(context.corpus.names) > 1 else []
 
     def fit(self, context: FitContext) -> Mixture:
         """Draw mixtures, train a proxy on each, measure all on the valid split, and find the optimum.
@@ -88,7 +111,7 @@ class RegMix(Method):
             A mixture whose ledger has all proxies; `details` is that of `optimum`, and the swarm lies beside it as `ratios.csv` and `metrics.csv`.
         Raises:
             UserError: what `check` raises, or losses that are not finite.
-        Cost: `num_proxies` tiny runs. One domain needs none.
+        Cost: `num_proxies` tiny runs, and where the regression takes embeddings the experiment's proxy. One domain needs none.
         """
         self.check(context)
         names, provenance = context.corpus.names, self.provenance(context)
@@ -102,8 +125,15 @@ class RegMix(Method):
         found = context.backend.train_swarm(context.corpus, jobs, "valid", self.valid_tokens)
         metrics = np.array([[proxy.losses[name] for name in measured] for proxy in found])  # [n, m]
         swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, measured, metrics)
-        mixture = self.optimum(swarm, self.rank_correlations(swarm, context.seed), context.seed)
-        ledger, warnings = {proxy.digest: proxy.cost for proxy in found}, (*mixture.warnings, *self._target_warnings(context.corpus))
+        ledger = {proxy.digest: proxy.cost for proxy in found}
+        embeddings = None
+        if self.embeds:
+            proxy, embeddings = embedded(context, uniform_proxy(context))
+            ledger = {proxy.run: proxy.cost, **embeddings.ledger, **ledger}
+        by_size = {ONE_SIZE: swarm}
+        correlations = self.rank_correlations(by_size, ONE_SIZE, context.seed, embeddings)
+        mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings)
+        warnings = (*mixture.warnings, *self._target_warnings(context.corpus))
         return replace(mixture, ledger=ledger, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
 
     def _keys(self, context: FitContext) -> dict[str, str]:
@@ -132,23 +162,30 @@ class RegMix(Method):
         plain = experiment.model_copy(update={"stop": None, "schedule_steps": None, "zero_stage": 0, "precision": "fp32"})
         return own.model_copy(update=given).applied_to(plain)
 
-    def rank_correlations(self, swarm: Swarm, seed: int) -> dict[str, float]:
+    def rank_correlations(self, swarms: Mapping[float, Swarm], parameters: float, seed: int, embeddings: Embeddings | None = None) -> dict[str, float]:
         """Regressor -> cross-validated rank correlation on the target, to be read before any optimum.
 
+        Args:
+            swarms: parameters of the models -> their runs, all of the same domains and targets.
+            parameters: of the models that the optimum is for.
+            embeddings: of the domains, or of some of them.
         Raises:
             UserError: no such target, a prior over other domains, metrics that are not finite or constant, or a swarm smaller than the regression needs.
-        Cost: five fits per regressor, for `mean` times the number of domains.
+        Cost: five fits per regressor.
         """
-        self._prior(swarm.domains)
-        ratios, columns = _ordered(swarm), swarm.columns(self.target)
-        tried = candidates(self.regressor, len(swarm.runs), len(swarm.domains), "swarm")
-        return {name: cross_validated_spearman(name, ratios, columns, seed) for name in tried}
+        self._prior(_first(swarms).domains)
+        names, runs = runs_of(swarms, self.target, embeddings)
+        here = int((runs.parameters == parameters).sum())
+        tried = candidates(self.regressor, here, len(names), "swarm", len(runs) - here, embeddings is not None)
+        return {name: cross_validated_spearman(name, runs, parameters, seed) for name in tried}
 
-    def optimum(self, swarm: Swarm, correlations: Mapping[str, float], seed: int) -> Mixture:
-        """The mixture that the regression on the swarm predicts best: the mean of the `top` of `samples` draws from Dirichlet(prior).
+    def optimum(
+        self, swarms: Mapping[float, Swarm], parameters: float, correlations: Mapping[str, float], seed: int, embeddings: Embeddings | None = None
+    ) -> Mixture:
+        """The mixture that the regression on the swarms predicts best: the mean of the `top` of `samples` draws from Dirichlet(prior).
 
         Args:
-            correlations: what `rank_correlations` found; the regressor with the largest is used, the first of equal ones.
+            correlations: what `rank_correlations` found of the same; the regressor with the largest is used, the first of equal ones.
         Returns:
             A mixture whose `details` hold target, regressor, rank correlations, number of runs, prior and the loss predicted at the optimum; `ledger`
             is empty, since what the swarm took is not known here. Neither the order of the domains nor that of the targets changes a digit.
@@ -156,12 +193,15 @@ class RegMix(Method):
             UserError: as `rank_correlations`.
         Cost: one fit and `samples` predictions, about ten core seconds for 100,000 draws of 17 domains by 1000 trees; for `mean` times the number of domains.
         """
-        target, columns = swarm.target(self.target), swarm.columns(self.target)
+        first = _first(swarms)
+        target = first.target(self.target)
         regressor = max(correlations, key=lambda name: correlations[name])
-        ratios, names = _ordered(swarm), sorted(swarm.domains)
-        given = self._prior(swarm.domains)
-        prior = normalised([given[name] for name in names] if given else ratios.mean(axis=0))  # [k]
-        predict = fit_mean(regressor, ratios, columns)
+        _, runs = runs_of(swarms, self.target, embeddings)
+        names, here = sorted(first.domains), runs.parameters == parameters
+        near = runs.only(here) if here.any() else runs
+        given = self._prior(first.domains)
+        prior = normalised([given[name] for name in names] if given else near.ratios.mean(axis=0))  # [k]
+        predict = mean_loss(fit(regressor, runs, parameters))
         draws = dirichlet(names, prior, self.samples, seed, "optimum")  # [samples, k]
         best = draws[np.argsort(predict(draws), kind="stable")[: self.top]]
         weights = normalised(best.mean(axis=0))
@@ -169,15 +209,15 @@ class RegMix(Method):
             "target": target,
             "regressor": regressor,
             "spearman": {target: dict(correlations)},
-            "num_runs": len(swarm.runs),
+            "num_runs": len(runs),
             "predicted_loss": float(predict(weights[None])[0]),
-            "best_loss_of_swarm": float(columns.mean(axis=1).min()),
+            **({"best_loss_of_swarm": float(near.losses.mean(axis=1).min())} if here.any() else {}),
             "prior": named(names, prior),
         }
         by_name = named(names, weights)
         warnings = (*self._quality_warnings(target, regressor, correlations[regressor]), *_collapse_warnings(weights, target))
         provenance = {"settings": self.model_dump(mode="json")}
-        return Mixture(self.name, {name: by_name[name] for name in swarm.domains}, provenance=provenance, details=details, warnings=warnings)
+        return Mixture(self.name, {name: by_name[name] for name in first.domains}, provenance=provenance, details=details, warnings=warnings)
 
     def _prior(self, domains: tuple[str, ...]) -> dict[str, float] | None:
         return None if self.prior is None else in_order(self.prior, domains, "prior", "weight")
@@ -207,9 +247,8 @@ class RegMix(Method):
         ]
 
 
-def _ordered(swarm: Swarm) -> Array:
-    """[n, k] the ratios with the domains in the order of their names."""
-    return swarm.ratios[:, sorted(range(len(swarm.domains)), key=swarm.domains.__getitem__)]
+def _first(swarms: Mapping[float, Swarm]) -> Swarm:
+    return next(iter(swarms.values()))
 
 
 def _collapse_warnings(weights: Array, target: str) -> list[str]:

@@ -1,71 +1,105 @@
-"""Regressors from a mixture to a loss, and how well they order mixtures they have not seen.
+"""Regressors from a mixture to losses: how they are chosen, and how well they order mixtures they have not seen.
 
-r    [n, k] ratios, rows on the simplex
-L    [n] losses of one target
+Shapes and names: `regressors/regressor.py`.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.regressors.additive import ADDITIVE
+from chameleon_ray.mixing.regressors.bimix import BIMIX
+from chameleon_ray.mixing.regressors.content import CONTENT
 from chameleon_ray.mixing.regressors.exponential import EXPONENTIAL
 from chameleon_ray.mixing.regressors.linear import LINEAR
 from chameleon_ray.mixing.regressors.log_ridge import LOG_RIDGE
-from chameleon_ray.mixing.regressors.regressor import FOLDS, Array, Predict, Regressor
+from chameleon_ray.mixing.regressors.regressor import FOLDS, Array, Predict, Regressor, Runs
+from chameleon_ray.mixing.regressors.shrinking import shrinking
 from chameleon_ray.mixing.regressors.trees import TREES_REGRESSOR
+from chameleon_ray.settings import nearest
 
+BEST = "best"
 REGRESSORS: dict[str, Regressor] = {
     "lightgbm": TREES_REGRESSOR,
     "linear": LINEAR,
     "law": EXPONENTIAL,
     "log-ridge": LOG_RIDGE,
+    "additive": ADDITIVE,
+    "content": CONTENT,
+    "parallel": shrinking(ADDITIVE, ADDITIVE, fixed=True),
+    "shrinking": shrinking(ADDITIVE, ADDITIVE),
+    "shrinking-lightgbm": shrinking(TREES_REGRESSOR, ADDITIVE),
+    "shrinking-law": shrinking(EXPONENTIAL, ADDITIVE),
+    "shrinking-content": shrinking(CONTENT, CONTENT),
+    "bimix": BIMIX,
 }
+SAME_MIXTURE = 1e-6
 
 
-def fit_mean(regressor: str, ratios: Array, columns: Array) -> Predict:
-    """Predict the mean of several losses as the mean of one fit each.
+def known_regressor(name: str) -> str:
+    """The name itself; raises `ValueError` for one that is not there."""
+    if name not in (*REGRESSORS, BEST):
+        raise ValueError(f"unknown regressor {name!r}; known: {', '.join(REGRESSORS)}, {BEST}{nearest(name, (*REGRESSORS, BEST))}")
+    return name
+
+
+def fit(regressor: str, runs: Runs, parameters: float) -> Predict:
+    """Fitted to what it learns from: runs of all sizes, or those of models of the size asked for."""
+    found = REGRESSORS[regressor]
+    return found.fit(runs if found.across_sizes else runs.only(runs.parameters == parameters), parameters)
+
+
+def mean_loss(predict: Predict) -> Predict:
+    """[s, k] -> [s] mean of the predicted losses.
 
     A domain's loss is simple in the mixture (it falls with the domain's own share), while the mean over domains rises towards every corner: a plane or
     a single exponential cannot follow it, a sum of them can.
+    """
+    return lambda ratios: np.asarray(predict(ratios).mean(axis=1))
+
+
+def candidates(regressor: str, num_runs: int, k: int, where: str, elsewhere: int = 0, embedded: bool = False) -> tuple[str, ...]:
+    """The regressors to try: the one that is named, or for `best` all that the runs suffice for.
 
     Args:
-        columns: [n, c] losses.
-    """
-    fits = [REGRESSORS[regressor].fit(ratios, losses) for losses in columns.T]
-    return lambda mixtures: np.mean([predict(mixtures) for predict in fits], axis=0)
-
-
-def candidates(regressor: str, num_runs: int, k: int, where: str) -> tuple[str, ...]:
-    """The regressors to try: the one that is named, or for `best` all that the swarm is large enough for.
-
+        num_runs: of models of the size asked for.
+        elsewhere: runs of models of other sizes.
+        embedded: whether domains have embeddings.
     Raises:
-        UserError: the swarm is smaller than the regression needs; `where` names what counts the runs.
+        UserError: fewer runs than the regression needs, no embeddings, or no other sizes, where it needs them; `where` names what holds the runs.
     """
-    wanted = tuple(REGRESSORS) if regressor == "best" else (regressor,)
-    fitting = tuple(name for name in wanted if num_runs >= REGRESSORS[name].min_runs(k))
-    if not fitting:
-        needs = ", ".join(f"{name} {found.min_runs(k)}" for name, found in REGRESSORS.items())
-        raise UserError(f"{where}: {num_runs} runs are too few for regressor {regressor!r} with {k} domains; needed are {needs}")
-    return fitting
+    wanted = tuple(REGRESSORS) if regressor == BEST else (regressor,)
+    able = [name for name in wanted if not _lacks(REGRESSORS[name], num_runs, elsewhere, embedded)]
+    fitting = tuple(name for name in able if num_runs + elsewhere * REGRESSORS[name].across_sizes >= REGRESSORS[name].min_runs(k))
+    if fitting:
+        return fitting
+    if not able:
+        raise UserError(f"{where}: regressor {regressor!r} {_lacks(REGRESSORS[wanted[0]], num_runs, elsewhere, embedded)}")
+    needs = ", ".join(f"{name} {REGRESSORS[name].min_runs(k)}" for name in able)
+    raise UserError(f"{where}: {num_runs} runs are too few for regressor {regressor!r} with {k} domains; needed are {needs}")
 
 
-def cross_validated_spearman(regressor: str, ratios: Array, columns: Array, seed: int, folds: int = FOLDS) -> float:
-    """Rank correlation of the mean of the losses with predictions for runs the fit has not seen, all folds pooled.
+def cross_validated_spearman(regressor: str, runs: Runs, parameters: float, seed: int, folds: int = FOLDS) -> float:
+    """Rank correlation of the mean of the losses with predictions for runs of the size asked for that the fit has not seen, all folds pooled. A mixture that
+    models of several sizes were trained on is left out with all of them.
+
+    Of a size without runs: that of the largest size there is, predicted from the runs of smaller ones and one fold of its own.
 
     Args:
-        columns: [n, c] losses, each fitted by itself.
         seed: decides which runs fall into one fold; the same runs in the same order give the same answer.
     Returns:
         A number in [-1, 1]; 0 where all predictions are equal.
     """
-    order = np.random.default_rng(seed).permutation(len(columns))
-    predicted = np.empty(len(columns))
-    for fold in range(folds):
-        held_out = order[fold::folds]
-        others = np.setdiff1d(order, held_out)
-        predicted[held_out] = fit_mean(regressor, ratios[others], columns[others])(ratios[held_out])
-    return spearman(predicted, columns.mean(axis=1))
+    if not (runs.parameters == parameters).any():
+        return _predicted_spearman(regressor, runs, seed, folds)
+    here = np.flatnonzero(runs.parameters == parameters)
+    predicted = np.empty(len(here))
+    for held_out in _folds(len(here), seed, folds):
+        seen = runs.only(~_same_mixture(runs.ratios, runs.ratios[here[held_out]]))
+        predicted[held_out] = mean_loss(fit(regressor, seen, parameters))(runs.ratios[here[held_out]])
+    return spearman(predicted, runs.losses[here].mean(axis=1))
 
 
 def spearman(first: Array, second: Array) -> float:
@@ -76,3 +110,39 @@ def spearman(first: Array, second: Array) -> float:
     if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _predicted_spearman(regressor: str, runs: Runs, seed: int, folds: int) -> float:
+    """Mean over the folds."""
+    largest = float(runs.sizes[-1])
+    here = np.flatnonzero(runs.parameters == largest)
+    found = []
+    for fold in _folds(len(here), seed, folds):
+        asked = np.delete(here, fold)
+        seen = runs.only(~_same_mixture(runs.ratios, runs.ratios[asked]))
+        found.append(spearman(mean_loss(fit(regressor, seen, largest))(runs.ratios[asked]), runs.losses[asked].mean(axis=1)))
+    return float(np.mean(found))
+
+
+def _folds(n: int, seed: int, folds: int) -> list[NDArray[np.int64]]:
+    order = np.random.default_rng(seed).permutation(n)
+    return [order[fold::folds] for fold in range(folds)]
+
+
+def _same_mixture(ratios: Array, held_out: Array) -> NDArray[np.bool_]:
+    """[n] whether a run's mixture is one of those."""
+    found = np.zeros(len(ratios), dtype=bool)
+    for row in held_out:
+        found |= np.abs(ratios - row).sum(axis=1) < SAME_MIXTURE
+    return found
+
+
+def _lacks(regressor: Regressor, num_runs: int, elsewhere: int, embedded: bool) -> str:
+    """What a regressor needs and does not get, with the remedy; empty where it gets all."""
+    if regressor.from_content and not embedded:
+        return "needs embeddings of the domains"
+    if regressor.across_sizes and not elsewhere:
+        return "learns from models of several sizes; give runs of at least two"
+    if not regressor.across_sizes and not num_runs:
+        return "knows only models of a size that was run; choose one that carries on to other sizes, such as shrinking"
+    return ""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.cli import main
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.judge import joined, judge
+from chameleon_ray.mixing.judge import judge
 from chameleon_ray.mixing.published import PUBLISHED
+from chameleon_ray.mixing.runs import joined
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, swarm_files
 
 DATA = os.environ.get("CHAMELEON_DATA", "")
@@ -37,7 +40,7 @@ def noisy(ratios: np.ndarray) -> np.ndarray:
 
 def test_a_planted_law_is_found_and_mixtures_are_compared_with_the_first() -> None:
     mixtures = {"even": dict.fromkeys(NAMES, 0.25), "more of a": {"a": 0.5, "b": 0.3, "c": 0.1, "d": 0.1}}
-    found = judge(mixtures, swarm(losses=noisy), "tiny")
+    found = judge(mixtures, {"tiny": swarm(losses=noisy)}, "tiny")
     truth = falling(np.array([[0.25] * 4, [0.5, 0.3, 0.1, 0.1]]))
     even, more = found.mixtures
     assert found.spearman[found.regressor] == max(found.spearman.values()) > 0.95
@@ -52,7 +55,7 @@ def test_a_planted_law_is_found_and_mixtures_are_compared_with_the_first() -> No
 
 
 def test_one_target_alone_and_domains_that_a_mixture_leaves_out() -> None:
-    found = judge({"no b": {"my_a": 0.5, "my_c": 0.5}}, swarm(), "tiny", target="b")
+    found = judge({"no b": {"my_a": 0.5, "my_c": 0.5}}, {"tiny": swarm()}, "tiny", target="b")
     (only,) = found.mixtures
     assert list(only.losses) == ["b"] and only.losses["b"] == pytest.approx(3 + 0.1 * np.log(1000), abs=0.1)
 
@@ -61,10 +64,10 @@ def test_what_lies_far_from_all_runs_is_said_to() -> None:
     runs = swarm()
     near = runs.ratios[:, 0] < 0.3
     some = Swarm(tuple(np.array(runs.runs)[near]), runs.domains, runs.ratios[near], runs.targets, runs.metrics[near])
-    inside, outside = judge({"inside": dict(zip(NAMES, some.ratios[5], strict=True)), "outside": {"a": 1.0}}, some, "tiny").mixtures
+    inside, outside = judge({"inside": dict(zip(NAMES, some.ratios[5], strict=True)), "outside": {"a": 1.0}}, {"tiny": some}, "tiny").mixtures
     assert inside.covered and inside.distance == pytest.approx(0)
     assert not outside.covered and outside.distance > 0.7
-    (evener,) = judge({"evener than every run": dict.fromkeys(NAMES, 0.25)}, runs, "tiny").mixtures
+    (evener,) = judge({"evener than every run": dict.fromkeys(NAMES, 0.25)}, {"tiny": runs}, "tiny").mixtures
     assert not evener.covered and evener.distance < 0.7
 
 
@@ -73,22 +76,65 @@ def test_runs_of_one_size_in_several_files_may_share_their_ids() -> None:
     turned = Swarm(second.runs, second.domains[::-1], second.ratios[:, ::-1], second.targets[::-1], second.metrics[:, ::-1])
     both = joined([first, turned])
     assert len(set(both.runs)) == 120 and (both.ratios[60:] == second.ratios).all() and (both.metrics[60:] == second.metrics).all()
-    with pytest.raises(UserError, match="--swarm: domain 'my_d' is in only one of two swarms of one size"):
+    with pytest.raises(UserError, match="--swarm: the second of one size: domain 'my_d' is in only one of it and the first"):
         joined([first, Swarm(("0",), NAMES[:3], np.full((1, 3), 1 / 3), ("a", "b"), np.ones((1, 2)))])
 
 
 def test_a_regression_that_orders_nothing_is_refused() -> None:
     chance = swarm(losses=lambda ratios: np.random.default_rng(0).standard_normal((len(ratios), 2)))
     with pytest.raises(UserError, match=r"--swarm of tiny: no regression orders its own 120 runs; .* rank correlation of -?0\.\d\d"):
-        judge({"even": dict.fromkeys(NAMES, 0.25)}, chance, "tiny")
+        judge({"even": dict.fromkeys(NAMES, 0.25)}, {"tiny": chance}, "tiny")
 
 
 def test_a_domain_of_no_run_is_refused() -> None:
-    with pytest.raises(UserError, match=r"mixture 'm': 'law', 'code' in no run of the swarm, which has a, b, c, d"):
-        judge({"m": {"a": 0.5, "law": 0.25, "code": 0.25}}, swarm(), "tiny")
+    with pytest.raises(UserError, match=r"mixture 'm': 'law', 'code' in no run of the swarm, which has a, b, c, d; give --embeddings"):
+        judge({"m": {"a": 0.5, "law": 0.25, "code": 0.25}}, {"tiny": swarm()}, "tiny")
     with pytest.raises(UserError, match=r"mixture 'm': domain 'a' is there twice, with and without the prefix 'my_'; add the two up"):
-        judge({"m": {"a": 0.5, "my_a": 0.5}}, swarm(), "tiny")
-    assert judge({"m": {"a": 1.0, "law": 0.0}}, swarm(), "tiny").mixtures[0].losses
+        judge({"m": {"a": 0.5, "my_a": 0.5}}, {"tiny": swarm()}, "tiny")
+    assert judge({"m": {"a": 1.0, "law": 0.0}}, {"tiny": swarm()}, "tiny").mixtures[0].losses
+
+
+def larger(n: int = 40) -> Swarm:
+    """What a mixture does shrinks to a half for a, and to a tenth for b."""
+    found = swarm(n, seed=5)
+    return replace(found, metrics=np.array([1.5, 2.5]) + falling(found.ratios) * np.array([0.5, 0.1]))
+
+
+def test_sizes_are_judged_together_and_carried_on_to_others() -> None:
+    mixtures = {"much a": {"a": 0.6, "b": 0.1, "c": 0.2, "d": 0.1}, "much b": {"a": 0.1, "b": 0.6, "c": 0.2, "d": 0.1}}
+    sizes = {"1M": swarm(80), "100M": larger()}
+    small, large, huge = (judge(mixtures, sizes, size, regressor=name) for size, name in (("1M", "additive"), ("100M", "shrinking"), ("1B", "shrinking")))
+    assert (small.num_runs, large.num_runs, huge.num_runs) == (80, 40, 0)
+    truth = falling(np.array([[0.6, 0.1], [0.1, 0.6]]))
+    for found, (a, b) in ((small, (1, 1)), (large, (0.5, 0.1)), (huge, (0.5**1.5, 0.1**1.5))):
+        losses = np.array([list(each.losses.values()) for each in found.mixtures])
+        assert losses[1] - losses[0] == pytest.approx((truth[1] - truth[0]) * [a, b], rel=0.1)
+    assert large.target == "mean" and judge(mixtures, sizes, "1B", "b", "shrinking").target == "b"
+    with pytest.raises(UserError, match="--sizes: 'large' is no model size; write parameters as in 1M, 60M, 1.2B"):
+        judge(mixtures, {"1M": swarm(80), "large": larger()}, "1M")
+    with pytest.raises(UserError, match="--swarm of 2M: target 'b' is in only one of it and the first"):
+        judge(mixtures, {"1M": swarm(80), "2M": Swarm(("0",), NAMES, np.full((1, 4), 0.25), ("a",), np.ones((1, 1)))}, "1M")
+
+
+def embeddings(**rows: list[float]) -> Embeddings:
+    return Embeddings(tuple(rows), np.array(list(rows.values()))[:, None], np.ones((len(rows), 1), dtype=np.int64), layer=1)
+
+
+def test_a_domain_of_no_run_is_judged_by_its_embedding() -> None:
+    """c helps a as much as a itself, and is near it; so is e, which no run has."""
+
+    def helped(ratios: np.ndarray) -> np.ndarray:
+        return 3 - np.log(ratios[:, [0, 1]] + 0.9 * ratios[:, [2, 3]] + 1e-2)
+
+    near = embeddings(my_a=[0, 0], my_c=[0.1, 0], e=[0, 0.1], my_b=[9, 9], my_d=[9.1, 9])
+    mixtures = {"without": {"a": 0.1, "b": 0.9}, "with e": {"a": 0.1, "b": 0.5, "e": 0.4}}
+    found = judge(mixtures, {"tiny": swarm(losses=helped)}, "tiny", embeddings=near)
+    assert found.regressor == "content" and found.mixtures[0].unseen == () and found.mixtures[1].unseen == ("e",)
+    assert found.mixtures[1].losses["a"] < found.mixtures[0].losses["a"] - 0.5
+    with pytest.raises(UserError, match=r"mixture 'with e': 'e' in no run of the swarm, which has a, b, c, d; they have no embeddings either"):
+        judge(mixtures, {"tiny": swarm()}, "tiny", embeddings=near.select(["my_a", "my_b"]))
+    with pytest.raises(UserError, match="--regressor: 'law' knows nothing of domains that no run has; use content, or best"):
+        judge(mixtures, {"tiny": swarm()}, "tiny", regressor="law", embeddings=near)
 
 
 @pytest.fixture
@@ -111,6 +157,25 @@ def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         main(["judge", "even.json", "tilted.json", "--swarm", "ratios.csv", "metrics.csv", "--regressor", "log-ridge"])
     printed = capsys.readouterr().out
     assert "predicted from 120 runs by log-ridge" in printed and "tilted" in printed and "%" in printed
+    with pytest.raises(SystemExit):
+        main(["judge", "even.json", "tilted.json", "--swarm", "ratios.csv", "metrics.csv", "--regressor", "log-ridge", "--target", "a"])
+    printed = capsys.readouterr().out
+    assert "a, nats" in printed and "average perplexity" not in printed
+
+
+def test_the_command_at_a_size_without_runs(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(files)
+    for name, content in swarm_files(larger()).items():
+        (files / f"large_{name}").write_bytes(content)
+    arguments = "even.json tilted.json --swarm ratios.csv metrics.csv --swarm large_ratios.csv large_metrics.csv --sizes 1M,100M --at 1B --regressor"
+    with pytest.raises(SystemExit):
+        main(["judge", *arguments.split(), "shrinking"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1M: predicted from 120 runs by shrinking" in printed and "100M: predicted from 40 runs by shrinking" in printed
+    assert "1B: predicted from runs of other sizes by shrinking (rank correlation" in printed
+    with pytest.raises(SystemExit):
+        main(["judge", *arguments.split(), "additive"])
+    assert "--swarm of 1B: regressor 'additive' knows only models of a size that was run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,7 +186,7 @@ def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ("even.json --swarm ratios.csv metrics.csv --sizes 1M,60M", "--sizes: '1M,60M' names 2 sizes for 1 swarms; give one for each"),
         ("even --swarm ratios.csv metrics.csv", "judge: 'even' is neither a .json file nor a published mixture; these are "),
         ("gone.json --swarm ratios.csv metrics.csv", "gone.json: no such mixture file"),
-        ("even.json --swarm ratios.csv metrics.csv --regressor tree", "--regressor: unknown 'tree'; known: lightgbm, linear, law, log-ridge, best"),
+        ("even.json --swarm ratios.csv metrics.csv --regressor tree", "--regressor: unknown regressor 'tree'; known: lightgbm, linear, law, "),
         ("even.json --swarm ratios.csv metrics.csv --target law", "target 'law': nothing by that name was measured"),
         ("even.json even.json --swarm ratios.csv metrics.csv", "judge: two of the mixtures have the same name"),
         ("pile_human --swarm ratios.csv metrics.csv", "mixture 'pile_human': 'arxiv', "),
@@ -143,7 +208,7 @@ def test_published_mixtures_on_published_runs() -> None:
     mixtures = {name: PUBLISHED[f"pile_{name}"].weights for name in ("human", "doremi", "regmix", "chameleon")}
     against = {}
     for name in ("human", "doremi", "regmix"):
-        found = judge({name: mixtures[name], "chameleon": mixtures["chameleon"]}, runs, "60M", regressor="log-ridge")
+        found = judge({name: mixtures[name], "chameleon": mixtures["chameleon"]}, {"60M": runs}, "60M", regressor="log-ridge")
         against[name] = found.mixtures[1].perplexity_change.value
         assert found.spearman["log-ridge"] > 0.9
     assert against == pytest.approx({"human": -0.01, "doremi": -0.15, "regmix": -0.36}, abs=0.02)

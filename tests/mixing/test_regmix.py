@@ -18,6 +18,7 @@ from chameleon_ray.cli import main
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regmix import RegMix
+from chameleon_ray.mixing.runs import ONE_SIZE
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, swarm_files
 from chameleon_ray.mixture import Mixture
 from tests.fakes import best_mixture, leave_unmeasured, make_context, swarm_losses
@@ -46,7 +47,8 @@ def fake_swarm(count: int = 100, seed: int = 0) -> Swarm:
 
 def optimum(swarm: Swarm, seed: int = 0, **settings) -> Mixture:
     method = RegMix(**{**SMALL, **settings})
-    return method.optimum(swarm, method.rank_correlations(swarm, seed), seed)
+    by_size = {ONE_SIZE: swarm}
+    return method.optimum(by_size, ONE_SIZE, method.rank_correlations(by_size, ONE_SIZE, seed), seed)
 
 
 def test_a_planted_optimum_is_found(tmp_path: Path) -> None:
@@ -96,8 +98,23 @@ def test_a_swarm_written_and_read_gives_the_same_weights(tmp_path: Path) -> None
 def test_the_best_regressor_is_chosen_and_all_are_reported() -> None:
     found = optimum(fake_swarm(), regressor="best").details
     correlations = found["spearman"]["mean"]
-    assert set(correlations) == {"lightgbm", "linear", "law", "log-ridge"}
+    assert set(correlations) == {"lightgbm", "linear", "law", "log-ridge", "additive"}
     assert correlations[found["regressor"]] == max(correlations.values())
+
+
+def test_content_embeds_the_domains_with_the_experiments_proxy() -> None:
+    context = make_context(ROWS)
+    few = {"num_proxies": 16, **SMALL}
+    plain, told = (RegMix(regressor=name, **few).fit(context) for name in ("additive", "content"))
+    assert set(told.details["spearman"]["mean"]) == {"content"}
+    assert len(told.ledger) == len(plain.ledger) + 2, "the proxy and the embeddings"
+    assert [len(RegMix(regressor=name).jobs(context)) for name in ("additive", "content", "best")] == [0, 1, 1]
+    assert [sorted(RegMix(regressor=name).sections) for name in ("additive", "best")] == [["proxy"], ["embedding", "proxy"]]
+
+
+def test_a_swarm_of_one_size_cannot_tell_of_several() -> None:
+    with pytest.raises(UserError, match=r"methods.regmix.regressor: shrinking learns from models of several sizes, and the swarm is of one"):
+        RegMix(regressor="shrinking").check_settings("regmix", EXPERIMENT)
 
 
 def test_the_prior_says_where_to_look() -> None:
@@ -207,7 +224,7 @@ def test_command_reports_the_rank_correlation_before_the_mixture(folder: Path, c
     assert status == 0
     assert 0 <= text.index("law: cross-validated rank correlation") < text.index("Mixture 'regmix'") < text.index("predicted loss")
     found = Mixture.load(out)
-    assert found.details["target"] == "web" and list(found.weights) == list(ROWS) and found.provenance["ratios"]["file"].endswith("ratios.csv")
+    assert found.details["target"] == "web" and list(found.weights) == list(ROWS) and found.provenance["ratios"][0]["file"].endswith("ratios.csv")
 
 
 def test_command_prints_json_alone_and_takes_a_prior(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +240,7 @@ def test_command_prints_json_alone_and_takes_a_prior(folder: Path, capsys: pytes
     "options, words",
     [
         (("--target", "wbe"), "target 'wbe': nothing by that name was measured; there are mean, books, code, math, web (did you mean 'web'?)"),
-        (("--target", "web", "--regressor", "forest"), "regmix fit: regressor: Input should be"),
+        (("--target", "web", "--regressor", "forest"), "regmix fit: regressor: unknown regressor 'forest'; known: lightgbm, "),
         (("--target", "web", "--prior", "web=1"), "prior: 'books' has no weight"),
         (("--target", "web", "--prior", "web=half"), "--prior: 'web=half' is not of the form name=value"),
         (("--target", "web", "--prior", "web=0.5,web=0.5"), "--prior: 'web=0.5' gives a domain twice"),
@@ -235,3 +252,31 @@ def test_command_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixtu
     status, text, error = run(capsys, folder, *options)
     assert (status, text) == (2, "")
     assert words in error and len(error.splitlines()) == 1
+
+
+def test_command_finds_the_optimum_at_a_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Books matter less as models grow, so that their share falls with the size."""
+    names, ratios = tuple(ROWS), draw_mixtures(dict.fromkeys(ROWS, 0.25), 60, 0)
+    small = Swarm(tuple(map(str, range(60))), names, ratios, names, 3 - 0.2 * np.log(ratios + 1e-2))
+    less = np.where(np.array(names) == "books", 0.3, 1.0)
+    large = replace(small, metrics=2 + less * (small.metrics - 3)[::2], ratios=ratios[::2], runs=small.runs[::2])
+    write_files(swarm_files(small), folder)
+    (folder / "large").mkdir()
+    write_files(swarm_files(large), folder / "large")
+    both = ("--ratios", str(folder / "large" / "ratios.csv"), "--metrics", str(folder / "large" / "metrics.csv"), "--sizes", "1M,100M")
+    weights = {}
+    for size in ("1M", "100M", "1B"):
+        status, text, error = run(capsys, folder, *both, "--target", "mean", "--regressor", "shrinking", "--at", size, "--json")
+        assert status == 0, error
+        weights[size] = json.loads(text)["weights"]
+    assert weights["1M"]["books"] > weights["100M"]["books"] > weights["1B"]["books"]
+    status, text, _ = run(capsys, folder, *both, "--target", "mean", "--regressor", "shrinking", "--at", "1B")
+    assert "shrinking: cross-validated rank correlation" in text and "(for 1B; 60 runs of 1M, 30 runs of 100M)" in text
+    for options, words in (
+        (("--at", "1B"), "swarm: regressor 'lightgbm' knows only models of a size that was run; choose one that carries on to other sizes"),
+        (("--regressor", "bimix", "--at", "large"), "--at: 'large' is no model size; write parameters as in 1M, 60M, 1.2B"),
+    ):
+        status, _, error = run(capsys, folder, *both, "--target", "mean", *options)
+        assert status == 2 and words in error and error.count("\n") == 1
+    status, _, error = run(capsys, folder, *both[:2], "--target", "mean")
+    assert status == 2 and "--ratios: 2 files, and 1 of --metrics; give one of each for every model size" in error

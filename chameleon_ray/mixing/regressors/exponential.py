@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor
+from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor, each_target
 
 RANDOM_STARTS = 3
 
@@ -40,4 +40,4 @@ def fit_law(ratios: Array, losses: Array) -> Predict:
     return lambda mixtures: low + span * (best[0] + np.exp(mixtures @ best[1:]))
 
 
-EXPONENTIAL = Regressor(fit_law, lambda k: k + 2, draws=50)
+EXPONENTIAL = Regressor(each_target(fit_law), lambda k: k + 2, draws=50)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor
+from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor, each_target
 
 
 def fit_linear(ratios: Array, losses: Array) -> Predict:
@@ -14,4 +14,4 @@ def fit_linear(ratios: Array, losses: Array) -> Predict:
     return lambda mixtures: (mixtures - center) @ slopes + mean
 
 
-LINEAR = Regressor(fit_linear, lambda k: k + 1)
+LINEAR = Regressor(each_target(fit_linear), lambda k: k + 1)

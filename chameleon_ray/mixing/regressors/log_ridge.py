@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor
+from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor, each_target
 
 EPSILON = 1e-3
 SAME = 1e-9
@@ -42,4 +42,4 @@ def _features(ratios: Array) -> Array:
     return np.hstack([ratios, np.log(ratios + EPSILON)])
 
 
-LOG_RIDGE = Regressor(fit_log_ridge, lambda k: 0)
+LOG_RIDGE = Regressor(each_target(fit_log_ridge), lambda k: 0)

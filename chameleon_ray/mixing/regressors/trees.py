@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor
+from chameleon_ray.mixing.regressors.regressor import Array, Predict, Regressor, each_target
 
 LEAF_RUNS = 20
 TREES = 1000
@@ -33,4 +33,4 @@ def fit_lightgbm(ratios: Array, losses: Array) -> Predict:
 
 
 # A split falls between bins of runs: exactly two leaves' worth would allow none.
-TREES_REGRESSOR = Regressor(fit_lightgbm, lambda k: 2 * LEAF_RUNS + 2, draws=20)
+TREES_REGRESSOR = Regressor(each_target(fit_lightgbm), lambda k: 2 * LEAF_RUNS + 2, draws=20)
