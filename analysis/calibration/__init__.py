@@ -1,0 +1,1 @@
+"""Where the constants of Chameleon's `calibrated` variant come from."""
