@@ -49,10 +49,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """One domain in one split. `shard_rows` gives the rows of each shard file; their sum is `rows`."""
+    """One domain in one split. `text_bytes` is what its tokens were as text, in UTF-8; `shard_rows` gives the rows of each shard file, their sum is `rows`."""
 
     documents: int
     tokens: int
+    text_bytes: int
     shard_rows: tuple[int, ...]
 
     @property
@@ -61,9 +62,25 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """What a sample of a domain's train text shows without a model (corpus/quality.py).
+
+    Attributes:
+        sample_bytes: how much was looked at.
+        compression: bytes of text to a byte compressed.
+        repeated: share of passages of eight words that another document of the domain has too.
+    """
+
+    sample_bytes: int
+    compression: float
+    repeated: float
+
+
+@dataclass(frozen=True)
 class DomainCounts:
     """One domain of a corpus. `skipped` counts unreadable documents by reason, `duplicates` exact copies left out, `unused_heldout` documents
     that are held out and not measured: they are over the bound, or alone. A domain with too little text to be measured has no rows in valid and test.
+    A target has no `quality`, since nothing of it is trained on.
     """
 
     train: SplitCounts
@@ -74,6 +91,7 @@ class DomainCounts:
     skipped: Mapping[str, int]
     unigram_entropy_nats: float
     unused_heldout: int = 0
+    quality: Quality | None = None
 
     @property
     def is_measured(self) -> bool:
@@ -101,6 +119,8 @@ class TokenCorpus:
 
     Columns of a shard: `domain` (string), `tokens` (row_tokens unsigned integers), `length` (tokens that are not padding), `document` (an integer
     that is unique to the document of the row's first token within domain and split; held-out documents are numbered in the order they are packed).
+
+    `names` are the domains that are trained on, `targets` texts that are only measured; `domains` has the counts of both.
     """
 
     address: str
@@ -111,6 +131,7 @@ class TokenCorpus:
     vocab_size: int
     end_of_document: int
     tokenizer_sha256: str
+    targets: tuple[str, ...] = ()
 
     def shard_address(self, split: str, domain: str, shard: int) -> str:
         return storage.join(self.address, split, quote(domain, safe=""), f"shard-{shard:05d}.arrow")
@@ -120,8 +141,8 @@ class TokenCorpus:
         return storage.join(self.address, "tokenizer")
 
     def rows(self, split: str = "train") -> dict[str, int]:
-        """Rows of every domain in a split."""
-        return {name: self.domains[name].split(split).rows for name in self.names}
+        """Rows of every domain in a split; of a target in a held-out one."""
+        return {name: self.domains[name].split(split).rows for name in (self.names if split == "train" else (*self.names, *self.targets))}
 
     def tokens(self, split: str = "train") -> dict[str, int]:
         """Tokens of every domain in a split."""
@@ -136,6 +157,11 @@ class TokenCorpus:
     def measured(self) -> tuple[str, ...]:
         """The domains with held-out text: those that losses are measured on and averaged over."""
         return tuple(name for name in self.names if self.domains[name].is_measured)
+
+    @property
+    def heldout(self) -> tuple[str, ...]:
+        """Everything that models are measured on: domains, then targets."""
+        return (*self.measured, *self.targets)
 
     @property
     def unmeasured(self) -> tuple[str, ...]:
@@ -156,15 +182,22 @@ class TokenCorpus:
         record = read_record(address)
         content = record["content"]
         domains = {
-            name: DomainCounts(**{**counts, **{split: SplitCounts(**_tuples(counts[split])) for split in SPLITS}})
+            name: DomainCounts(
+                **{
+                    **counts,
+                    **{split: SplitCounts(**_tuples(counts[split])) for split in SPLITS},
+                    "quality": Quality(**counts["quality"]) if counts["quality"] else None,
+                }
+            )
             for name, counts in content["domains"].items()
         }
         fields = {key: content[key] for key in ("row_tokens", "vocab_size", "end_of_document", "tokenizer_sha256")}
-        return cls(address=address, digest=record["digest"], names=tuple(content["names"]), domains=domains, **fields)
+        names, targets = (tuple(content[key]) for key in ("names", "targets"))
+        return cls(address=address, digest=record["digest"], names=names, domains=domains, targets=targets, **fields)
 
     def content(self) -> dict[str, Any]:
         """What the record holds."""
-        return {**asdict(self), "names": list(self.names)}
+        return {**asdict(self), "names": list(self.names), "targets": list(self.targets)}
 
 
 @dataclass(frozen=True)

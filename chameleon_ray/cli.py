@@ -117,7 +117,7 @@ def evaluate(
     if as_json:
         _print_json({"model": model, "measurements": measured.to_pylist()})
     else:
-        show_measurements(Console(), measured, model)
+        show_measurements(Console(), measured, model, tuple(loaded.corpus.targets))
 
 
 @app.command()

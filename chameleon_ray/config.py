@@ -41,6 +41,19 @@ class DomainConfig(Settings):
         return self
 
 
+class TargetConfig(Settings):
+    """Where the text of a target comes from: all of it is held out."""
+
+    files: tuple[str, ...] = ()
+    huggingface: HuggingFaceSource | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TargetConfig:
+        if bool(self.files) == (self.huggingface is not None):
+            raise ValueError("give either files or huggingface")
+        return self
+
+
 class DomainsFrom(Settings):
     """Domains that are discovered instead of listed: a column of one Hugging Face data set, or the text of this Python environment."""
 
@@ -85,11 +98,13 @@ class TokenizerConfig(Settings):
 class CorpusConfig(Settings):
     """The text, how it becomes tokens, and what is held out: at most `heldout_tokens` of each domain in each of valid and test.
 
-    A domain with fewer than two distinct held-out documents is trained on and not measured, or with `require_heldout` refused.
+    A domain with fewer than two distinct held-out documents is trained on and not measured, or with `require_heldout` refused. `targets` are texts that every
+    model is measured on and none is trained on.
     """
 
     domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)
     domains_from: DomainsFrom | None = None
+    targets: dict[DomainName, TargetConfig] = Field(default_factory=dict)
     text_column: str = "text"
     tokenizer: TokenizerConfig = TokenizerConfig(train=TokenizerTraining())
     row_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = 512
@@ -102,6 +117,8 @@ class CorpusConfig(Settings):
     def _one_source(self) -> CorpusConfig:
         if bool(self.domains) == (self.domains_from is not None):
             raise ValueError("give either domains or domains_from")
+        if both := [name for name in self.targets if name in self.domains]:
+            raise ValueError(f"targets.{both[0]} is also a domain; a target is never trained on: choose another name, or leave the domain out")
         return self
 
 

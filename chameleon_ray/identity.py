@@ -30,7 +30,7 @@ NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code"}
 
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
-    "corpus": 3,  # reading, splitting, packing, order of rows
+    "corpus": 4,  # reading, splitting, packing, order of rows
     "tokenizer": 2,  # what tells one tokenizer from another
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
@@ -39,7 +39,7 @@ VERSIONS: dict[str, int] = {
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
     "mixture": 3,  # what is around a method; the method has a version of its own
-    "report": 5,  # what is shown of the results
+    "report": 6,  # what is shown of the results
 }
 
 
@@ -67,6 +67,7 @@ def corpus_digest(config: CorpusConfig, sources: Sequence[tuple[str | None, bool
         **config.model_dump(mode="json", include={"text_column", "row_tokens", "heldout_fraction", "heldout_tokens"}),
         "tokenizer": training.model_dump() if training else {"sha256": tokenizer_sha256},
         "domains": list(config.domains) or list(found.only if found else ()),
+        "targets": list(config.targets),
         "domain_column": found.domain_column if found else None,
         "sources": [list(source) for source in sources],
         "seed": seed,

@@ -85,11 +85,11 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
 
 
 def evaluate(experiment: Experiment, model: str, backend: Backend) -> pa.Table:
-    """Losses and perplexities on valid and test of one model, by its folder."""
+    """Losses, perplexities and bits per byte on valid and test of one model, by its folder."""
     corpus = _corpus(experiment, backend)
     corpus.check_measured()
     (losses,) = backend.evaluate([backend.open_model(model, corpus)], corpus, SPLITS)
-    return measurement_table({("model", experiment.seeds[0]): losses})
+    return measurement_table({("model", experiment.seeds[0]): losses}, corpus)
 
 
 def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool = False, label: str = "chameleon") -> Mixture:

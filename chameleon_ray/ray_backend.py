@@ -223,7 +223,8 @@ class _Measure:
         (losses,) = backend.evaluate([model], self.corpus, self.splits)
         found = losses[self.splits[0]]
         each = {f"perplexity/{domain}": loss.perplexity for domain, loss in found.items()}
-        return {"mean_perplexity": mean_perplexity(found), "mean_loss_nats": mean_nats(found), **each}
+        of_domains = {name: found[name] for name in self.corpus.measured}
+        return {"mean_perplexity": mean_perplexity(of_domains), "mean_loss_nats": mean_nats(of_domains), **each}
 
 
 def _trained(run: Run) -> TrainedModel:

@@ -60,7 +60,7 @@ def gather(
         experiment=experiment,
         corpus=corpus,
         mixtures=chosen,
-        measurements=measurement_table(losses),
+        measurements=measurement_table(losses, corpus),
         curves=_curves(models),
         embeddings=_embeddings(jobs, fits, backend),
         seconds=_seconds(corpus, chosen, models.values()),
@@ -90,9 +90,9 @@ def failures_of(runs: Runs) -> dict[str, str]:
     return {f"{label}, seed {seed}": outcome.failure for (label, seed), outcome in runs.items() if outcome.failure is not None}
 
 
-def measurement_table(losses: Mapping[tuple[str, int], SplitLosses]) -> pa.Table:
+def measurement_table(losses: Mapping[tuple[str, int], SplitLosses], corpus: TokenCorpus) -> pa.Table:
     """Perplexities of every (label, seed) in long form."""
-    return pa.concat_tables(perplexity_measurements(label, seed, found) for (label, seed), found in losses.items())
+    return pa.concat_tables(perplexity_measurements(label, seed, found, corpus) for (label, seed), found in losses.items())
 
 
 def _report_digest(experiment: Experiment, models: Mapping[tuple[str, int], TrainedModel], failures: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -29,6 +30,8 @@ def show_comparison(console: Console, found: Comparison) -> None:
     shown = (("Mixture", tables.mixture_table), ("Test perplexity", tables.perplexity_table), ("Cost of each mixture", tables.cost_table))
     for title, table in shown:
         _show(console, title, table(found.data))
+        if title == "Test perplexity" and (unseen := tables.unseen_table(found.data)) is not None:
+            _show(console, "Unseen text", unseen)
     for label, mixture in found.data.mixtures.items():
         for made_by in mixture.explanation[:1]:
             _say(console, f"{label}: {made_by}")
@@ -72,21 +75,31 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
         _say(console, f"warning: {warning}", "yellow")
 
 
-def show_measurements(console: Console, measurements: pa.Table, title: str) -> None:
-    """Loss and perplexity per domain of one model, valid and test."""
+def show_measurements(console: Console, measurements: pa.Table, title: str, targets: Collection[str] = ()) -> None:
+    """Loss and perplexity per domain of one model, valid and test; targets stand below the mean, which is over domains."""
     rows = measurements.to_pylist()
     found = {(row["split"], row["domain"], row["metric"]): (row["value"], row["stderr"]) for row in rows}
     documents = {row["domain"]: row["documents"] for row in rows if row["split"] == "test"}
     grid = Grid(title=title, title_justify="left", title_style="none")
     grid.add_column("domain", overflow="fold")
-    for column in ("valid perplexity", "test perplexity", "test loss, nats per token", "test documents"):
+    for column in ("valid perplexity", "test perplexity", "test loss, nats per token", "test bits per byte", "test documents"):
         grid.add_column(column, justify="right")
-    for name in dict.fromkeys(domain for _, domain, _ in found if domain != "all"):
-        cells = (("valid", name, "perplexity"), ("test", name, "perplexity"), ("test", name, "loss_nats"))
+    names = [name for name in documents if name != "all"]
+
+    def add(name: str) -> None:
+        cells = (("valid", name, "perplexity"), *(("test", name, metric) for metric in ("perplexity", "loss_nats", "bits_per_byte")))
         grid.add_row(name, *(measured(*found[cell]) for cell in cells), count(documents[name]))
+
+    for name in names:
+        if name not in targets:
+            add(name)
     grid.add_section()
-    means = (("valid", "all", "mean_perplexity"), ("test", "all", "mean_perplexity"), ("test", "all", "mean_loss_nats"))
+    means = (("valid", "all", "mean_perplexity"), *(("test", "all", f"mean_{metric}") for metric in ("perplexity", "loss_nats", "bits_per_byte")))
     grid.add_row("mean", *(measured(*found[cell]) for cell in means), count(documents["all"]))
+    if targets:
+        grid.add_section()
+    for name in targets:
+        add(name)
     console.print(grid)
 
 

@@ -45,5 +45,5 @@ def _domain(address: str, name: str, count: int, texts: list[str], tokenizer: To
         packed = pack_all(mine, range(len(mine)), row_tokens, 320, end)
         kept: Rows = packed.take(np.arange(count)) if split == "train" else packed
         write_shard(storage.join(address, split, name, "shard-00000.arrow"), name, kept)
-        stored[split] = SplitCounts(len(mine), int(kept.length.sum()), (len(kept),))
+        stored[split] = SplitCounts(len(mine), int(kept.length.sum()), 3 * int(kept.length.sum()), (len(kept),))
     return DomainCounts(stored["train"], stored["valid"], stored["test"], 1000, 0, {}, 4.0)

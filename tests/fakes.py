@@ -138,4 +138,4 @@ class FakeBackend:
 
 
 def _split(rows: int) -> SplitCounts:
-    return SplitCounts(documents=rows, tokens=rows * ROW_TOKENS, shard_rows=(rows,) if rows else ())
+    return SplitCounts(documents=rows, tokens=rows * ROW_TOKENS, text_bytes=4 * rows * ROW_TOKENS, shard_rows=(rows,) if rows else ())

@@ -90,5 +90,6 @@ def _write_split(folder: str, split: str, domain: str, text: DomainText, tokeniz
     rows = packed.take(np.arange(num_rows))
     write_shard(storage.join(folder, split, quote(domain, safe=""), "shard-00000.arrow"), domain, rows)
     histogram = np.bincount(rows.tokens.ravel())
-    counts = SplitCounts(len(np.unique(rows.document)), num_rows * row_tokens, (num_rows,))
+    text_bytes = sum(len(text) for text in tokenizer.decode_batch(rows.tokens.tolist()))
+    counts = SplitCounts(len(np.unique(rows.document)), num_rows * row_tokens, text_bytes, (num_rows,))
     return counts, entropy_nats({token: int(count) for token, count in enumerate(histogram) if count})

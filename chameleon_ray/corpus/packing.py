@@ -44,19 +44,22 @@ def pack_all(fragments: Sequence[NDArray], documents: Sequence[int], row_tokens:
     return Rows.concat([rows, Rows(tokens, np.array([len(rest)], np.int32), np.array([left[0][0]], np.int64))])
 
 
-def deal(documents: Iterable[NDArray], half_tokens: int) -> tuple[list[NDArray], list[NDArray]]:
+def deal(documents: Iterable[NDArray], half_tokens: int) -> tuple[list[tuple[int, NDArray]], list[tuple[int, NDArray]]]:
     """Deal the tokens of documents, in the order given, to two halves of about equally many tokens.
 
     Each document goes to the half that has less; with two or more documents neither half is empty. A half holds at most `half_tokens`: the document
     that reaches them is cut, and what comes when both are full is not read.
+
+    Returns:
+        Of each half (place of the document in the order given, its tokens).
     """
-    halves: tuple[list[NDArray], list[NDArray]] = [], []
+    halves: tuple[list[tuple[int, NDArray]], list[tuple[int, NDArray]]] = [], []
     taken = [0, 0]
-    for tokens in documents:
+    for place, tokens in enumerate(documents):
         half = int(taken[1] < taken[0])
         part = tokens[: half_tokens - taken[half]]
         if not len(part):
             break
-        halves[half].append(part)
+        halves[half].append((place, part))
         taken[half] += len(part)
     return halves

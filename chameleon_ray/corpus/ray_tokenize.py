@@ -20,11 +20,12 @@ import ray
 from numpy.typing import NDArray
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus
+from chameleon_ray.artifacts import DomainCounts, Quality, SplitCounts, TokenCorpus
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus import scatter
 from chameleon_ray.corpus.heldout import heldout_borders, refuse_unmeasured
 from chameleon_ray.corpus.partition import DomainStats, check_skipped, count_bucket, num_buckets, partition
+from chameleon_ray.corpus.quality import sample_bytes
 from chameleon_ray.corpus.sources import Part
 from chameleon_ray.corpus.tokenizer import load_tokenizer
 from chameleon_ray.corpus.unigrams import entropy_nats
@@ -80,8 +81,8 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
     """Make the corpus of the parts at `address`; what its record is to hold. The folder `scratch` there may then be removed.
 
     Raises:
-        UserError: unreadable input, unusable documents past 1 %, a domain with too little text for one row to train on, or with
-            `corpus.require_heldout` one that cannot be measured.
+        UserError: unreadable input, unusable documents past 1 %, a domain with too little text for one row to train on, a target that cannot be measured,
+            or with `corpus.require_heldout` such a domain.
     """
     started = time.perf_counter()
     with reporter.phase("reading and tokenizing the corpus") as phase:
@@ -99,7 +100,8 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
         spec = _specify(config, address, names, stats, names_of_groups, buckets, seed)
         spec = _with_tokenizer(config, _with_borders(config, spec, stats, phase), phase)
         domains = _write_rows(config, spec, stats, phase)
-    corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256)
+    targets = tuple(config.targets)
+    corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256, targets)
     _say(corpus, reporter)
     manifest = [entry for part in parts for entry in part.manifest()]
     return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": manifest}
@@ -128,7 +130,10 @@ def _group_name(number: int, group: Sequence[Part]) -> str:
 
 def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, DomainStats]) -> tuple[str, ...]:
     """Listed domains in the order of the file, `only` in its order, discovered ones sorted; every one must have documents."""
-    listed = list(config.domains) or list(config.domains_from.only if config.domains_from else ()) or sorted(stats)
+    for name in config.targets:
+        if stats.get(name, DomainStats()).documents > stats.get(name, DomainStats()).heldout_documents:
+            raise UserError(f"corpus.targets.{name}: a domain has that name too, and a target is never trained on; choose another name")
+    listed = list(config.domains) or list(config.domains_from.only if config.domains_from else ()) or sorted(set(stats) - set(config.targets))
     for name in listed:
         found = stats.get(name, DomainStats())
         if found.documents - found.heldout_documents < 1:
@@ -144,8 +149,11 @@ def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, Doma
 def _specify(
     config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: tuple[str, ...], buckets: int, seed: int
 ) -> scatter.TokenizeSpec:
-    shards = {name: scatter.num_shards(stats[name].text_bytes) for name in names}
-    return scatter.TokenizeSpec(address, names, groups, buckets, {}, shards, config.row_tokens, config.heldout_tokens, 0, 0, "", seed)
+    names = (*names, *config.targets)
+    shards = {name: scatter.num_shards(stats.get(name, DomainStats()).text_bytes) for name in names}
+    return scatter.TokenizeSpec(
+        address, names, groups, buckets, {}, shards, config.row_tokens, config.heldout_tokens, 0, 0, "", seed, targets=tuple(config.targets)
+    )
 
 
 def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], phase: Phase) -> scatter.TokenizeSpec:
@@ -156,8 +164,11 @@ def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mappi
     for bucket, result in enumerate(run_tasks(tasks, phase, "drop copies")):
         for name, found in result.items():
             counts[name][bucket] = found
-    declared = {name for name in spec.names if stats[name].heldout_documents}
+    declared = {name for name in spec.names if name in config.targets or stats[name].heldout_documents}
     borders = heldout_borders(counts, declared, config.heldout_fraction, config.heldout_tokens)
+    for name in config.targets:
+        if name not in borders:
+            raise UserError(f"corpus.targets.{name}: too little text to be measured: two distinct documents are needed; add some, or remove the target")
     if config.require_heldout:
         refuse_unmeasured(name for name in spec.names if name not in borders)
     return replace(spec, borders=borders)
@@ -176,7 +187,7 @@ def _with_tokenizer(config: CorpusConfig, spec: scatter.TokenizeSpec, phase: Pha
 
 @dataclass(frozen=True)
 class Totals:
-    """What the buckets came to, by domain: documents and tokens [2] to train on and held out, copies and held-out documents left out."""
+    """What the buckets came to, by domain: documents, tokens and bytes [3] to train on and held out, copies and held-out documents left out."""
 
     train: dict[str, NDArray[np.int64]]
     heldout: dict[str, NDArray[np.int64]]
@@ -189,8 +200,9 @@ def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping
     spec = replace(spec, trained_whole=_trained_whole(spec, totals))
     if config.require_heldout:
         refuse_unmeasured(spec.trained_whole)
-    _check_train(spec, totals)
-    places = [(name, shard) for name in spec.names for shard in range(spec.shards[name])]
+    trained = [name for name in spec.names if name not in spec.targets]
+    _check_train(trained, spec, totals)
+    places = [(name, shard) for name in trained for shard in range(spec.shards[name])]
     train = run_tasks([Task(scatter.gather_train, (spec, *place)) for place in places], phase, "shuffle")
     rows: dict[str, list[int]] = {name: [] for name in spec.names}
     histograms: dict[str, Counter[int]] = {name: Counter() for name in spec.names}
@@ -198,11 +210,12 @@ def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping
         rows[name].append(result["rows"])
         histograms[name].update(dict(result["unigrams"]))
     heldout = dict(zip(spec.names, run_tasks([Task(scatter.gather_heldout, (spec, name)) for name in spec.names], phase, "hold out"), strict=True))
-    return {name: _counts(name, stats[name], totals, rows[name], histograms[name], heldout[name]) for name in spec.names}
+    (quality,) = run_tasks([Task(scatter.measure_quality, (spec, sample_bytes(len(trained))))], phase, "look at quality")
+    return {name: _counts(name, stats.get(name, DomainStats()), totals, rows[name], histograms[name], heldout[name], quality.get(name)) for name in spec.names}
 
 
 def _tokenize(spec: scatter.TokenizeSpec, phase: Phase) -> Totals:
-    train, heldout = ({name: np.zeros(2, np.int64) for name in spec.names} for _ in range(2))
+    train, heldout = ({name: np.zeros(3, np.int64) for name in spec.names} for _ in range(2))
     totals = Totals(train, heldout, Counter(), Counter())
     for result in run_tasks([Task(scatter.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], phase, "tokenize"):
         for total, found in ((totals.train, result["train"]), (totals.heldout, result["heldout"])):
@@ -222,8 +235,9 @@ def _trained_whole(spec: scatter.TokenizeSpec, totals: Totals) -> tuple[str, ...
     return whole
 
 
-def _check_train(spec: scatter.TokenizeSpec, totals: Totals) -> None:
-    for name, (documents, tokens) in totals.train.items():
+def _check_train(names: Sequence[str], spec: scatter.TokenizeSpec, totals: Totals) -> None:
+    for name in names:
+        documents, tokens, _ = totals.train[name]
         if tokens < spec.row_tokens:
             raise UserError(
                 f"corpus.domains.{name}: no rows in split 'train' ({documents} distinct documents, rows of {spec.row_tokens} tokens); "
@@ -231,13 +245,23 @@ def _check_train(spec: scatter.TokenizeSpec, totals: Totals) -> None:
             )
 
 
-def _counts(name: str, stats: DomainStats, totals: Totals, rows: Sequence[int], histogram: Mapping[int, int], heldout: Mapping[str, Any]) -> DomainCounts:
-    documents, tokens = totals.train[name].tolist()
-    train = SplitCounts(documents, tokens, tuple(rows))
+def _counts(
+    name: str,
+    stats: DomainStats,
+    totals: Totals,
+    rows: Sequence[int],
+    histogram: Mapping[int, int],
+    heldout: Mapping[str, Any],
+    quality: Mapping[str, Any] | None,
+) -> DomainCounts:
+    documents, tokens, text_bytes = totals.train[name].tolist()
+    train = SplitCounts(documents, tokens, text_bytes, tuple(rows))
     valid, test = (SplitCounts(**{**heldout[split], "shard_rows": tuple(heldout[split]["shard_rows"])}) for split in ("valid", "test"))
     unused = totals.unused[name] + int(totals.heldout[name][0]) - valid.documents - test.documents
     skipped = dict(sorted(stats.skipped.items()))
-    return DomainCounts(train, valid, test, stats.text_bytes, totals.duplicates[name], skipped, entropy_nats(histogram), unused)
+    return DomainCounts(
+        train, valid, test, stats.text_bytes, totals.duplicates[name], skipped, entropy_nats(histogram), unused, Quality(**quality) if quality else None
+    )
 
 
 def _say(corpus: TokenCorpus, reporter: Reporter) -> None:

@@ -82,7 +82,7 @@ class RowReader:
     def __init__(self, corpus: TokenCorpus, split: str = "train", open_shards: int = 1 << 14) -> None:
         self._corpus = corpus
         self._split = split
-        self._starts = {name: np.concatenate([[0], np.cumsum(corpus.domains[name].split(split).shard_rows)]) for name in corpus.names}
+        self._starts = {name: np.concatenate([[0], np.cumsum(corpus.domains[name].split(split).shard_rows)]) for name in (*corpus.names, *corpus.targets)}
         self._open = lru_cache(maxsize=open_shards)(lambda domain, shard: open_shard(corpus.shard_address(split, domain, shard)))
 
     def read(self, domain: str, rows: NDArray[np.int64]) -> Rows:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from chameleon_ray.artifacts import SplitCounts
 from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.partition import read_bucket
+from chameleon_ray.corpus.quality import quality_of
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
 
@@ -41,8 +42,8 @@ KINDS = ("train", "heldout")
 
 @dataclass(frozen=True)
 class TokenizeSpec:
-    """What every task of one corpus knows. `shards` is the number of train shards of each domain; of the domains in `trained_whole` nothing is
-    measured, because nothing would be left to train on: what was held out of them is trained on after all."""
+    """What every task of one corpus knows. `names` are domains and targets, `shards` is the number of train shards of each domain; of the domains in
+    `trained_whole` nothing is measured, because nothing would be left to train on: what was held out of them is trained on after all."""
 
     address: str
     names: tuple[str, ...]
@@ -57,6 +58,7 @@ class TokenizeSpec:
     tokenizer_sha256: str
     seed: int
     trained_whole: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
 
     @property
     def scratch(self) -> str:
@@ -67,20 +69,27 @@ def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
     """Tokenize one bucket; write its rows by domain and shard, and what is shorter than a row, and held-out documents, as they are.
 
     Returns:
-        Counts by domain: train documents and tokens, held-out ones, duplicates, held-out documents that are not used.
+        Counts by domain: train documents, tokens and bytes, held-out ones, duplicates, held-out documents that are not used; the bytes of every held-out
+        document that is.
     """
-    done = storage.join(spec.scratch, f"tokens-{bucket:05d}.json")
+    done = _done(spec, bucket)
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
     found = read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders)
     tokenizer = _tokenizer(spec.address, spec.tokenizer_sha256)
     fragments: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
+    sizes: dict[tuple[str, bool], list[int]] = defaultdict(list)
     end = np.array([spec.end_of_document], np.uint32)
-    for (_, domain, heldout, _), tokens in zip(found, encode(tokenizer, (text for *_, text in found)), strict=True):
+    for (_, domain, heldout, text), tokens in zip(found, encode(tokenizer, (text for *_, text in found)), strict=True):
         fragments[domain, heldout].append(np.concatenate([tokens, end]).astype(token_dtype(spec.vocab_size)))
-    counts = {kind: {name: [len(mine), sum(map(len, mine))] for (name, held), mine in fragments.items() if held == (kind == "heldout")} for kind in KINDS}
+        sizes[domain, heldout].append(len(text.encode()))
+    counts = {
+        kind: {name: [len(mine), sum(map(len, mine)), sum(sizes[name, held])] for (name, held), mine in fragments.items() if held == (kind == "heldout")}
+        for kind in KINDS
+    }
     _write_pieces(storage.join(spec.scratch, f"tokens-{bucket:05d}.arrow"), _scatter(spec, bucket, fragments))
-    result = {**counts, "duplicates": found.duplicates, "unused": found.unused}
+    heldout_bytes = {name: mine for (name, held), mine in sizes.items() if held}
+    result = {**counts, "duplicates": found.duplicates, "unused": found.unused, "heldout_bytes": heldout_bytes}
     storage.write_bytes(done, json.dumps(result).encode())
     return result
 
@@ -110,13 +119,15 @@ def gather_heldout(spec: TokenizeSpec, domain: str) -> dict[str, Any]:
     """
     index = spec.names.index(domain)
     buckets = range(0 if domain in spec.trained_whole else spec.buckets)
-    halves = deal((tokens for bucket in buckets for _, tokens in _read_pieces(spec, bucket, index, HELDOUT)), spec.heldout_tokens)
+    shares: list[float] = []  # bytes per token of every document that is read
+    halves = deal(_heldout_documents(spec, index, buckets, shares), spec.heldout_tokens)
     result = {}
     for split, mine in zip(("valid", "test"), halves if all(halves) else ([], []), strict=True):
         if mine:
-            rows = pack_all(mine, range(len(mine)), spec.row_tokens, spec.vocab_size, spec.end_of_document)
+            rows = pack_all([tokens for _, tokens in mine], range(len(mine)), spec.row_tokens, spec.vocab_size, spec.end_of_document)
             write_shard(storage.join(spec.address, split, quote(domain, safe=""), "shard-00000.arrow"), domain, rows)
-        result[split] = asdict(SplitCounts(len(mine), int(sum(map(len, mine))), (len(rows),) if mine else ()))
+        text_bytes = round(sum(shares[place] * len(tokens) for place, tokens in mine))
+        result[split] = asdict(SplitCounts(len(mine), int(sum(len(tokens) for _, tokens in mine)), text_bytes, (len(rows),) if mine else ()))
     return result
 
 
@@ -143,9 +154,9 @@ def publish_tokenizer(address: str, tokenizer: Tokenizer, end_of_document: int) 
 
 
 def training_sample(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, list[str]]:
-    """Train documents of every domain for training a tokenizer, in the order of their hashes, about `bytes_per_domain` of each."""
+    """Train documents of every domain in the order of their hashes, which is as good as a random one, about `bytes_per_domain` of each."""
     texts: dict[str, list[str]] = {name: [] for name in spec.names}
-    taken = dict.fromkeys(spec.names, 0)
+    taken = {name: 0 for name in spec.names if name not in spec.targets}
     for bucket in range(spec.buckets):
         if min(taken.values()) >= bytes_per_domain:
             break
@@ -156,10 +167,35 @@ def training_sample(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, list
     return {name: found for name, found in texts.items() if found}
 
 
+def measure_quality(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, Any]:
+    """Quality of every domain's train text, by a sample of it."""
+    done = storage.join(spec.scratch, "quality.json")
+    if storage.exists(done):
+        return dict(json.loads(storage.read_bytes(done)))
+    found = {name: asdict(quality_of(texts)) for name, texts in training_sample(spec, bytes_per_domain).items()}
+    storage.write_bytes(done, json.dumps(found).encode())
+    return found
+
+
 @lru_cache(maxsize=1)
 def _tokenizer(address: str, sha256: str) -> Tokenizer:
     """One per process and content: `tokenizers` never gives back all that loading one takes (4 MB)."""
     return Tokenizer.from_file(storage.local_file(storage.join(address, "tokenizer", "tokenizer.json")))
+
+
+def _done(spec: TokenizeSpec, bucket: int) -> str:
+    """What a finished bucket came to."""
+    return storage.join(spec.scratch, f"tokens-{bucket:05d}.json")
+
+
+def _heldout_documents(spec: TokenizeSpec, index: int, buckets: Iterable[int], shares: list[float]) -> Iterator[np.ndarray]:
+    """The tokens of a domain's held-out documents; `shares` gets the bytes per token of each."""
+    for bucket in buckets:
+        pieces = list(_read_pieces(spec, bucket, index, HELDOUT))
+        sizes = json.loads(storage.read_bytes(_done(spec, bucket)))["heldout_bytes"].get(spec.names[index], []) if pieces else []
+        for (_, tokens), size in zip(pieces, sizes, strict=True):
+            shares.append(size / len(tokens))
+            yield tokens
 
 
 def _scatter(spec: TokenizeSpec, bucket: int, fragments: Mapping[tuple[str, bool], list[np.ndarray]]) -> Iterator[pa.RecordBatch]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import zstandard
 
 from chameleon_ray import storage
-from chameleon_ray.config import CorpusConfig, DomainConfig, DomainsFrom, HuggingFaceSource
+from chameleon_ray.config import CorpusConfig, DomainConfig, DomainsFrom, HuggingFaceSource, TargetConfig
 from chameleon_ray.corpus.python_environment import environment_files
 from chameleon_ray.errors import UserError, naming
 
@@ -80,6 +80,7 @@ def plan_parts(corpus: CorpusConfig) -> list[Part]:
         parts = list(_discovered_parts(corpus.domains_from))
     else:
         parts = [part for name, config in corpus.domains.items() for part in _domain_parts(name, config)]
+    parts += [part for name, target in corpus.targets.items() for part in _target_parts(name, target)]
     return [replace(part, index=index) for index, part in enumerate(parts)]
 
 
@@ -93,6 +94,12 @@ def _domain_parts(name: str, config: DomainConfig) -> Iterator[Part]:
         yield from _huggingface_parts(f"corpus.domains.{name}.huggingface", config.huggingface, domain=name)
     yield from _file_parts(name, files)
     yield from _file_parts(name, heldout, heldout=True)
+
+
+def _target_parts(name: str, config: TargetConfig) -> Iterator[Part]:
+    if config.huggingface is not None:
+        yield from _huggingface_parts(f"corpus.targets.{name}.huggingface", config.huggingface, domain=name, heldout=True)
+    yield from _file_parts(name, _matches(f"corpus.targets.{name}.files", config.files), heldout=True)
 
 
 def _discovered_parts(config: DomainsFrom) -> Iterator[Part]:
@@ -136,7 +143,7 @@ def _matches(where: str, patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _huggingface_parts(where: str, source: HuggingFaceSource, domain: str | None = None, **columns: Any) -> Iterator[Part]:
+def _huggingface_parts(where: str, source: HuggingFaceSource, domain: str | None = None, heldout: bool = False, **columns: Any) -> Iterator[Part]:
     from datasets import load_dataset_builder
 
     folder = Path(source.path).expanduser()
@@ -157,7 +164,7 @@ def _huggingface_parts(where: str, source: HuggingFaceSource, domain: str | None
     for shard in range(num_shards):
         sources = (Source(address, 0, _combined([content, f"{shard}/{num_shards}"])),)
         shard_options = {**options, **columns, "num_shards": num_shards, "shard": shard}
-        yield Part(0, domain, False, "huggingface", sources, shard_options)
+        yield Part(0, domain, heldout, "huggingface", sources, shard_options)
 
 
 def open_dataset(address: str, options: Mapping[str, Any]) -> Any:

@@ -5,17 +5,23 @@ A document is the unit of sampling: its tokens share a topic and an author, so t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import DocumentLosses
+from chameleon_ray.artifacts import DocumentLosses, SplitCounts
 
 
 def document_of_target(tokens: NDArray[np.integer], document: NDArray[np.int64], end_of_document: int) -> NDArray[np.int64]:
     """tokens [n, T], document [n] of the first token -> [n, T]: the document of the *next* token, numbered on at every end of document."""
     return document[:, None] + np.cumsum(tokens == end_of_document, axis=1)
+
+
+def bits_per_byte(nats_per_token: float, counts: SplitCounts) -> float:
+    """A loss in the unit that models with different tokenizers share: what is predicted of a byte of text, as a split's tokens are long on average."""
+    return nats_per_token / math.log(2) * counts.tokens / counts.text_bytes
 
 
 def mean_nats(losses: Mapping[str, DocumentLosses]) -> float:

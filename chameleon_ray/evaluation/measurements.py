@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chameleon_ray.artifacts import DocumentLosses, SplitLosses
-from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
+from chameleon_ray.artifacts import DocumentLosses, SplitLosses, TokenCorpus
+from chameleon_ray.evaluation.losses import bits_per_byte, mean_nats, mean_perplexity
 
 SCHEMA = pa.schema(
     [
@@ -28,13 +28,15 @@ SCHEMA = pa.schema(
 )
 
 
-def perplexity_measurements(method: str, seed: int, losses: SplitLosses) -> pa.Table:
-    """Per domain `loss_nats` and `perplexity` (standard errors clustered by document, n in tokens); for domain "all" both means over domains (n domains).
+def perplexity_measurements(method: str, seed: int, losses: SplitLosses, corpus: TokenCorpus) -> pa.Table:
+    """Per domain and target `loss_nats`, `perplexity` and `bits_per_byte` (standard errors clustered by document, n in tokens); for domain "all" the means of
+    each over domains (n domains).
 
     `documents` is how many stand behind the number. Where a domain has a single one, neither it nor the mean over domains has a standard error: how far
     its documents lie apart is unknown, and an error that left it out would be too small by an unknown amount.
     """
-    rows = [row for split, by_domain in losses.items() for row in _rows({"method": method, "seed": seed, "task": "perplexity", "split": split}, by_domain)]
+    head = {"method": method, "seed": seed, "task": "perplexity"}
+    rows = [row for split, by_domain in losses.items() for row in _rows({**head, "split": split}, by_domain, corpus)]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -67,17 +69,23 @@ def losses_of(table: pa.Table) -> SplitLosses:
     return found
 
 
-def _rows(head: dict[str, Any], losses: Mapping[str, DocumentLosses]) -> list[dict[str, Any]]:
-    rows = []
+def _rows(head: dict[str, Any], losses: Mapping[str, DocumentLosses], corpus: TokenCorpus) -> list[dict[str, Any]]:
+    rows, bits = [], {}
     for domain, loss in losses.items():
+        counts = corpus.domains[domain].split(head["split"])
+        bits[domain] = bits_per_byte(loss.mean_nats, counts), bits_per_byte(loss.stderr_nats, counts)
         measured = {**head, "domain": domain, "n": int(loss.tokens.sum()), "documents": len(loss.document)}
         rows.append({**measured, "metric": "loss_nats", "value": loss.mean_nats, "stderr": _null(loss.stderr_nats)})
         rows.append({**measured, "metric": "perplexity", "value": loss.perplexity, "stderr": _null(loss.stderr_perplexity)})
+        rows.append({**measured, "metric": "bits_per_byte", "value": bits[domain][0], "stderr": _null(bits[domain][1])})
+    losses = {name: loss for name, loss in losses.items() if name not in corpus.targets}
     every = {**head, "domain": "all", "n": len(losses), "documents": sum(len(loss.document) for loss in losses.values())}
     rows.append({**every, "metric": "mean_loss_nats", "value": mean_nats(losses), "stderr": _stderr_of_mean([x.stderr_nats for x in losses.values()])})
     rows.append(
         {**every, "metric": "mean_perplexity", "value": mean_perplexity(losses), "stderr": _stderr_of_mean([x.stderr_perplexity for x in losses.values()])}
     )
+    values, stderrs = zip(*(bits[name] for name in losses), strict=True)
+    rows.append({**every, "metric": "mean_bits_per_byte", "value": math.fsum(values) / len(values), "stderr": _stderr_of_mean(stderrs)})
     return rows
 
 

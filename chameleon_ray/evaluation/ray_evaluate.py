@@ -26,7 +26,8 @@ def evaluate(
     pool_actors: int | None = None,
     trusted: frozenset[str] = frozenset(),
 ) -> list[SplitLosses]:
-    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every measured domain of some splits, in the order given.
+    """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every measured domain and target of some splits, in the order
+    given.
 
     Args:
         trusted: the models whose own code may be run.
@@ -37,7 +38,7 @@ def evaluate(
     results = stream(corpus, chunks, EvaluateWorker, arguments, resources, phase, pool_actors)
     for chunk, result in sorted(results, key=lambda pair: pair[0].number):
         found.setdefault((chunk.model, chunk.split, chunk.domain), []).append(result)
-    return [{split: {name: _merge(found[model, split, name]) for name in corpus.measured} for split in splits} for model in models]
+    return [{split: {name: _merge(found[model, split, name]) for name in corpus.heldout} for split in splits} for model in models]
 
 
 def _merge(parts: Sequence[dict[str, Any]]) -> DocumentLosses:

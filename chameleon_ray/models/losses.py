@@ -16,11 +16,11 @@ from chameleon_ray.models.memory import forward_rows
 
 
 def measured_rows(corpus: TokenCorpus, split: str, tokens_per_domain: int) -> dict[str, NDArray[np.int64]]:
-    """Of every measured domain of a split the numbers of some rows, at most `tokens_per_domain` tokens of them (one row at least).
+    """Of everything that is measured on a split the numbers of some rows, at most `tokens_per_domain` tokens of them (one row at least).
 
     They are taken at even distances: rows are stored in the order of the documents' hashes, and so come from as many documents as there can be.
     """
-    stored = {name: corpus.rows(split)[name] for name in corpus.measured}
+    stored = {name: corpus.rows(split)[name] for name in corpus.heldout}
     counts = {name: min(rows, max(1, tokens_per_domain // corpus.row_tokens)) for name, rows in stored.items()}
     return {name: np.arange(count) * stored[name] // count for name, count in counts.items()}
 

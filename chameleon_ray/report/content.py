@@ -128,7 +128,7 @@ def _mixture(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Secti
 def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:
     if not table.num_rows:
         return Section("perplexity", "Perplexity per domain", ())
-    blocks: list[Block] = [tables.perplexity_table(data)]
+    blocks: list[Block] = [tables.perplexity_table(data), *(shown for shown in (tables.unseen_table(data), tables.bits_table(data)) if shown is not None)]
     compared = {row["method"] for row in table.to_pylist() if row["change_percent"] is not None}
     labels = [label for label in data.labels if label in compared]
     if labels:

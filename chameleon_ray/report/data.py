@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,8 +25,8 @@ class ReportData:
         corpus: counts per split and domain; its order of domains is the order of the report.
         mixtures: label -> mixture, in the order of the report.
         measurements: long form: method, seed, task, split, domain, metric, value, stderr, n, documents. Only task "perplexity" and split "test" are reported.
-            Metrics per domain: "loss_nats" (nats per token), "perplexity"; of domain "all": "mean_loss_nats" and "mean_perplexity", both
-            arithmetic means over domains.
+            Metrics per domain and target: "loss_nats" (nats per token), "perplexity", "bits_per_byte"; of domain "all": "mean_loss_nats",
+            "mean_perplexity" and "mean_bits_per_byte", arithmetic means over domains.
         curves: method, seed, step, domain, loss (nats per token); domain "all" is the whole batch.
         embeddings: of the proxy, or None when no method embedded anything.
         seconds: phase -> wall seconds.
@@ -68,8 +68,16 @@ class ReportData:
 
     @cached_property
     def differences(self) -> list[PairedDifference]:
-        """Every pair of methods on the test split, with its interval."""
-        return paired_differences({run: losses["test"] for run, losses in self.losses.items()})
+        """Every pair of methods on the test split of the domains, with its interval."""
+        return self._differences(self.measured)
+
+    @cached_property
+    def unseen(self) -> dict[str, list[PairedDifference]]:
+        """Every pair of methods on each target's test half."""
+        return {target: self._differences([target]) for target in self.corpus.targets}
+
+    def _differences(self, names: Collection[str]) -> list[PairedDifference]:
+        return paired_differences({run: {name: losses["test"][name] for name in names} for run, losses in self.losses.items()})
 
     @property
     def labels(self) -> tuple[str, ...]:

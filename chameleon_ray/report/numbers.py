@@ -34,6 +34,8 @@ PERPLEXITY_SCHEMA = pa.schema(
         ("perplexity_stderr", pa.float64()),
         ("loss_nats", pa.float64()),
         ("loss_nats_stderr", pa.float64()),
+        ("bits_per_byte", pa.float64()),
+        ("bits_per_byte_stderr", pa.float64()),
         ("stderr_over", pa.string()),
         ("num_seeds", pa.int64()),
         ("documents", pa.int64()),
@@ -115,7 +117,8 @@ def mixture_numbers(data: ReportData) -> pa.Table:
 
 
 def perplexity_numbers(data: ReportData) -> pa.Table:
-    """Perplexity and loss per method and measured domain, mean over seeds; the last row of a method, domain "all", is the mean over domains.
+    """Perplexity, loss and bits per byte per method and measured domain and target, mean over seeds; the last row of a method, domain "all", is the mean over
+    domains.
 
     `documents` is how many of the test split stand behind a number. `change_percent` is the change of the perplexity from uniform, seed by seed;
     negative is better; null without a seed in common.
@@ -123,9 +126,11 @@ def perplexity_numbers(data: ReportData) -> pa.Table:
     by_seed = reported(data.measurements)
     rows = []
     for label in evaluated(data):
-        for domain, perplexity, loss in (*((name, "perplexity", "loss_nats") for name in data.measured), (AVERAGE, "mean_perplexity", "mean_loss_nats")):
-            found, baseline = by_seed[label, domain, perplexity], by_seed.get((BASELINE, domain, perplexity), {})
-            perplexity_estimate, loss_estimate = summarise(found), summarise(by_seed[label, domain, loss])
+        for domain in (*data.corpus.heldout, AVERAGE):
+            mean = "mean_" if domain == AVERAGE else ""
+            found, baseline = by_seed[label, domain, f"{mean}perplexity"], by_seed.get((BASELINE, domain, f"{mean}perplexity"), {})
+            perplexity_estimate = summarise(found)
+            loss_estimate, bits_estimate = (summarise(by_seed[label, domain, f"{mean}{metric}"]) for metric in ("loss_nats", "bits_per_byte"))
             change = paired_change_percent(found, baseline) if label != BASELINE and common_seeds(found, baseline) else None
             rows.append(
                 {
@@ -135,6 +140,8 @@ def perplexity_numbers(data: ReportData) -> pa.Table:
                     "perplexity_stderr": perplexity_estimate.stderr,
                     "loss_nats": loss_estimate.mean,
                     "loss_nats_stderr": loss_estimate.stderr,
+                    "bits_per_byte": bits_estimate.mean,
+                    "bits_per_byte_stderr": bits_estimate.stderr,
                     "stderr_over": perplexity_estimate.over,
                     "num_seeds": perplexity_estimate.num_seeds,
                     "documents": next(iter(found.values())).documents,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy.special import stdtrit
@@ -23,6 +23,7 @@ from chameleon_ray.report.numbers import (
     spectrum_numbers,
     spread_numbers,
 )
+from chameleon_ray.report.significance import by_pair
 from chameleon_ray.settings import listed
 
 MAX_EIGENVALUES = 20
@@ -83,21 +84,15 @@ def prior_table(data: ReportData) -> Table | None:
 
 
 def perplexity_table(data: ReportData) -> Table:
-    """Test perplexity per domain and method, their mean, the mean loss, the domains better than uniform, and what the mixture cost.
+    """Test perplexity per domain and method, their mean, the mean loss and bits per byte, the domains better than uniform, and what the mixture cost.
 
     The lowest perplexity of a row is emphasised; a domain that is not measured has dashes.
     """
     found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
     labels = tuple(dict.fromkeys(method for _, method in found))
-
-    def line(title: str, domain: str, metric: str) -> tuple[Cell, ...]:
-        cells = [found[domain, label] for label in labels]
-        lowest = min(cell[metric] for cell in cells)
-        shown = (Cell(measured(cell[metric], cell[f"{metric}_stderr"]), best=len(cells) > 1 and cell[metric] == lowest) for cell in cells)
-        return (Cell(title), *shown)
-
-    rows = [line(name, name, "perplexity") if name in data.measured else text_row(name, (DASH for _ in labels)) for name in data.names]
-    summary = [line("average perplexity", AVERAGE, "perplexity"), line("mean loss, nats per token", AVERAGE, "loss_nats")]
+    rows = [_line(name, found, name, "perplexity") if name in data.measured else text_row(name, (DASH for _ in labels)) for name in data.names]
+    means = (("average perplexity", "perplexity"), ("mean loss, nats per token", "loss_nats"), ("mean bits per byte", "bits_per_byte"))
+    summary = [_line(title, found, AVERAGE, metric) for title, metric in means]
     if BASELINE in labels and len(labels) > 1:
         texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.measured)}" for label in labels)
         summary.append(text_row("domains better than uniform", texts))
@@ -108,6 +103,35 @@ def perplexity_table(data: ReportData) -> Table:
         summary.append(text_row(f"cost, × {reference}", (ratio(ratios.get(label)) for label in labels)))
         note += f" Cost: FLOPs to find the mixture in the paper's convention, divided by those of {reference}."
     return Table(("domain", *labels), (*rows, *summary), note, len(summary))
+
+
+def bits_table(data: ReportData) -> Table | None:
+    """Test loss per domain and method in bits per byte, which models with different tokenizers can be compared in; None where nothing was measured."""
+    found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
+    if not found:
+        return None
+    rows = [_line(name, found, name, "bits_per_byte") for name in data.measured]
+    note = "Test loss in bits per byte of UTF-8, which does not depend on the tokenizer; lower is better. The mean is over domains."
+    return Table(("domain", *dict.fromkeys(method for _, method in found)), (*rows, _line("mean", found, AVERAGE, "bits_per_byte")), note, 1)
+
+
+def unseen_table(data: ReportData) -> Table | None:
+    """Test perplexity and bits per byte of every method on the targets; None without any."""
+    found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
+    if not found or not data.corpus.targets:
+        return None
+    labels = tuple(dict.fromkeys(method for _, method in found))
+    rows, differ = [], False
+    for name in data.corpus.targets:
+        tested = by_pair(data.unseen[name], "mean_perplexity")
+        against = {label for label in labels if (pair := tested.get((label, BASELINE))) is not None and pair.excludes_zero}
+        line = _line(name, found, name, "perplexity")
+        rows.append((line[0], *(replace(cell, text=f"{cell.text} *") if label in against else cell for label, cell in zip(labels, line[1:], strict=True))))
+        rows.append(_line(f"{name}, bits per byte", found, name, "bits_per_byte"))
+        differ = differ or bool(against)
+    starred = " An asterisk: the 95 % interval of the paired difference from uniform excludes zero." if differ else ""
+    note = f"Text that no model was trained on and no average includes: test perplexity, and bits per byte; lower is better.{starred}"
+    return Table(("target", *labels), tuple(rows), f"{note} {_documents_note(found, data.corpus.targets, 'target')}")
 
 
 def score_table(data: ReportData) -> Table | None:
@@ -201,6 +225,14 @@ def text_row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
     return (Cell(title), *(Cell(text) for text in texts))
 
 
+def _line(title: str, found: Mapping[tuple[str, str], Mapping[str, Any]], domain: str, metric: str) -> tuple[Cell, ...]:
+    """A row of one metric of one domain, a cell for each method; the lowest is emphasised."""
+    cells = [row for (name, _), row in found.items() if name == domain]
+    lowest = min(cell[metric] for cell in cells)
+    shown = (Cell(measured(cell[metric], cell[f"{metric}_stderr"]), best=len(cells) > 1 and cell[metric] == lowest) for cell in cells)
+    return (Cell(title), *shown)
+
+
 def _averaged(data: ReportData) -> str:
     return "domains" if data.measured == data.names else f"the {plural(len(data.measured), 'measured domain')}"
 
@@ -246,14 +278,14 @@ def _t_note(seeds: Mapping[str, int]) -> str:
     return f"one of 95 % takes {factors} standard errors each way (Student's t with {' and '.join(map(str, sizes))} seeds)"
 
 
-def _documents_note(found: Mapping[tuple[str, str], Mapping[str, Any]], names: Sequence[str]) -> str:
+def _documents_note(found: Mapping[tuple[str, str], Mapping[str, Any]], names: Sequence[str], what: str = "domain") -> str:
     """How many documents stand behind the perplexities, and where none of them tells how far they lie apart."""
     documents = {domain: row["documents"] for (domain, _), row in found.items() if domain in names}
     fewest, most = (pick(documents, key=lambda name: documents[name]) for pick in (min, max))
     if documents[fewest] == documents[most]:
-        text = f"Test documents: {count(documents[most])} in every domain."
+        text = f"Test documents: {count(documents[most])} in every {what}."
     else:
-        text = f"Test documents: {count(documents[fewest])} ({fewest}) to {count(documents[most])} ({most}) in a domain."
+        text = f"Test documents: {count(documents[fewest])} ({fewest}) to {count(documents[most])} ({most}) in a {what}."
     single = [name for name in names if documents[name] == 1]
     if single:
         text += f" With a single one ({listed(single)}) no error over documents exists, neither there nor for the averages."

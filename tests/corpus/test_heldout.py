@@ -109,7 +109,7 @@ def test_a_domain_too_small_to_be_measured_is_trained_on(in_process: Callable[[i
     for name in corpus.unmeasured:
         counts = corpus.domains[name]
         assert counts.train.rows == counts.train.tokens // 32 > 0
-        assert (counts.valid, counts.test) == (SplitCounts(0, 0, ()), SplitCounts(0, 0, ()))
+        assert (counts.valid, counts.test) == (SplitCounts(0, 0, 0, ()), SplitCounts(0, 0, 0, ()))
     assert [corpus.domains[name].unused_heldout for name in corpus.unmeasured] == [0, 1, 0, 0]
     assert "alone" not in decoded(corpus, "train", "one held out")
     assert len(np.unique(RowReader(corpus).read("less than a row is left", np.arange(1)).document)) == 1

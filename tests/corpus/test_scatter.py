@@ -64,7 +64,8 @@ def test_packing_all_pads_the_last_row_only(fragments: Fragments, row_tokens: in
 @given(st.lists(st.integers(1, 1000), max_size=40), st.integers(2, 4000))
 def test_dealing_gives_two_halves_within_one_document_and_under_the_bound(tokens: list[int], bound: int) -> None:
     documents = [np.full(count, i) for i, count in enumerate(tokens)]
-    plain, bounded = deal(documents, 40_000), deal(iter(documents), bound)
+    plain, bounded = ([[part for _, part in half] for half in deal(given, most)] for given, most in ((documents, 40_000), (iter(documents), bound)))
+    assert all(place == part[0] for half in deal(documents, bound) for place, part in half)
     halves = [sum(map(len, half)) for half in plain]
     assert abs(halves[0] - halves[1]) <= max(tokens, default=0)
     assert sum(halves) == sum(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from chameleon_ray.artifacts import DocumentLosses
 from chameleon_ray.evaluation.losses import document_of_target, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of, perplexity_measurements
+from tests.fakes import make_corpus
 
 
 def losses(nats: list[float], tokens: list[int]) -> DocumentLosses:
@@ -54,13 +56,21 @@ def test_documents_are_numbered_on_at_their_ends() -> None:
 
 def test_both_averages_and_a_round_trip() -> None:
     found = {"valid": {"a": losses([2.0, 3.0], [2, 2]), "b": losses([9.0, 3.0], [3, 3])}, "test": {"a": losses([1.0, 1.5], [1, 1]), "b": losses([4.0], [4])}}
-    table = perplexity_measurements("chameleon", 3, found).to_pylist()
+    corpus = make_corpus({"a": 4, "b": 4})  # 4 bytes to a token
+    table = perplexity_measurements("chameleon", 3, found, corpus).to_pylist()
     means = {(row["split"], row["metric"]): row["value"] for row in table if row["domain"] == "all"}
     assert means["valid", "mean_loss_nats"] == pytest.approx((1.25 + 2.0) / 2) == mean_nats(found["valid"])
     assert means["valid", "mean_perplexity"] == pytest.approx((math.exp(1.25) + math.exp(2)) / 2) == mean_perplexity(found["valid"])
+    assert means["valid", "mean_bits_per_byte"] == pytest.approx((1.25 + 2.0) / 2 / math.log(2) / 4)
+    bits = {row["domain"]: row for row in table if (row["split"], row["metric"]) == ("valid", "bits_per_byte")}
+    nats = {row["domain"]: row for row in table if (row["split"], row["metric"]) == ("valid", "loss_nats")}
+    assert bits["a"]["stderr"] / bits["a"]["value"] == pytest.approx(nats["a"]["stderr"] / nats["a"]["value"])
     single = next(row for row in table if (row["split"], row["domain"], row["metric"]) == ("test", "b", "loss_nats"))
     assert single["stderr"] is None
     assert single["n"] == 4
+    of_target = perplexity_measurements("chameleon", 3, found, replace(corpus, names=("a",), targets=("b",))).to_pylist()
+    assert {row["domain"] for row in of_target} == {"a", "b", "all"}
+    assert next(row["value"] for row in of_target if (row["split"], row["metric"]) == ("valid", "mean_loss_nats")) == 1.25
     again = losses_of(document_table(found))
     assert list(again) == ["valid", "test"]
     assert again["valid"]["b"].mean_nats == found["valid"]["b"].mean_nats

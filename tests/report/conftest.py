@@ -31,9 +31,9 @@ MEASUREMENTS_SCHEMA = pa.schema(
 
 def corpus(names: Sequence[str], unigram_entropy_nats: float = 7.0) -> TokenCorpus:
     counts = DomainCounts(
-        train=SplitCounts(1200, 640_000, (1000, 250)),
-        valid=SplitCounts(60, 32_000, (62,)),
-        test=SplitCounts(61, 33_000, (64,)),
+        train=SplitCounts(1200, 640_000, 2_380_000, (1000, 250)),
+        valid=SplitCounts(60, 32_000, 119_000, (62,)),
+        test=SplitCounts(61, 33_000, 122_000, (64,)),
         text_bytes=2_500_000,
         duplicates=3,
         skipped={"empty": 2},
@@ -53,10 +53,12 @@ def measurements(names: Sequence[str], perplexities: Perplexities, stderr: float
                 test = {**common, "split": "test", "domain": name}
                 rows.append({**test, "metric": "perplexity", "value": float(value), "stderr": stderr})
                 rows.append({**test, "metric": "loss_nats", "value": float(loss), "stderr": stderr / float(value)})
+                rows.append({**test, "metric": "bits_per_byte", "value": float(loss) / 2.5, "stderr": stderr / float(value) / 2.5})
                 rows.append({**common, "split": "valid", "domain": name, "metric": "perplexity", "value": 1.0, "stderr": 0.0})
             average = {**common, "split": "test", "domain": "all"}
             rows.append({**average, "metric": "mean_perplexity", "value": float(np.mean(values)), "stderr": stderr})
             rows.append({**average, "metric": "mean_loss_nats", "value": float(losses.mean()), "stderr": None})
+            rows.append({**average, "metric": "mean_bits_per_byte", "value": float(losses.mean()) / 2.5, "stderr": None})
     return pa.Table.from_pylist(rows, schema=MEASUREMENTS_SCHEMA)
 
 
@@ -160,7 +162,7 @@ def many_methods(make_data: Callable[..., ReportData]) -> Callable[..., ReportDa
         losses = document_losses(names, shifts, num_seeds)
         fields = {
             "mixtures": mixtures,
-            "measurements": pa.concat_tables(perplexity_measurements(method, seed, found) for (method, seed), found in losses.items()),
+            "measurements": pa.concat_tables(perplexity_measurements(method, seed, found, corpus(names)) for (method, seed), found in losses.items()),
             "curves": curves(dict.fromkeys(shifts, num_seeds), names),
             "losses": losses,
             "histories": histories(names, {label: weights[label] for label in shifts if label != "uniform"}),

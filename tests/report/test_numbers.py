@@ -71,6 +71,7 @@ def test_perplexity_table_by_hand(make_data):
         ["code", "41.0 ± 1.0", "42.00"],
         ["average perplexity", "31.0 ± 1.0", "30.50 ± 0.50"],
         ["mean loss, nats per token", "3.378 ± 0.036", "3.340 ± 0.026"],
+        ["mean bits per byte", "1.351 ± 0.014", "1.336 ± 0.011"],
         ["domains better than uniform", "–", "1 of 2"],
         ["cost, × chameleon", "0", "1.00"],
     ]
@@ -104,7 +105,7 @@ def test_a_single_document_has_no_error_and_neither_have_the_averages(many_metho
     data = many_methods(num_seeds=1)
     for losses in data.losses.values():
         losses["test"]["code"] = DocumentLosses(*(column[:1] for column in astuple(losses["test"]["code"])))
-    data = replace(data, measurements=pa.concat_tables(perplexity_measurements(*run, losses) for run, losses in data.losses.items()))
+    data = replace(data, measurements=pa.concat_tables(perplexity_measurements(*run, losses, data.corpus) for run, losses in data.losses.items()))
     rows = {row["domain"]: row for row in perplexity_numbers(data).to_pylist() if row["method"] == "chameleon"}
     assert [rows[name]["perplexity_stderr"] is None for name in ("books", "code", "news", "web", "all")] == [False, True, False, False, True]
     assert rows["all"]["loss_nats_stderr"] is None

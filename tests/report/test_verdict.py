@@ -12,6 +12,7 @@ from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.comparison_tables import significance_table
 from chameleon_ray.report.verdict import findings, verdict, warnings
+from tests.report.conftest import corpus
 
 UNIFORM = [[20, 40], [22, 44], [24, 48]]
 
@@ -65,7 +66,7 @@ def test_a_page_has_one_meaning_of_noise(many_methods):
         for seed, of_run in enumerate((0.0, 0.001, -0.001)):
             nats = tokens * (3 + of_run * (method == "chameleon") + shift + taste * (method != "uniform"))
             losses[method, seed] = {"test": dict.fromkeys(names, DocumentLosses(np.arange(10), nats, tokens))}
-    measurements = pa.concat_tables(perplexity_measurements(method, seed, found) for (method, seed), found in losses.items())
+    measurements = pa.concat_tables(perplexity_measurements(method, seed, found, corpus(names)) for (method, seed), found in losses.items())
     data = many_methods(names=names, shifts=dict.fromkeys(("uniform", "chameleon", "doge"), 0.0), losses=losses, measurements=measurements)
     assert "2.0 % better, but within the noise; better on 2 of 2 domains." in verdict(data)
     assert "includes zero" in verdict(data)

@@ -1,0 +1,80 @@
+"""Targets: measured by every model, trained on by none, and refused when they cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.corpus.chunks import chunks_of
+from chameleon_ray.corpus.rows import RowReader
+from tests.corpus.test_scatter import GOOD, Refused, decoded, lines, prose, section, tokenized
+
+LETTERS = prose("letters", 30)
+
+
+def with_target(folder: Path, **target: Any) -> dict[str, Any]:
+    """A corpus of one domain, which has copies of some letters, and letters as the target."""
+    content = section(folder, {"good": {"files": lines([*prose("good", 60), *LETTERS[:10]])}, "letters": {"files": lines(LETTERS)}}, row_tokens=64)
+    letters = content["domains"].pop("letters")
+    return {**content, "targets": {"letters": {**letters, **target}}}
+
+
+def test_a_target_is_measured_and_never_trained_on(in_process: Callable[[int], None], tmp_path: Path) -> None:
+    corpus = tokenized(tmp_path / "runs", with_target(tmp_path))
+    assert (corpus.names, corpus.targets, corpus.measured, corpus.heldout) == (("good",), ("letters",), ("good",), ("good", "letters"))
+    counts = corpus.domains["letters"]
+    assert (counts.train.documents, counts.train.rows, counts.quality) == (0, 0, None)
+    assert counts.valid.documents + counts.test.documents == 30
+    train = decoded(corpus, "train", "good")
+    assert not any(text[:30] in train for text in LETTERS), "not even the copies that a domain has"
+    assert corpus.domains["good"].duplicates == 10
+    assert set(corpus.rows()) == {"good"} and set(corpus.rows("valid")) == {"good", "letters"}
+    assert {chunk.domain for chunk in chunks_of(corpus, ["m"], ["train"], 8)} == {"good"}
+    assert {chunk.domain for chunk in chunks_of(corpus, ["m"], ["test"], 8)} == {"good", "letters"}
+    assert len(RowReader(corpus, "test").read("letters", np.arange(1))) == 1
+    assert TokenCorpus.load(corpus.address) == corpus
+    good = corpus.domains["good"]
+    assert good.quality is not None and good.quality.sample_bytes > 0
+    for split in (good.train, good.valid, good.test, counts.valid):
+        assert 1 < split.text_bytes / split.tokens < 6
+
+
+def test_bytes_are_those_of_the_documents(in_process: Callable[[int], None], tmp_path: Path) -> None:
+    corpus = tokenized(tmp_path / "runs", with_target(tmp_path))
+    counts = corpus.domains["letters"]
+    assert counts.valid.text_bytes + counts.test.text_bytes == sum(len(text.encode()) for text in LETTERS)
+    bounded = tokenized(tmp_path / "runs", {**with_target(tmp_path), "heldout_tokens": 100}).domains["letters"].valid
+    assert bounded.tokens == 100 and bounded.text_bytes == pytest.approx(100 * counts.valid.text_bytes / counts.valid.tokens, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"targets": {"good": {"files": ["x.jsonl"]}}}, "corpus: targets.good is also a domain; a target is never trained on: choose another name"),
+        ({"targets": {"letters": {"files": []}}}, "corpus.targets.letters: give either files or huggingface"),
+        ({"targets": {"letters": {"files": ["nowhere-*.jsonl"]}}}, "corpus.targets.letters.files[0]: 'nowhere-*.jsonl' matches no file"),
+    ],
+)
+def test_bad_targets_are_refused(refused: Refused, tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    assert told in refused({**section(tmp_path, {"good": GOOD}), **change})
+
+
+def test_a_target_without_enough_text_is_refused(refused: Refused, tmp_path: Path) -> None:
+    content = section(tmp_path, {"good": GOOD, "few": {"files": lines(["only one letter"] * 3)}})
+    few = content["domains"].pop("few")
+    assert refused({**content, "targets": {"few": few}}).startswith("corpus.targets.few: too little text to be measured: two distinct documents are needed")
+
+
+def test_a_discovered_domain_of_the_same_name_is_refused(refused: Refused, tmp_path: Path) -> None:
+    lines_of = "".join(f'{{"text": "{text}", "kind": "{kind}"}}\n' for kind in ("a", "b") for text in prose(kind, 40))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(lines_of)
+    content = section(tmp_path, {"good": GOOD})
+    target = content.pop("domains")["good"]
+    content |= {"domains_from": {"huggingface": str(tmp_path / "set"), "domain_column": "kind"}, "targets": {"b": target}}
+    assert refused(content).startswith("corpus.targets.b: a domain has that name too, and a target is never trained on")
