@@ -18,8 +18,8 @@ from chameleon_ray.records import write_record
 WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which you were all"
 
 
-def make_corpus(folder: Path, rows: Mapping[str, int] | None = None, row_tokens: int = 32, seed: int = 0) -> TokenCorpus:
-    """A token corpus whose domains differ in their words; `rows` full train rows each."""
+def make_corpus(folder: Path, rows: Mapping[str, int] | None = None, row_tokens: int = 32, seed: int = 0, targets: tuple[str, ...] = ()) -> TokenCorpus:
+    """A token corpus whose domains differ in their words; `rows` full train rows each. Some of them may be targets instead."""
     rows = rows or {"alpha": 40, "beta": 24, "gamma": 9}
     generator = np.random.default_rng(seed)
     texts = {name: [_text(generator, i) for _ in range(200)] for i, name in enumerate(rows)}
@@ -28,7 +28,8 @@ def make_corpus(folder: Path, rows: Mapping[str, int] | None = None, row_tokens:
     address = str(folder)
     save_tokenizer(tokenizer, end, storage.join(address, "tokenizer"))
     domains = {name: _domain(address, name, count, texts[name], tokenizer, end, row_tokens) for name, count in rows.items()}
-    corpus = TokenCorpus(address, "test", tuple(rows), domains, row_tokens, tokenizer.get_vocab_size(), end, tokenizer_sha256(tokenizer, end))
+    names = tuple(name for name in rows if name not in targets)
+    corpus = TokenCorpus(address, "test", names, domains, row_tokens, tokenizer.get_vocab_size(), end, tokenizer_sha256(tokenizer, end), targets)
     write_record(address, "corpus", "test", {**corpus.content(), "seconds": 0.0})
     return corpus
 

@@ -1,7 +1,7 @@
 """DoGE: weights from how well each domain's gradient agrees with what all domains need (Fan et al. 2024, algorithm 1).
 
     g_i       gradient of domain i's mean loss, clipped to norm 5
-    G         sum of g_j over the target domains
+    G         sum of g_j over the target domains, and over targets that are not trained on, on their valid halves
     W_i       eta_t <g_i, G> / (mean_i |g_i| + 1e-6), clipped to [0, 5] eta_t; eta_t the learning rate, which enters once
     alpha_t   softmax(log alpha_{t-1} + W_i / mu)
     step      sum_i alpha_i g_i, with the alpha just computed
@@ -33,7 +33,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class DoGERule:
-    """The update of alpha; its state remembers log alpha. `targets` are indices of domains, all when None."""
+    """The update of alpha; its state remembers log alpha. `targets` are indices of domains, all when None; `external` names targets of the corpus."""
 
     name: ClassVar[str] = "doge"
     version: ClassVar[int] = 1
@@ -44,6 +44,7 @@ class DoGERule:
     max_score: float = 5.0
     own_domain: bool = True
     targets: tuple[int, ...] | None = None
+    external: tuple[str, ...] = ()
 
     def start(self, names: Sequence[str], prior: Array, horizon_steps: int) -> RuleState:
         """Uniform weights."""
@@ -80,7 +81,8 @@ class DoGERule:
 
 
 class DoGE(Method):
-    """Weigh up the domains whose gradients help the target domains, all of them unless `targets` names some.
+    """Weigh up the domains whose gradients help the target domains, all of them unless `targets` names some; or targets of the corpus, which are measured
+    and never trained on.
 
     `proxy` is what differs from the experiment's proxy. Batches of at least four rows per domain cost what a plain step of the same batch costs.
     """
@@ -101,17 +103,19 @@ class DoGE(Method):
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, a target that is not in the corpus, or batches with fewer rows than there are domains."""
         names = domain_names(context.corpus)
+        known = (*names, *context.corpus.targets)
         for target in self.targets or ():
-            if target not in names:
-                raise UserError(f"methods.{context.label}.targets: {target!r} is not a domain of the corpus; it has {', '.join(names)}")
+            if target not in known:
+                raise UserError(f"methods.{context.label}.targets: {target!r} is no domain and no target of the corpus; it has {', '.join(known)}")
         for job in self.jobs(context):
             check_batch(job)
 
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """The proxy."""
         names = domain_names(context.corpus)
-        targets = None if self.targets is None else tuple(names.index(target) for target in self.targets)
-        rule = DoGERule(self.mu, self.max_norm, self.max_score, self.own_domain, targets)
+        targets = None if self.targets is None else tuple(names.index(target) for target in self.targets if target in names)
+        external = tuple(target for target in self.targets or () if target not in names)
+        rule = DoGERule(self.mu, self.max_norm, self.max_score, self.own_domain, targets, external)
         training, keys = proxy_training(context, self.proxy), proxy_keys(context, self.proxy)
         return [TrainJob("doge", training, uniform(names), context.seed, rule, keys=keys)]
 

@@ -2,7 +2,8 @@
 
     n        proxies, each trained on a mixture of its own (see swarm.py)
     r        [n, k] those mixtures
-    L        [n] the target: one domain's loss on held-out text, or the mean over the domains that have any, in nats per token
+    L        [n] the target: one domain's loss on held-out text, that of a target of the corpus, which is not trained on, or the mean over the domains that
+             have any, in nats per token
     f        the regression from a mixture to the target (see regression.py); of the mean over domains, the mean of one regression per domain. Regressors that
              know what domains contain take the embeddings of the experiment's proxy
     answer   mean of the `top` draws from Dirichlet(prior) for which f predicts least
@@ -90,8 +91,11 @@ class RegMix(Method):
         """Raise `UserError` for a domain that is empty, a corpus or target without held-out text, a target, prior or proxy that does not fit, or too few
         proxies."""
         names, where = domain_names(context.corpus), f"methods.{context.label}"
-        if self.target not in (MEAN, *names):
-            raise UserError(f"{where}: target {self.target!r} is no domain; there are {MEAN}, {', '.join(names)}{nearest(self.target, (MEAN, *names))}")
+        known = (MEAN, *names, *context.corpus.targets)
+        if self.target not in known:
+            raise UserError(
+                f"{where}: target {self.target!r} is no domain and no target of the corpus; there are {', '.join(known)}{nearest(self.target, known)}"
+            )
         self._prior(names)
         self.training(context.proxy)
         if len(names) > 1:
@@ -118,7 +122,8 @@ class RegMix(Method):
         prior = self._prior(names) or named(names, normalised([context.corpus.tokens("train")[name] for name in names]))
         if len(names) == 1:
             return Mixture(self.name, {names[0]: 1.0}, provenance=provenance)
-        measured = context.corpus.measured
+        # What is measured beside the domains stays out of the swarm's mean, which is that over domains.
+        measured = (*context.corpus.measured, *(target for target in context.corpus.targets if target == self.target))
         ratios = draw_mixtures(prior, self.num_proxies, context.seed)  # [n, k]
         training = self.training(context.proxy)
         jobs = [TrainJob("swarm", training, named(names, row), seed=context.seed, keys=self._keys(context)) for row in ratios]

@@ -19,16 +19,16 @@ class Learner:
         self.rule = job.rule
         prior = np.array(list(job.weights.values()), np.float64)
         self.state = state or job.rule.start(tuple(job.weights), prior, job.training.horizon)
-        self._step, self._learning_rate = 0, 0.0
+        self.step, self._learning_rate = 0, 0.0
 
     def begin(self, step: int, learning_rate: float) -> None:
         """Before every step: its number, from 1, and its learning rate."""
-        self._step, self._learning_rate = step, learning_rate
+        self.step, self._learning_rate = step, learning_rate
 
     @property
     def due(self) -> bool:
         """Whether the rule wants its signal after this step."""
-        return self._step >= self.state.next_look
+        return self.step >= self.state.next_look
 
     @property
     def done(self) -> bool:
@@ -37,12 +37,12 @@ class Learner:
 
     def see(self, **values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Update the rule; [k] its weights now."""
-        self.state = self.rule.update(self.state, Seen(self._step, self._learning_rate, values))
+        self.state = self.rule.update(self.state, Seen(self.step, self._learning_rate, values))
         return self.state.weights
 
     def note(self, history: History) -> None:
         """Add the weights after this step: `weight` now, and `mean`, the rule's answer by now."""
-        history.add(self._step, self.state.names, weight=self.state.weights, mean=self.rule.answer(self.state))
+        history.add(self.step, self.state.names, weight=self.state.weights, mean=self.rule.answer(self.state))
 
 
 def learned(rule: Rule, state: RuleState, step: int) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from chameleon_ray.backend import RuleState, Seen
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.doge import DoGE, DoGERule
-from tests.fakes import make_context
+from tests.fakes import make_context, with_target
 
 ROWS = {"web": 400, "books": 90, "code": 120}
 
@@ -79,5 +81,15 @@ def test_settings_reach_the_rule() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(UserError, match=r"methods\.label\.targets: 'maths' is not a domain of the corpus; it has web, books, code"):
+    with pytest.raises(UserError, match=r"methods\.label\.targets: 'maths' is no domain and no target of the corpus; it has web, books, code"):
         DoGE(targets=("maths",)).fit(make_context(ROWS))
+
+
+def test_targets_of_the_corpus_are_told_from_domains() -> None:
+    context = make_context(ROWS)
+    context = replace(context, corpus=with_target(context.corpus, "letters"))
+    (both,) = DoGE(targets=("letters", "code")).jobs(context)
+    (unseen,) = DoGE(targets=("letters",)).jobs(context)
+    assert both.rule == DoGERule(targets=(2,), external=("letters",)) and unseen.rule == DoGERule(targets=(), external=("letters",))
+    assert DoGERule(targets=()).target_mask(3).tolist() == [0, 0, 0]
+    assert set(both.weights) == set(ROWS), "a target is not trained on"

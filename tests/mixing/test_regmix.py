@@ -21,7 +21,7 @@ from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.runs import ONE_SIZE
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, swarm_files
 from chameleon_ray.mixture import Mixture
-from tests.fakes import best_mixture, leave_unmeasured, make_context, swarm_losses
+from tests.fakes import best_mixture, leave_unmeasured, make_context, swarm_losses, with_target
 
 ROWS = {"web": 400, "books": 200, "code": 120, "math": 80}
 EXPERIMENT = TrainingConfig(model=ModelConfig(layers=2, heads=2, width=8), steps=10, batch_rows=16, micro_batch_rows=4)
@@ -112,6 +112,17 @@ def test_content_embeds_the_domains_with_the_experiments_proxy() -> None:
     assert [sorted(RegMix(regressor=name).sections) for name in ("additive", "best")] == [["proxy"], ["embedding", "proxy"]]
 
 
+def test_a_target_that_is_not_trained_on(tmp_path: Path) -> None:
+    context = make_context(ROWS)
+    context = replace(context, corpus=with_target(context.corpus, "letters", "mails"))
+    mixture = RegMix(target="letters", num_proxies=60, regressor="linear", **SMALL).fit(context)
+    assert mixture.weights["web"] == max(mixture.weights.values()) > 0.5, "what the fake target is learned by"
+    assert kept_swarm(mixture, tmp_path).targets == (*ROWS, "letters")
+    mean = RegMix(num_proxies=60, regressor="linear", **SMALL).fit(context)
+    assert kept_swarm(mean, tmp_path).targets == tuple(ROWS), "the mean is over domains"
+    assert mean.weights == RegMix(num_proxies=60, regressor="linear", **SMALL).fit(make_context(ROWS)).weights
+
+
 def test_a_swarm_of_one_size_cannot_tell_of_several() -> None:
     with pytest.raises(UserError, match=r"methods.regmix.regressor: shrinking learns from models of several sizes, and the swarm is of one"):
         RegMix(regressor="shrinking").check_settings("regmix", EXPERIMENT)
@@ -158,7 +169,10 @@ def test_the_proxy_is_regmix_own_but_for_what_is_changed() -> None:
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"target": "bokks"}, r"methods\.label: target 'bokks' is no domain; there are mean, web, books, code, math \(did you mean 'books'\?\)"),
+        (
+            {"target": "bokks"},
+            r"methods\.label: target 'bokks' is no domain and no target of the corpus; there are mean, .*, math \(did you mean 'books'\?\)",
+        ),
         ({"num_proxies": 52}, r"methods\.label: num_proxies: 52 runs are too few for regressor 'lightgbm' with 4 domains"),
         ({"prior": {"web": 1.0}}, "prior: 'books' has no weight"),
     ],

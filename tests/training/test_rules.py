@@ -117,6 +117,41 @@ def test_doge_agrees_with_k_gradients_computed_directly(corpus: TokenCorpus, tmp
     assert disagreement(fresh(corpus, seed=0), model, found) < 1e-3
 
 
+def test_doge_takes_a_target_that_is_not_trained_on(tmp_path: Path) -> None:
+    """G is the gradient on rows of the target's valid half, and of a domain that is a target too, whatever the number of ranks."""
+    corpus = make_corpus(tmp_path / "corpus", targets=("gamma",))
+    weights = {"alpha": 1 / 2, "beta": 1 / 2}
+    plan = MixturePlan(weights, corpus.rows(), 0)
+    planned, _ = plan.take(plan.start(), 12)
+    tokens = torch.from_numpy(RowReader(corpus).read_mixed(plan.names, planned.domain, planned.row).tokens.astype(np.int64))
+    full = corpus.domains["gamma"].valid.tokens // corpus.row_tokens
+    order = np.random.default_rng([0, *b"gamma"]).permutation(full)[:6]
+    unseen = torch.from_numpy(RowReader(corpus, "valid").read("gamma", order).tokens.astype(np.int64))
+    model = fresh(corpus, seed=0)
+    parameters = list(model.parameters())
+    parts = [*(tokens[torch.from_numpy(planned.domain == i)] for i in range(2)), unseen]
+    flat = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(token_losses(model, part).mean(), parameters)]) for part in parts]).double()
+    flat *= (2.0 / flat.norm(dim=1).clamp(min=2.0))[:, None]
+    goal = flat[1] + flat[2]
+    scores = RATE * ((flat[:2] @ goal) / (flat[:2].norm(dim=1).mean() + 1e-6)).clamp(0, 5)
+    alpha = torch.softmax(scores / 1e-4, 0)
+    fields = {"mu": 1e-4, "max_norm": 2.0, "targets": [1], "external": ["gamma"]}
+    asked = settings(corpus, "doge", "", steps=1) | {"weights": weights, "rule": {"name": "doge", "fields": fields}}
+    for found in run_worlds(*((tmp_path / str(ranks), ranks, asked) for ranks in (1, 2))):
+        assert weights_after(found, 1) == pytest.approx(alpha.tolist(), abs=1e-5), found["output"]
+    assert abs(float(alpha[0]) - 0.5) > 1e-3, "the weights must move"
+
+
+def test_a_target_of_less_than_a_row_is_refused(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, row_tokens=4096, rows={"alpha": 1, "beta": 1, "gamma": 1}, targets=("gamma",))
+    training = TrainingConfig(model=ModelConfig(**MODEL), steps=1, batch_rows=4)
+    job = TrainJob("doge", training, {"alpha": 1 / 2, "beta": 1 / 2}, 0, DoGERule(targets=(), external=("gamma",)))
+    with pytest.raises(
+        UserError, match=r"corpus.targets.gamma: its valid half has \d+ tokens, less than a row of 4096, and DoGE takes gradients on whole rows"
+    ):
+        check_job(job, corpus, 1)
+
+
 def test_doremi_agrees_with_the_loss_written_down(corpus: TokenCorpus, reference: str, tmp_path: Path) -> None:
     tokens, domains = first_batch(corpus)
     model, frozen = fresh(corpus, seed=0), fresh(corpus, seed=7)

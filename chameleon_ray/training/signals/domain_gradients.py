@@ -45,6 +45,13 @@ class DomainGradients:
         ]
         return self._matrix, torch.cat(found)
 
+    def of(self, module: Any, rows: Rows) -> torch.Tensor:
+        """[N] the gradient of the mean loss of other rows, which this and no other gradient is kept of."""
+        parameters = _trained(module)
+        gradient = torch.empty(sum(parameter.numel() for parameter in parameters), device=self._worker.hardware.device)
+        self._differentiate(module, parameters, gradient, rows)
+        return gradient
+
     def step(self, engine: Any, scale: torch.Tensor) -> None:
         """Step on the sum over all ranks of scale [owned] times the gradients."""
         assert self._matrix is not None
