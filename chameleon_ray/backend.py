@@ -149,7 +149,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ProxyLosses:
-    """What is kept of a proxy of a swarm: its digest, the loss on every measured domain of a held-out split in nats per token, and what it took."""
+    """What is kept of a proxy that was only measured: its digest, the loss on everything measured of a held-out split in nats per token, what it took."""
 
     digest: str
     losses: Mapping[str, float]
@@ -192,6 +192,10 @@ class Backend(Protocol):
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Held-out losses of every model on every domain of some splits."""
+        ...
+
+    def glance(self, model: TrainedModel, corpus: TokenCorpus, rows_per_domain: int) -> ProxyLosses:
+        """Losses of a model on a few rows of the valid split of every measured domain."""
         ...
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:

@@ -120,9 +120,10 @@ def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_d
     return digest_of("embeddings", {"model": model, "corpus": corpus.digest, "layer": layer, "samples_per_domain": samples_per_domain})
 
 
-def losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str]) -> str:
-    """Of a model's (its digest) losses on some splits."""
-    return digest_of("losses", {"model": model, "corpus": corpus.digest, "splits": list(splits)})
+def losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None) -> str:
+    """Of a model's (its digest) losses on some splits, or on so many rows of them."""
+    part = {} if rows_at_most is None else {"rows_at_most": rows_at_most}
+    return digest_of("losses", {"model": model, "corpus": corpus.digest, "splits": list(splits), **part})
 
 
 def foreign_digest(config: str, weights: Sequence[str]) -> str:

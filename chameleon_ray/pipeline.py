@@ -105,9 +105,10 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     method = experiment.mixer(label)
     if not isinstance(method, Weigher):
         raise UserError(f"methods.{label}: weights for new domains without training need a method that weighs embeddings (chameleon), found {method.name}")
-    embeddings, corpora = changed_embeddings(experiment, proxy, changes, backend, only)
-    tokens = {name: count for corpus in corpora for name, count in corpus.tokens().items()}
-    return replace(with_sizes(method.weigh(embeddings, tokens), corpora), label=label)
+    changed = changed_embeddings(experiment, proxy, changes, backend, only)
+    tokens = {name: count for corpus in changed.corpora for name, count in corpus.tokens().items()}
+    mixture = method.weigh(changed.embeddings, tokens, changed.texts)
+    return replace(with_sizes(mixture, changed.corpora), label=label, ledger={**mixture.ledger, **changed.looking})
 
 
 def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed: int, start: TrainedModel | None = None) -> TrainJob:

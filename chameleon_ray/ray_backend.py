@@ -6,8 +6,9 @@ something is missing, so that repeating a finished experiment takes seconds.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -135,6 +136,31 @@ class RayBackend:
                 write_table(storage.join(addresses[address], "documents.parquet"), document_table(losses))
                 write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})
         return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
+
+    def glance(self, model: TrainedModel, corpus: TokenCorpus, rows_per_domain: int) -> ProxyLosses:
+        """Losses of a model on the first rows of the valid split of every measured domain; what they took counts in full, and not in the paper's convention."""
+        check_tokenizer(model, corpus)
+        digest = losses_digest(model.digest, corpus, ("valid",), rows_per_domain)
+        if not corpus.heldout:
+            return ProxyLosses(digest, {}, Cost())
+        address = storage.join(self.root, "losses", digest)
+
+        def make() -> dict[str, Any]:
+            from chameleon_ray.evaluation.ray_evaluate import evaluate
+
+            self._start()
+            started = time.perf_counter()
+            trusted = frozenset([model.address] if model.allow_remote_code else [])
+            with self.reporter.phase("looking at the proxy's losses") as phase:
+                (found,) = evaluate([model.address], corpus, ("valid",), self.resources, phase, self._pool_actors, trusted, rows_per_domain)
+            tokens = sum(min(rows, rows_per_domain) for rows in corpus.rows("valid").values()) * corpus.row_tokens
+            flops = _architecture(model, corpus).forward_flops(corpus.row_tokens) * tokens
+            losses = {name: loss.mean_nats for name, loss in found["valid"].items()}
+            return {"model": model.address, "losses": losses, "cost": asdict(Cost(tokens, flops, time.perf_counter() - started))}
+
+        once(address, "losses", digest, make)
+        content = read_record(address)["content"]
+        return ProxyLosses(digest, content["losses"], Cost(**content["cost"]))
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
         """Train and measure base models as a Ray Tune experiment, those that are missing; equal jobs once."""

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from chameleon_ray.artifacts import Embeddings, TokenCorpus
+from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus
 from chameleon_ray.backend import Backend
 from chameleon_ray.config import CorpusChanges, CorpusConfig, DomainConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
+from chameleon_ray.mixing.text_quality import GLANCE_ROWS, TextQuality, text_quality
 from chameleon_ray.settings import validate
 
 
-def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool) -> tuple[Embeddings, list[TokenCorpus]]:
-    """Embeddings of the changed set of domains, and the corpora that they are of.
+@dataclass(frozen=True)
+class Changed:
+    """The changed set of domains: embeddings, the corpora that they are of, how good their text is, and what looking at that took, by digest."""
+
+    embeddings: Embeddings
+    corpora: tuple[TokenCorpus, ...]
+    texts: Mapping[str, TextQuality]
+    looking: Mapping[str, Cost]
+
+
+def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool) -> Changed:
+    """What the changed set of domains is to be weighed by.
 
     Args:
         proxy: a model: a folder of ours, or any that `find_model` finds.
@@ -26,23 +38,30 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
     parts: list[Embeddings] = []
     corpora: list[TokenCorpus] = []
+    texts: dict[str, TextQuality] = {}
+    looking: dict[str, Cost] = {}
+
+    def take(corpus: TokenCorpus, names: Sequence[str]) -> None:
+        model = backend.open_model(found.address, corpus, "--proxy", found.allow_remote_code)
+        parts.append(backend.embed(model, corpus, experiment.embedding).select(names))
+        corpora.append(corpus)
+        seen = backend.glance(model, corpus, GLANCE_ROWS)
+        texts.update({name: each for name, each in text_quality(corpus, seen.losses).items() if name in names})
+        looking[seen.digest] = seen.cost
+
     if not only:
         known = backend.tokenize(experiment.corpus, experiment.seeds[0])
         _check(changes.domains, known.names)
-        model = backend.open_model(found.address, known, "--proxy", found.allow_remote_code)
-        kept = [name for name in known.names if name not in changes.domains]
-        if kept:
-            parts.append(backend.embed(model, known, experiment.embedding).select(kept))
-            corpora.append(known)
+        if kept := [name for name in known.names if name not in changes.domains]:
+            take(known, kept)
     added = {name: source.model_dump() for name, source in changes.domains.items() if source is not None}
     if added:
-        section = {**experiment.corpus.model_dump(exclude={"domains", "domains_from"}), "domains": added, "tokenizer": {"pretrained": found.address}}
+        section = {**experiment.corpus.model_dump(exclude={"domains", "domains_from", "targets"}), "domains": added, "tokenizer": {"pretrained": found.address}}
         new = backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0])
-        parts.append(backend.embed(backend.open_model(found.address, new, "--proxy", found.allow_remote_code), new, experiment.embedding))
-        corpora.append(new)
+        take(new, new.names)
     if not parts:
         raise UserError("corpus file: every domain is left out; keep or add at least one")
-    return Embeddings.concat(parts), corpora
+    return Changed(Embeddings.concat(parts), tuple(corpora), texts, looking)
 
 
 def _check(domains: Mapping[str, DomainConfig | None], known: Sequence[str]) -> None:

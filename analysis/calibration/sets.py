@@ -66,7 +66,7 @@ def embedding_sets(smollm2: str, storage: str) -> dict[str, Embeddings]:
     """
     os.environ["RAY_DEDUP_LOGS"] = "1"
     thirteen = {folder: FOLDERS[folder] for folder in ("pretrain7", "pile_extra")}
-    found = {f"{name}, 13 domains": _embed(_experiment(name, proxy, _domains(thirteen), smollm2, storage)) for name, proxy in PROXIES.items()}
+    found = {name: _embed(_experiment(name, proxy, _domains(thirteen), smollm2, storage)) for name, proxy in PROXIES.items()}
     found["quickstart"] = _embed(_quickstart(storage))
     for folder in ("wiki7", "stack7"):
         found[folder] = _embed(_experiment(folder, SMOLLM2, _domains({folder: FOLDERS[folder]}), smollm2, storage))

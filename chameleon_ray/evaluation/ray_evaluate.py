@@ -25,14 +25,16 @@ def evaluate(
     phase: Phase,
     pool_actors: int | None = None,
     trusted: frozenset[str] = frozenset(),
+    rows_at_most: int | None = None,
 ) -> list[SplitLosses]:
     """Loss of every model (addresses of Hugging Face folders with the corpus's tokenizer) on every measured domain and target of some splits, in the order
     given.
 
     Args:
         trusted: the models whose own code may be run.
+        rows_at_most: of each domain and split; all by default.
     """
-    chunks = chunks_of(corpus, models, splits, CHUNK_ROWS)
+    chunks = chunks_of(corpus, models, splits, CHUNK_ROWS, rows_at_most)
     arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker, "trusted": trusted}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     results = stream(corpus, chunks, EvaluateWorker, arguments, resources, phase, pool_actors)

@@ -27,6 +27,7 @@ from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, normalised, uniform
+from chameleon_ray.mixing.text_quality import GLANCE_ROWS, TextQuality, factors, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat
@@ -38,18 +39,21 @@ STAGES: dict[Stage, str] = {"pretrain": "pretraining", "finetune": "finetuning"}
 class Chameleon(Method):
     """Weigh domains by kernel ridge leverage: general ones up when pretraining, distinct ones up when finetuning.
 
-    `variant` presets the fields that are left None. `calibrated`: free of the scale of the embeddings, the number of domains and the noise of the samples,
-    its constants are provisional (DECISIONS.md). `paper`: no centring, no normalisation; `released` (the authors' script):
+    `variant` presets the fields that are left None. `calibrated`: free of the scale of the embeddings, the number of domains and the noise of the samples
+    (analysis/results/calibration.md). `paper`: no centring, no normalisation; `released` (the authors' script):
     centred Gram matrix, scores divided by their sum; both with lam = 10, tau = 5 (pretrain) or 0.2 (finetune), which mean something else for every model.
 
     `prior` is what the weights are where the embeddings say nothing: `uniform`, `tokens` (the domains' shares of the train tokens), or shares by name.
+
+    `quality` multiplies the prior by how good each domain's text looks (text_quality.py), which embeddings do not say; where a domain gains although it looks
+    poor there is a warning in any case.
 
     Beyond the paper: that prior, ridge and temperature relative to the scores, the floor and the noise (formula.py), standard errors over the hash groups
     of the samples (by `bootstrap_draws`, 0 for none; in closed form where domains are too many to repeat everything), warnings where the weights say little.
     """
 
     name: ClassVar[str] = "chameleon"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[frozenset[str]] = frozenset({"proxy", "embedding"})
     variant: Variant = "calibrated"
     stage: Stage = "pretrain"
@@ -61,6 +65,7 @@ class Chameleon(Method):
     noise: bool | None = None
     floor: NonNegativeFloat | None = None
     cap: PositiveFloat | None = None
+    quality: bool = False
     bootstrap_draws: Annotated[int, Field(ge=0)] = 200
 
     @field_validator("bootstrap_draws")
@@ -112,15 +117,19 @@ class Chameleon(Method):
 
         Raises:
             UserError: a domain that is empty or without samples, or embeddings that are not finite.
-        Cost: the proxy's training and one forward pass over the samples; the weights themselves take milliseconds for tens of domains.
+        Cost: the proxy's training, one forward pass over the samples and one over a few rows of held-out text; the weights themselves take milliseconds for
+        tens of domains.
         """
         self.check(context)
         proxy, embeddings = self.embed(context)
-        mixture = self.weigh(embeddings, context.corpus.tokens())
+        seen = context.backend.glance(proxy, context.corpus, GLANCE_ROWS)
+        mixture = self.weigh(embeddings, context.corpus.tokens(), text_quality(context.corpus, seen.losses))
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
-        return replace(mixture, ledger={proxy.run: proxy.cost, **mixture.ledger}, trajectory=trajectory_of(proxy), provenance=provenance)
+        return replace(
+            mixture, ledger={proxy.run: proxy.cost, **mixture.ledger, seen.digest: seen.cost}, trajectory=trajectory_of(proxy), provenance=provenance
+        )
 
     def embed(self, context: FitContext) -> tuple[TrainedModel, Embeddings]:
         """Train the proxy on uniform weights and embed every domain with it (algorithm 1, steps 3 and 5).
@@ -130,13 +139,14 @@ class Chameleon(Method):
         """
         return embedded(context, self.proxy_job(context))
 
-    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None) -> Mixture:
+    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
         """Weights of embedded domains, old or new, without training (algorithm 1, steps 6 to 14).
 
         Domains are taken in the order of their names, so that another order of the input changes no digit.
 
         Args:
             tokens: train tokens by domain, for `prior: tokens`.
+            texts: how good the domains' text is, for warnings and `quality: true`.
         Returns:
             A mixture whose ledger is that of the embeddings; `details` holds the spectrum, effective dimension, energy, lam, tau and, up to 200 domains,
             Omega; with `noise` the reliability; under another prior than a uniform one that prior, and what it says by itself (`structureless`).
@@ -144,7 +154,15 @@ class Chameleon(Method):
             UserError: a domain without samples, embeddings that are not finite, a prior over other domains, or a ridge lost in rounding.
         Cost: O(k p min(k, p)), times 1 + bootstrap_draws up to 1,000 domains, a few times that beyond (see standard_errors.py).
         """
-        found = estimate(embeddings, self.formula, self.prior_of(embeddings.names, tokens), self.bootstrap_draws)
+        prior = self.prior_of(embeddings.names, tokens)
+        if self.quality:
+            if texts is None:
+                raise UserError("quality: true needs the domains' text; weigh within an experiment, or leave it out")
+            counted = factors(texts, embeddings.names)
+            if not any(counted[name] * prior[name] for name in embeddings.names):
+                raise UserError("quality: true leaves no domain any of the prior: the text of all looks poor; look at the text, or leave quality out")
+            prior = named(embeddings.names, normalised([counted[name] * prior[name] for name in embeddings.names]))
+        found = estimate(embeddings, self.formula, prior, self.bootstrap_draws)
         errors = found.errors
 
         def labelled(values: Array) -> dict[str, float]:
@@ -162,9 +180,13 @@ class Chameleon(Method):
             scores_stderr=labelled(errors.scores) if errors else None,
             ledger=embeddings.ledger,
             provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **method},
-            details={**_details(found), **(_prior_details(found) if found.leverage.prior is not None else {})},
+            details={
+                **_details(found),
+                **(_prior_details(found) if found.leverage.prior is not None else {}),
+                **({"quality": quality_details(texts)} if texts else {}),
+            },
             explanation=(self._made_by(), *explanation_of(found)),
-            warnings=warnings_of(found, embeddings),
+            warnings=(*warnings_of(found, embeddings), *quality_warnings(texts or {}, labelled(found.weights), prior)),
         )
 
     def _made_by(self) -> str:

@@ -13,6 +13,7 @@ from chameleon_ray.mixing.doremi import DoReMi
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.static import Fixed, Proportional, Uniform
+from chameleon_ray.mixing.text_quality import TextQuality
 from chameleon_ray.mixture import Mixture
 
 
@@ -26,8 +27,8 @@ class Weigher(Protocol):
         """The model, trained if need be, and what it makes of the corpus's domains."""
         ...
 
-    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None) -> Mixture:
-        """The mixture of embedded domains, old or new; `tokens` are their train tokens, where they are known."""
+    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
+        """The mixture of embedded domains, old or new; `tokens` are their train tokens and `texts` how good their text is, where that is known."""
         ...
 
 

@@ -13,7 +13,7 @@ from chameleon_ray.mixing.regressors.regressor import Array, Runs
 from chameleon_ray.mixing.swarm import MEAN, Swarm
 
 ONE_SIZE = 1.0
-NEARNESS = 0.2
+NEARNESS = 0.5
 THE_RUNS = "the runs"
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -47,7 +47,7 @@ def targets_of(swarm: Swarm, target: str) -> list[str]:
 
 
 def _alike(targets: Sequence[str], names: Sequence[str], embeddings: Embeddings, shared: str) -> Array:
-    """[m, k] exp(-|x_i - x_j|^2 / (h times its median over pairs of domains)), h = .2; not a number where one of the two has no embedding."""
+    """[m, k] exp(-|x_i - x_j|^2 / (h times its median over pairs of domains)), h = .5; not a number where one of the two has no embedding."""
     place = {name.removeprefix(shared): i for i, name in enumerate(embeddings.names)}
     means = embeddings.means
     usual = float(np.median(_distances(means, means)[np.triu_indices(len(means), 1)])) if len(means) > 1 else 0.0

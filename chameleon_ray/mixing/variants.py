@@ -1,7 +1,7 @@
 """The named formulae: what `variant` sets, before single settings override it.
 
 `paper` and `released` have constants of their own models: lam = 10 and tau = 5 or 0.2 mean something else for every proxy, and for every number of
-domains. Those of `calibrated` are provisional (DECISIONS.md).
+domains. Those of `calibrated` were chosen over proxies, by public runs and by published weights, among which they are flat (analysis/results/calibration.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _stages(pretrain: Formula, **finetune: object) -> dict[Stage, Formula]:
 
 
 _CALIBRATED = Formula(
-    stage="pretrain", ridge=Ridge(energy=1.0), temperature=Temperature(relative=1.5), center=True, normalize=False, noise=True, floor=0.25, cap=None
+    stage="pretrain", ridge=Ridge(energy=1.0), temperature=Temperature(relative=1.5), center=True, normalize=False, noise=True, floor=0.5, cap=None
 )
 _PAPER = Formula(
     stage="pretrain", ridge=Ridge(absolute=10.0), temperature=Temperature(absolute=5.0), center=False, normalize=False, noise=False, floor=0.0, cap=None
@@ -27,7 +27,7 @@ _PAPER = Formula(
 _RELEASED = _PAPER.model_copy(update={"center": True, "normalize": True})
 
 VARIANTS: dict[Variant, dict[Stage, Formula]] = {
-    "calibrated": _stages(_CALIBRATED, temperature=Temperature(relative=1.5), cap=3.0),
+    "calibrated": _stages(_CALIBRATED, temperature=Temperature(relative=1.0), cap=3.0),
     "paper": _stages(_PAPER, temperature=Temperature(absolute=0.2)),
     "released": _stages(_RELEASED, temperature=Temperature(absolute=0.2)),
 }

@@ -286,7 +286,7 @@ def test_what_the_prior_says_by_itself_is_what_orthogonal_domains_get() -> None:
         method = Chameleon(stage=stage, center=center, prior=dict(zip(names, sizes.tolist(), strict=True)), bootstrap_draws=0)
         mixture = method.weigh(embeddings)
         assert mixture.details["structureless"] == pytest.approx(mixture.weights, abs=1e-12)
-    mixture = Chameleon(prior=dict(zip(names, sizes.tolist(), strict=True)), temperature=Temperature(relative=1)).weigh(embeddings)
+    mixture = Chameleon(prior=dict(zip(names, sizes.tolist(), strict=True)), floor=0.25, temperature=Temperature(relative=1)).weigh(embeddings)
     assert mixture.weights["a"] == pytest.approx(0.598, abs=0.001) and mixture.weights["g"] == pytest.approx(0.011, abs=0.001)
     assert "structureless" not in Chameleon().weigh(embeddings).details
 

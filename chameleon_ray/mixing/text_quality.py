@@ -1,0 +1,94 @@
+"""How good the text of each domain is, which embeddings do not say: a domain near the middle of all gains weight whatever its quality.
+
+compression   bytes of text to a byte compressed: much repetition compresses far, noise hardly
+repeated      share of passages of eight words that another document of the domain has too
+structure     1 - the proxy's loss over the entropy of the domain's token frequencies: 0 where knowing what stands before a token tells nothing of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from chameleon_ray.artifacts import TokenCorpus
+
+GLANCE_ROWS = 16
+MAX_COMPRESSION = 8.0
+MIN_COMPRESSION = 1.5
+MAX_REPEATED = 0.3
+LOW_STRUCTURE = 0.5  # of the median domain's
+MIN_GAIN = 1.1
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """The measures of one domain; `structure` is None where it has no held-out text."""
+
+    compression: float
+    repeated: float
+    structure: float | None
+
+
+def text_quality(corpus: TokenCorpus, losses: Mapping[str, float]) -> dict[str, TextQuality]:
+    """Of every domain of a corpus.
+
+    Args:
+        losses: of the proxy on held-out text, nats per token, of the domains that have any.
+    """
+    found = {}
+    for name in corpus.names:
+        counts = corpus.domains[name]
+        structure = 1 - losses[name] / counts.unigram_entropy_nats if name in losses and counts.unigram_entropy_nats > 0 else None
+        if counts.quality is not None:
+            found[name] = TextQuality(counts.quality.compression, counts.quality.repeated, structure)
+    return found
+
+
+def factors(quality: Mapping[str, TextQuality], names: Sequence[str]) -> dict[str, float]:
+    """By how much a prior counts each domain: (1 - repeated) times the structure over that of the median domain, one at most; what is not known counts 1."""
+    usual = _usual_structure(quality)
+    known = {name: (1 - each.repeated) * _part(each.structure, usual) for name, each in quality.items()}
+    return {name: known.get(name, 1.0) for name in names}
+
+
+def quality_warnings(quality: Mapping[str, TextQuality], weights: Mapping[str, float], prior: Mapping[str, float]) -> list[str]:
+    """One sentence for every domain that gains against its prior though its text is poor."""
+    usual = _usual_structure(quality)
+    found = []
+    for name, each in quality.items():
+        gain = weights[name] / prior[name] if prior[name] > 0 else 0.0
+        if gain >= MIN_GAIN and (reasons := _poor(each, usual)):
+            found.append(
+                f"{name} gets {gain:.2g} times its prior and its text looks poor: {', '.join(reasons)}; scores do not see quality: look at the text, "
+                "clean it or leave the domain out, or set quality: true, which lowers its prior."
+            )
+    return found
+
+
+def quality_details(quality: Mapping[str, TextQuality]) -> dict[str, Any]:
+    """As a mixture keeps them."""
+    return {name: asdict(each) for name, each in quality.items()}
+
+
+def _poor(quality: TextQuality, usual: float) -> list[str]:
+    reasons = []
+    if quality.repeated > MAX_REPEATED:
+        reasons.append(f"{quality.repeated:.0%} of its passages stand in other documents of it too")
+    if quality.compression > MAX_COMPRESSION:
+        reasons.append(f"it compresses {quality.compression:.1f} times")
+    if quality.compression < MIN_COMPRESSION:
+        reasons.append(f"it hardly compresses ({quality.compression:.1f} times), as noise does")
+    if quality.structure is not None and quality.structure < LOW_STRUCTURE * usual:
+        reasons.append(f"what stands before a token tells the proxy little of it ({quality.structure:.0%} of the entropy, {usual:.0%} in the median domain)")
+    return reasons
+
+
+def _usual_structure(quality: Mapping[str, TextQuality]) -> float:
+    known = [each.structure for each in quality.values() if each.structure is not None]
+    return max(median(known), 0.0) if known else 0.0
+
+
+def _part(structure: float | None, usual: float) -> float:
+    return 1.0 if structure is None or usual <= 0 else min(1.0, max(0.0, structure) / usual)

@@ -1,0 +1,71 @@
+"""What is said of a domain that gains although its text is poor, and the prior that counts it less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from chameleon_ray.artifacts import Quality
+from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.text_quality import TextQuality, factors, quality_warnings, text_quality
+from tests.fakes import leave_unmeasured, make_context, make_corpus, noisy_embeddings, rng
+
+GOOD = TextQuality(2.7, 0.02, 0.5)
+POOR = {
+    "boilerplate": (TextQuality(12.0, 0.95, 0.9), "95% of its passages stand in other documents of it too, it compresses 12.0 times"),
+    "noise": (
+        TextQuality(1.3, 0.0, 0.02),
+        "it hardly compresses (1.3 times), as noise does, what stands before a token tells the proxy little of it (2% of the",
+    ),
+    "shuffled": (TextQuality(2.2, 0.0, 0.1), "what stands before a token tells the proxy little of it (10% of the entropy, 50% in the median domain)"),
+}
+PRIOR = dict.fromkeys(("a", "b", "c", "odd"), 0.25)
+
+
+@pytest.mark.parametrize("kind", POOR)
+def test_a_poor_domain_is_warned_about_only_if_it_gains(kind: str) -> None:
+    poor, told = POOR[kind]
+    quality = {**dict.fromkeys("abc", GOOD), "odd": poor}
+    (warning,) = quality_warnings(quality, {"a": 0.2, "b": 0.2, "c": 0.2, "odd": 0.4}, PRIOR)
+    assert warning.startswith("odd gets 1.6 times its prior and its text looks poor: ") and told in warning and "quality: true" in warning
+    assert quality_warnings(quality, {"a": 0.3, "b": 0.3, "c": 0.2, "odd": 0.2}, PRIOR) == []
+    assert quality_warnings(dict.fromkeys(PRIOR, GOOD), {"a": 0.2, "b": 0.2, "c": 0.2, "odd": 0.4}, PRIOR) == []
+
+
+def test_factors_are_one_for_good_text_and_small_for_poor() -> None:
+    quality = {**dict.fromkeys("abc", GOOD), **{name: poor for name, (poor, _) in POOR.items()}}
+    found = factors(quality, [*quality, "unknown"])
+    assert found["a"] == pytest.approx(0.98) and found["unknown"] == 1.0
+    assert found["boilerplate"] == pytest.approx(0.05) and found["noise"] < 0.06 and found["shuffled"] < 0.3
+
+
+def test_measures_come_from_the_corpus_and_the_proxys_losses() -> None:
+    corpus = leave_unmeasured(make_corpus({"a": 4, "b": 4}), "b")
+    sampled = {name: replace(counts, quality=Quality(1000, 3.0, 0.1)) for name, counts in corpus.domains.items()}
+    found = text_quality(replace(corpus, domains=sampled), {"a": 4.0})
+    assert found == {"a": TextQuality(3.0, 0.1, pytest.approx(1 - 4 / 5)), "b": TextQuality(3.0, 0.1, None)}
+
+
+def test_quality_multiplies_the_prior_and_is_shown() -> None:
+    means = {name: 3 * rng(name).standard_normal(8) for name in ("a", "b", "c", "odd")}
+    embeddings = noisy_embeddings(means, samples=200, noise=0.1)
+    texts = {**dict.fromkeys("abc", GOOD), "odd": POOR["boilerplate"][0]}
+    plain, counted = (Chameleon(quality=quality, bootstrap_draws=0).weigh(embeddings, texts=texts) for quality in (False, True))
+    assert counted.weights["odd"] < 0.3 * plain.weights["odd"]
+    assert counted.details["prior"]["odd"] == pytest.approx(0.05 / (3 * 0.98 + 0.05))
+    assert plain.details["quality"]["odd"] == {"compression": 12.0, "repeated": 0.95, "structure": 0.9}
+    assert "quality: true" in counted.explanation[0]
+    with pytest.raises(UserError, match="quality: true needs the domains' text"):
+        Chameleon(quality=True).weigh(embeddings)
+    with pytest.raises(UserError, match="quality: true leaves no domain any of the prior"):
+        Chameleon(quality=True).weigh(embeddings, texts=dict.fromkeys(texts, TextQuality(90.0, 1.0, 0.5)))
+
+
+def test_fitting_looks_at_the_text() -> None:
+    context = make_context({"a": 10, "b": 20, "c": 5})
+    sampled = {name: replace(counts, quality=Quality(1000, 3.0, 0.1)) for name, counts in context.corpus.domains.items()}
+    mixture = Chameleon().fit(replace(context, corpus=replace(context.corpus, domains=sampled)))
+    assert mixture.details["quality"]["a"] == {"compression": 3.0, "repeated": 0.1, "structure": pytest.approx(1 - 3 / 5)}
+    assert "glance" in mixture.ledger
