@@ -19,6 +19,7 @@ MAX_COMPRESSION = 8.0
 MIN_COMPRESSION = 1.5
 MAX_REPEATED = 0.3
 LOW_STRUCTURE = 0.5  # of the median domain's
+LEARNED = 0.1
 MIN_GAIN = 1.1
 
 
@@ -80,14 +81,16 @@ def _poor(quality: TextQuality, usual: float) -> list[str]:
         reasons.append(f"it compresses {quality.compression:.1f} times")
     if quality.compression < MIN_COMPRESSION:
         reasons.append(f"it hardly compresses ({quality.compression:.1f} times), as noise does")
-    if quality.structure is not None and quality.structure < LOW_STRUCTURE * usual:
+    if quality.structure is not None and usual > 0 and quality.structure < LOW_STRUCTURE * usual:
         reasons.append(f"what stands before a token tells the proxy little of it ({quality.structure:.0%} of the entropy, {usual:.0%} in the median domain)")
     return reasons
 
 
 def _usual_structure(quality: Mapping[str, TextQuality]) -> float:
+    """The median domain's, 0 where the proxy has learned too little to be asked."""
     known = [each.structure for each in quality.values() if each.structure is not None]
-    return max(median(known), 0.0) if known else 0.0
+    usual = median(known) if known else 0.0
+    return usual if usual >= LEARNED else 0.0
 
 
 def _part(structure: float | None, usual: float) -> float:

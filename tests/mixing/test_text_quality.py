@@ -41,6 +41,12 @@ def test_factors_are_one_for_good_text_and_small_for_poor() -> None:
     assert found["boilerplate"] == pytest.approx(0.05) and found["noise"] < 0.06 and found["shuffled"] < 0.3
 
 
+def test_a_proxy_that_has_learned_little_is_not_asked() -> None:
+    quality = {name: TextQuality(2.7, 0.0, structure) for name, structure in (("a", 0.03), ("b", 0.0), ("c", 0.02), ("odd", -0.2))}
+    assert quality_warnings(quality, {"a": 0.2, "b": 0.2, "c": 0.2, "odd": 0.4}, PRIOR) == []
+    assert factors(quality, list(quality)) == dict.fromkeys(quality, 1.0)
+
+
 def test_measures_come_from_the_corpus_and_the_proxys_losses() -> None:
     corpus = leave_unmeasured(make_corpus({"a": 4, "b": 4}), "b")
     sampled = {name: replace(counts, quality=Quality(1000, 3.0, 0.1)) for name, counts in corpus.domains.items()}
