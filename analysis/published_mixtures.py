@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.calibration.choose import Setting
-from analysis.calibration.public import as_in_the_pile, public_part, public_runs
+from analysis.calibration.public import PILE_NAMES, as_in_the_pile, public_part, public_runs
 from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.mixing.judge import Interval, Verdict, judge
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.regression import REGRESSORS, fit, spearman
 from chameleon_ray.mixing.regressors.regressor import Runs
-from chameleon_ray.mixing.runs import parameters_of, runs_of
+from chameleon_ray.mixing.runs import parameters_of, prefix, runs_of
+from chameleon_ray.mixing.swarm import Swarm
 
 NAMED = ("pile_chameleon", "pile_human", "pile_doge", "pile_doremi", "pile_regmix")
 REGRESSOR = "additive"
@@ -49,15 +51,22 @@ def main() -> None:
     published = {"uniform": even17, **{name.removeprefix("pile_"): PUBLISHED[name].weights for name in NAMED}}
     own = {"uniform over eleven": dict.fromkeys(embeddings.names, 1 / 11)}
     own |= {label: dict(zip(embeddings.names, setting.weigh(embeddings).tolist(), strict=True)) for label, setting in OWN.items()}
-    found = {size: [judge(each, {size: public_runs(size)}, size, regressor=REGRESSOR) for each in (published, own)] for size in sizes}
-    for place, title in ((0, "Published mixtures, against uniform over the seventeen"), (1, "Our own, against uniform over the eleven")):
-        print(f"\n## {title}\n")
-        _table({size: verdicts[place] for size, verdicts in found.items()})
+    verdicts = {size: judge(published, {size: public_runs(size)}, size, regressor=REGRESSOR) for size in sizes}
+    print("\n## Published mixtures, against uniform over the seventeen\n")
+    _table(verdicts)
+    print("\n## Our own, against uniform over the eleven, on the nine of them that were measured\n")
+    _table({size: judge(own, {size: _of_the_eleven(public_runs(size))}, size, regressor=REGRESSOR) for size in sizes})
     print("\n## Chameleon's published mixture against the others\n")
     others = {name: published[name] for name in ("chameleon", *(name for name in published if name != "chameleon"))}
     _table({size: judge(others, {size: public_runs(size)}, size, regressor=REGRESSOR) for size in sizes}, turned=True)
     if options.figure:
-        _draw({size: verdicts[0] for size, verdicts in found.items()}, options.figure)
+        _draw(verdicts, options.figure)
+
+
+def _of_the_eleven(swarm: Swarm) -> Swarm:
+    """The runs with the losses of domains that our mixtures have."""
+    places = [j for j, name in enumerate(swarm.targets) if name.removeprefix(prefix(swarm.domains)) in PILE_NAMES.values()]
+    return replace(swarm, targets=tuple(swarm.targets[j] for j in places), metrics=swarm.metrics[:, places])
 
 
 def _table(verdicts: Mapping[str, Verdict], turned: bool = False) -> None:

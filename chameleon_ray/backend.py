@@ -194,8 +194,8 @@ class Backend(Protocol):
         """Held-out losses of every model on every domain of some splits."""
         ...
 
-    def glance(self, model: TrainedModel, corpus: TokenCorpus, rows_per_domain: int) -> ProxyLosses:
-        """Losses of a model on a few rows of the valid split of every measured domain."""
+    def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
+        """Losses of a model on about so many tokens of the valid split of every measured domain."""
         ...
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:

@@ -137,9 +137,10 @@ class RayBackend:
                 write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})
         return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
 
-    def glance(self, model: TrainedModel, corpus: TokenCorpus, rows_per_domain: int) -> ProxyLosses:
+    def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         """Losses of a model on the first rows of the valid split of every measured domain; what they took counts in full, and not in the paper's convention."""
         check_tokenizer(model, corpus)
+        rows_per_domain = max(1, tokens_per_domain // corpus.row_tokens)
         digest = losses_digest(model.digest, corpus, ("valid",), rows_per_domain)
         if not corpus.heldout:
             return ProxyLosses(digest, {}, Cost())

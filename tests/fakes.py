@@ -139,8 +139,8 @@ class FakeBackend:
         models = self.train_many(corpus, jobs)
         return [ProxyLosses(f"{i}", found, model.cost) for i, (found, model) in enumerate(zip(losses, models, strict=True))]
 
-    def glance(self, model: TrainedModel, corpus: TokenCorpus, rows_per_domain: int) -> ProxyLosses:
-        return ProxyLosses("glance", dict.fromkeys(corpus.measured, 3.0), Cost(rows_per_domain * corpus.row_tokens, 1.0, 0.0))
+    def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
+        return ProxyLosses("glance", dict.fromkeys(corpus.measured, 3.0), Cost(tokens_per_domain, 1.0, 0.0))
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         means = {name: 2.0 + rng(name).standard_normal(8) for name in corpus.names}

@@ -20,7 +20,8 @@ from chameleon_ray.mixing.simplex import effective_number
 
 RHOS, GAMMAS, TS = (0.1, 0.3, 1.0, 3.0), (0.0, 0.125, 0.25, 0.5, 1.0), (0.7, 1.0, 1.5, 2.0, 3.0)
 UNCENTRED_RHOS, UNCENTRED_TS = (0.003, 0.01, 0.03, 0.1), (0.35, 0.7, 1.0, 1.5)
-FINETUNE_TS, CAPS = (0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0), (2.0, 3.0, 5.0)
+FINETUNE_RHOS, FINETUNE_GAMMAS, FINETUNE_TS = (0.3, 1.0, 3.0), (0.0, 0.25, 0.5, 1.0), (0.35, 0.5, 0.7, 1.0, 1.5, 2.0)
+CAP = 3.0
 TABLES = {"wiki7": "wiki40b_chameleon", "stack7": "stack_chameleon"}
 
 
@@ -64,8 +65,9 @@ def pretraining_settings() -> list[Setting]:
 
 
 def finetuning_settings() -> list[Setting]:
-    """Everything that is tried for finetuning; ridge and floor are those of pretraining."""
-    tried = [Setting(t=t, cap=cap, stage="finetune") for t, cap in itertools.product(FINETUNE_TS, CAPS)]
+    """Everything that is tried for finetuning."""
+    grid = itertools.product(FINETUNE_RHOS, FINETUNE_GAMMAS, FINETUNE_TS)
+    tried = [Setting(True, rho, gamma, t, CAP, "finetune") for rho, gamma, t in grid]
     return [*tried, Setting(variant="paper", stage="finetune"), Setting(variant="released", stage="finetune")]
 
 

@@ -27,7 +27,7 @@ from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, normalised, uniform
-from chameleon_ray.mixing.text_quality import GLANCE_ROWS, TextQuality, factors, quality_details, quality_warnings, text_quality
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, TextQuality, factors, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat
@@ -122,7 +122,7 @@ class Chameleon(Method):
         """
         self.check(context)
         proxy, embeddings = self.embed(context)
-        seen = context.backend.glance(proxy, context.corpus, GLANCE_ROWS)
+        seen = context.backend.glance(proxy, context.corpus, GLANCE_TOKENS)
         mixture = self.weigh(embeddings, context.corpus.tokens(), text_quality(context.corpus, seen.losses))
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:

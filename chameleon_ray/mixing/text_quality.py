@@ -14,7 +14,7 @@ from typing import Any
 
 from chameleon_ray.artifacts import TokenCorpus
 
-GLANCE_ROWS = 16
+GLANCE_TOKENS = 2048  # of each domain: enough to tell half of a structure, at a tenth of what embedding takes
 MAX_COMPRESSION = 8.0
 MIN_COMPRESSION = 1.5
 MAX_REPEATED = 0.3

@@ -19,7 +19,7 @@ from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.formula import Temperature
 from chameleon_ray.mixing.krls import Ridge
 from chameleon_ray.mixing.simplex import effective_number
-from chameleon_ray.mixing.text_quality import GLANCE_ROWS
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS
 from tests.fakes import make_context, noisy_embeddings, rng
 
 PAPER = {"variant": "paper"}
@@ -266,7 +266,7 @@ def test_fit_trains_one_proxy_on_uniform_weights_and_adds_up_the_cost() -> None:
     assert job.weights == dict.fromkeys("abc", 1 / 3)
     (model,) = context.backend.train_many(context.corpus, [job])
     embeddings = context.backend.embed(model, context.corpus, context.embedding)
-    seen = context.backend.glance(model, context.corpus, GLANCE_ROWS)
+    seen = context.backend.glance(model, context.corpus, GLANCE_TOKENS)
     assert mixture.cost == model.cost + embeddings.ledger["embeddings"] + seen.cost != Cost()
     assert mixture.weights == Chameleon().weigh(embeddings).weights
 
