@@ -23,7 +23,7 @@ from rich.console import Console
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob
 from chameleon_ray.mixing.chameleon import Chameleon
-from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, text_quality
+from chameleon_ray.mixing.text_quality import losses_of, text_quality
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_progress import Reporter
 from chameleon_ray.settings import validate
@@ -50,7 +50,7 @@ def main() -> None:
     corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
     context = MixtureJob.of("chameleon", "", experiment, corpus, backend).context(backend)
     proxy, embeddings = Chameleon().embed(context)
-    texts = text_quality(corpus, backend.glance(proxy, corpus, GLANCE_TOKENS).losses)
+    texts = text_quality(corpus, losses_of(proxy, corpus, backend)[0])
     found = {label: Chameleon.model_validate(settings).weigh(embeddings, corpus.tokens(), texts) for label, settings in VARIANTS.items()}
     plain = Chameleon().weigh(embeddings.select(DOMAINS))
     print(f"| domain | without twins | {' | '.join(found)} | compression | repeated | structure |\n|---|{'---|' * (len(found) + 4)}")

@@ -10,7 +10,7 @@ from chameleon_ray.backend import Backend
 from chameleon_ray.config import CorpusChanges, CorpusConfig, DomainConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
-from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, TextQuality, text_quality
+from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
 from chameleon_ray.settings import validate
 
 
@@ -45,9 +45,9 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         model = backend.open_model(found.address, corpus, "--proxy", found.allow_remote_code)
         parts.append(backend.embed(model, corpus, experiment.embedding).select(names))
         corpora.append(corpus)
-        seen = backend.glance(model, corpus, GLANCE_TOKENS)
-        texts.update({name: each for name, each in text_quality(corpus, seen.losses).items() if name in names})
-        looking[seen.digest] = seen.cost
+        losses, took = losses_of(model, corpus, backend)
+        texts.update({name: each for name, each in text_quality(corpus, losses).items() if name in names})
+        looking.update(took)
 
     if not only:
         known = backend.tokenize(experiment.corpus, experiment.seeds[0])

@@ -27,7 +27,7 @@ from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, normalised, uniform
-from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, TextQuality, factors, quality_details, quality_warnings, text_quality
+from chameleon_ray.mixing.text_quality import TextQuality, factors, losses_of, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat
@@ -117,19 +117,17 @@ class Chameleon(Method):
 
         Raises:
             UserError: a domain that is empty or without samples, or embeddings that are not finite.
-        Cost: the proxy's training, one forward pass over the samples and one over a few rows of held-out text; the weights themselves take milliseconds for
-        tens of domains.
+        Cost: the proxy's training and one forward pass over the samples (of a proxy that is taken as it is, another one over a few rows of held-out text); the
+        weights themselves take milliseconds for tens of domains.
         """
         self.check(context)
         proxy, embeddings = self.embed(context)
-        seen = context.backend.glance(proxy, context.corpus, GLANCE_TOKENS)
-        mixture = self.weigh(embeddings, context.corpus.tokens(), text_quality(context.corpus, seen.losses))
+        losses, looking = losses_of(proxy, context.corpus, context.backend)
+        mixture = self.weigh(embeddings, context.corpus.tokens(), text_quality(context.corpus, losses))
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
-        return replace(
-            mixture, ledger={proxy.run: proxy.cost, **mixture.ledger, seen.digest: seen.cost}, trajectory=trajectory_of(proxy), provenance=provenance
-        )
+        return replace(mixture, ledger={proxy.run: proxy.cost, **mixture.ledger, **looking}, trajectory=trajectory_of(proxy), provenance=provenance)
 
     def embed(self, context: FitContext) -> tuple[TrainedModel, Embeddings]:
         """Train the proxy on uniform weights and embed every domain with it (algorithm 1, steps 3 and 5).

@@ -2,7 +2,8 @@
 
 compression   bytes of text to a byte compressed: much repetition compresses far, noise hardly
 repeated      share of passages of eight words that another document of the domain has too
-structure     1 - the proxy's loss over the entropy of the domain's token frequencies: 0 where knowing what stands before a token tells nothing of it
+structure     1 - the proxy's loss over the entropy of the domain's token frequencies: 0 where knowing what stands before a token tells nothing of it. Of a
+              proxy that was trained on the domains it is the loss in training, which text that was repeated many times lowers too
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from chameleon_ray.artifacts import TokenCorpus
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
+from chameleon_ray.backend import Backend
 
 GLANCE_TOKENS = 2048  # of each domain: enough to tell half of a structure, at a tenth of what embedding takes
 MAX_COMPRESSION = 8.0
@@ -20,23 +25,37 @@ MIN_COMPRESSION = 1.5
 MAX_REPEATED = 0.3
 LOW_STRUCTURE = 0.5  # of the median domain's
 LEARNED = 0.1
+LAST_PART = 0.9
 MIN_GAIN = 1.1
 
 
 @dataclass(frozen=True)
 class TextQuality:
-    """The measures of one domain; `structure` is None where it has no held-out text."""
+    """The measures of one domain; `structure` is None where the proxy's loss is not known."""
 
     compression: float
     repeated: float
     structure: float | None
 
 
+def losses_of(proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> tuple[Mapping[str, float], Mapping[str, Cost]]:
+    """How well a proxy predicts the text of each domain, in nats per token, and what finding out took, by digest.
+
+    A proxy that was trained on the domains tells by its last losses; another one is given a glance at held-out text.
+    """
+    if "training" in proxy.details:
+        found = _last_losses(proxy.metrics())
+        if set(corpus.names) <= set(found):
+            return found, {}
+    seen = backend.glance(proxy, corpus, GLANCE_TOKENS)
+    return seen.losses, {seen.digest: seen.cost}
+
+
 def text_quality(corpus: TokenCorpus, losses: Mapping[str, float]) -> dict[str, TextQuality]:
     """Of every domain of a corpus.
 
     Args:
-        losses: of the proxy on held-out text, nats per token, of the domains that have any.
+        losses: of the proxy, nats per token, of the domains where it is known.
     """
     found = {}
     for name in corpus.names:
@@ -84,6 +103,13 @@ def _poor(quality: TextQuality, usual: float) -> list[str]:
     if quality.structure is not None and usual > 0 and quality.structure < LOW_STRUCTURE * usual:
         reasons.append(f"what stands before a token tells the proxy little of it ({quality.structure:.0%} of the entropy, {usual:.0%} in the median domain)")
     return reasons
+
+
+def _last_losses(curve: pa.Table) -> dict[str, float]:
+    """Domain -> mean training loss over the last tenth of the steps."""
+    last = curve.filter(pc.field("step") > LAST_PART * pc.max(curve["step"]).as_py())
+    sums = last.append_column("nats", pc.multiply(last["loss"], last["tokens"])).group_by("domain").aggregate([("nats", "sum"), ("tokens", "sum")])
+    return {row["domain"]: row["nats_sum"] / row["tokens_sum"] for row in sums.to_pylist()}
 
 
 def _usual_structure(quality: Mapping[str, TextQuality]) -> float:

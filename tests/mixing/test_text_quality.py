@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from chameleon_ray.artifacts import Quality
+from chameleon_ray.artifacts import Cost, Quality, TrainedModel
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
-from chameleon_ray.mixing.text_quality import TextQuality, factors, quality_warnings, text_quality
-from tests.fakes import leave_unmeasured, make_context, make_corpus, noisy_embeddings, rng
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, TextQuality, factors, losses_of, quality_warnings, text_quality
+from chameleon_ray.records import write_table
+from tests.fakes import FakeBackend, leave_unmeasured, make_context, make_corpus, noisy_embeddings, rng
 
 GOOD = TextQuality(2.7, 0.02, 0.5)
 POOR = {
@@ -67,6 +70,18 @@ def test_quality_multiplies_the_prior_and_is_shown() -> None:
         Chameleon(quality=True).weigh(embeddings)
     with pytest.raises(UserError, match="quality: true leaves no domain any of the prior"):
         Chameleon(quality=True).weigh(embeddings, texts=dict.fromkeys(texts, TextQuality(90.0, 1.0, 0.5)))
+
+
+def test_a_proxy_that_was_trained_here_tells_by_its_last_losses(tmp_path: Path) -> None:
+    corpus = make_corpus({"a": 4, "b": 4})
+    losses = {"all": lambda step: 1.0, "a": lambda step: 2.0 if step > 90 else 5.0, "b": lambda step: 4.0 if step > 95 else 5.0}
+    rows = [{"step": step, "domain": name, "loss": loss(step), "tokens": 10, "learning_rate": 0.1} for step in range(1, 101) for name, loss in losses.items()]
+    write_table(str(tmp_path / "metrics.parquet"), pa.Table.from_pylist(rows))
+    proxy = TrainedModel(str(tmp_path), "d", {}, 300, "0" * 64, Cost(), {"training": {}})
+    found, looking = losses_of(proxy, corpus, FakeBackend())
+    assert (found["a"], found["b"], looking) == (2.0, 4.5, {})
+    found, looking = losses_of(proxy, make_corpus({"a": 4, "c": 4}), FakeBackend())
+    assert found == {"a": 3.0, "c": 3.0} and looking == {"glance": Cost(GLANCE_TOKENS, 1.0, 0.0)}
 
 
 def test_fitting_looks_at_the_text() -> None:

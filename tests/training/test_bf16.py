@@ -114,7 +114,7 @@ def test_a_run_is_the_one_in_fp32_but_for_rounding(corpus: TokenCorpus, tmp_path
     assert torch.equal(values.bfloat16().double(), values)
 
 
-@pytest.mark.parametrize("method", ["doge", "doremi"])
+@pytest.mark.parametrize("method", ["doge", pytest.param("doremi", marks=pytest.mark.long)])
 def test_rules_in_bf16_see_what_they_see_in_fp32(corpus: TokenCorpus, tmp_path: Path, method: str) -> None:
     """On one rank and on two; DoReMi also with micro-batches, by domain on one rank and with another forward pass on two."""
     reference: Any = build_model(ModelConfig(**MODEL), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 7)

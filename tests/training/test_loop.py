@@ -68,7 +68,7 @@ def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stag
     assert resumed["rows"] == whole["rows"]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma2", marks=pytest.mark.long)])
 def test_a_pretrained_model_goes_on_the_same_whether_interrupted_or_cut_over_ranks(corpus: TokenCorpus, tmp_path: Path, family: str) -> None:
     """Gemma caps its logits, so that its head is not a plain one; both drop a tenth of attention in their own configuration."""
     start = publish(family, corpus, tmp_path / "start", layers=2)

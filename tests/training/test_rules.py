@@ -207,7 +207,7 @@ def test_two_ranks_equal_one(corpus: TokenCorpus, reference: str, tmp_path: Path
         assert len(weights_after(one, step)) == 3
 
 
-@pytest.mark.parametrize(("method", "world"), [pytest.param("doremi", 2, marks=pytest.mark.long), ("doge", 2)])
+@pytest.mark.parametrize(("method", "world"), [pytest.param(method, 2, marks=pytest.mark.long) for method in ("doremi", "doge")])
 def test_killed_twice_is_bit_identical(corpus: TokenCorpus, reference: str, tmp_path: Path, method: str, world: int) -> None:
     first = settings(corpus, method, reference, die_after=6)
     whole, killed = run_worlds((tmp_path / "whole", world, settings(corpus, method, reference)), (tmp_path / "killed", world, first))
