@@ -39,7 +39,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[dev,cloud]'
+	$(PIP) -e '.[dev,cloud,gguf]'
 	touch $@
 
 clean:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, TrainJob, start_of
 from chameleon_ray.config import CorpusChanges
-from chameleon_ray.errors import UserError
+from chameleon_ray.corpus.tokenizer import check_reads
+from chameleon_ray.errors import UserError, naming
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits, with_sizes
 from chameleon_ray.mixing.budget import cap_repetition
@@ -86,9 +87,10 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
 
 def evaluate(experiment: Experiment, model: str, backend: Backend) -> pa.Table:
     """Losses, perplexities and bits per byte on valid and test of one model, by its folder."""
+    check_reads(backend.find_model(model, experiment.corpus.row_tokens, "--model"), experiment.corpus.tokenizer, "--model")
     corpus = _corpus(experiment, backend)
     corpus.check_measured()
-    (losses,) = backend.evaluate([backend.open_model(model, corpus)], corpus, SPLITS)
+    (losses,) = backend.evaluate([backend.open_model(model, corpus, "--model")], corpus, SPLITS)
     return measurement_table({("model", experiment.seeds[0]): losses}, corpus)
 
 
@@ -107,7 +109,8 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
         raise UserError(f"methods.{label}: weights for new domains without training need a method that weighs embeddings (chameleon), found {method.name}")
     changed = changed_embeddings(experiment, proxy, changes, backend, only)
     tokens = {name: count for corpus in changed.corpora for name, count in corpus.tokens().items()}
-    mixture = method.weigh(changed.embeddings, tokens, changed.texts)
+    with naming(f"methods.{label}"):
+        mixture = method.weigh(changed.embeddings, tokens, changed.texts)
     return replace(with_sizes(mixture, changed.corpora), label=label, ledger={**mixture.ledger, **changed.looking})
 
 
@@ -129,7 +132,9 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
 
 def _corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
     """The experiment's corpus; that a pretrained model cannot be used is better known before any text is read."""
-    for where, training in (("proxy", experiment.proxy), ("base", experiment.base)):
+    for section, training in (("proxy", experiment.proxy), ("base", experiment.base)):
         if training.model.pretrained is not None:
-            backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, f"{where}.model.pretrained", training.model.allow_remote_code)
+            where = f"{section}.model.pretrained"
+            model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
+            check_reads(model, experiment.corpus.tokenizer, where)
     return backend.tokenize(experiment.corpus, experiment.seeds[0])

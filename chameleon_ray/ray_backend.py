@@ -16,7 +16,7 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, TrainJob
 from chameleon_ray.cache import check_cache
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Resources
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError, naming
@@ -105,7 +105,7 @@ class RayBackend:
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
         check_tokenizer(model, corpus)
-        layer, per_token = _layer_of(_architecture(model, corpus), corpus, spec)
+        layer, per_token = _layer_of(Architecture.of_trained(model, corpus), corpus, spec)
         digest = embeddings_digest(model.digest, corpus, layer, spec.samples_per_domain)
         address = storage.join(self.root, "embeddings", digest)
 
@@ -155,7 +155,7 @@ class RayBackend:
             with self.reporter.phase("looking at the proxy's losses") as phase:
                 (found,) = evaluate([model.address], corpus, ("valid",), self.resources, phase, self._pool_actors, trusted, rows_per_domain)
             tokens = sum(min(rows, rows_per_domain) for rows in corpus.rows("valid").values()) * corpus.row_tokens
-            flops = _architecture(model, corpus).forward_flops(corpus.row_tokens) * tokens
+            flops = Architecture.of_trained(model, corpus).forward_flops(corpus.row_tokens) * tokens
             losses = {name: loss.mean_nats for name, loss in found["valid"].items()}
             return {"model": model.address, "losses": losses, "cost": asdict(Cost(tokens, flops, time.perf_counter() - started))}
 
@@ -290,13 +290,6 @@ def check_tokenizer(model: TrainedModel, corpus: TokenCorpus) -> None:
         raise UserError(
             f"{model.address}: trained with another tokenizer than the corpus; tokenize the corpus with it (corpus.tokenizer.pretrained={model.address})"
         )
-
-
-def _architecture(model: TrainedModel, corpus: TokenCorpus) -> Architecture:
-    """As it was found where others trained the model, by the configuration of its run where we did."""
-    if "architecture" in model.details:
-        return Architecture(**model.details["architecture"])
-    return Architecture.gpt2(ModelConfig(**model.details["training"]["model"]), corpus.vocab_size, corpus.row_tokens)
 
 
 def _layer_of(architecture: Architecture, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, Cost]:

@@ -12,6 +12,7 @@ from transformers import (
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
+    MiniCPM3Config,
     Olmo2Config,
     OPTConfig,
     PreTrainedConfig,
@@ -29,11 +30,21 @@ FAMILIES: dict[str, type[PreTrainedConfig]] = {
     "gemma2": Gemma2Config,
     "olmo2": Olmo2Config,
     "granite": GraniteConfig,
+    "minicpm3": MiniCPM3Config,
 }
 OWN: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "gemma2": {"head_dim": 16},
     "granite": {"residual_multiplier": 0.3},
+    "minicpm3": {
+        "num_key_value_heads": 2,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "scale_depth": 1.4,
+    },
 }
 
 
@@ -44,7 +55,7 @@ def family_model(family: str, vocab_size: int, layers: int = 4, context: int = 6
     if family in ("gpt_neox", "opt"):
         del shape["num_key_value_heads"]
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(FAMILIES[family](**shape, **tokens, **OWN.get(family, {}), attention_dropout=0.1, **more))
+    return AutoModelForCausalLM.from_config(FAMILIES[family](**{**shape, **tokens, **OWN.get(family, {})}, attention_dropout=0.1, **more))
 
 
 def publish(family: str, corpus: TokenCorpus, folder: Path, context: int = 64, layers: int = 4) -> str:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from chameleon_ray import storage
+from chameleon_ray.artifacts import TrainedModel
+from chameleon_ray.config import TokenizerConfig
 from chameleon_ray.errors import UserError
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -94,6 +96,19 @@ def tokenizer_sha256(tokenizer: Tokenizer, end_of_document: int) -> str:
     written = json.loads(tokenizer.to_str())
     content = {part: written[part] for part in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
     return hashlib.sha256(json.dumps({**content, "end_of_document": end_of_document}, sort_keys=True).encode()).hexdigest()
+
+
+def check_reads(model: TrainedModel, config: TokenizerConfig, where: str) -> None:
+    """Raise `UserError` where it is known before any text is read that a model has another tokenizer than the corpus; `where` names the model.
+
+    A tokenizer that is trained on the corpus can only be that of a model that was trained here.
+    """
+    if config.pretrained is not None:
+        same = config.pretrained == model.details.get("pretrained") or tokenizer_sha256(*load_tokenizer(config.pretrained)) == model.tokenizer_sha256
+    else:
+        same = "training" in model.details
+    if not same:
+        raise UserError(f"{where}: {model.address} has another tokenizer than the corpus; set corpus.tokenizer: {{pretrained: {model.address}}}")
 
 
 def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:

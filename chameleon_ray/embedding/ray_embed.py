@@ -55,7 +55,8 @@ def embed(
     bad = next((name for name, found in zip(corpus.names, sums, strict=True) if not np.isfinite(found).all()), None)
     if bad:
         raise UserError(
-            f"the embedding of domain {bad!r} is not finite; the model in {model.address} diverged: train it again with a lower proxy.learning_rate"
+            f"the embedding of domain {bad!r} is not finite: the model in {model.address} has diverged; train it with a lower proxy.learning_rate, or take "
+            "another one"
         )
     tokens = int(counts.sum()) * corpus.row_tokens
     cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)

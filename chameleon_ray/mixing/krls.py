@@ -201,7 +201,7 @@ def scores(embeddings: Array, ridge: Ridge, centered: bool, names: Sequence[str]
     squares = np.einsum("kp,kp->k", embeddings, embeddings)
     if not np.isfinite(squares).all():
         name = names[int(np.argmin(np.isfinite(squares)))]
-        raise UserError(f"domain {name!r}: its embedding is not finite; the proxy's training has diverged, lower proxy.learning_rate")
+        raise UserError(f"domain {name!r}: its embedding is not finite: the proxy has diverged; lower proxy.learning_rate, or take another pretrained one")
     rows = prepare(embeddings, centered, prior, overwrite)
     moment = second_moment(rows, prior) if rows.shape[0] > rows.shape[1] else None
     energy = _trace(rows, prior) / len(rows)

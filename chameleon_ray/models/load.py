@@ -10,9 +10,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from chameleon_ray import storage
 from chameleon_ray.errors import UserError
+from chameleon_ray.models.compiled import blocks_of
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
 
+# Settings of families in whose blocks the number of all blocks counts, so that these are loaded whole and cut afterwards.
+DEPTH_IN_FORMULAE = ("scale_depth", "num_kv_shared_layers")
 FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 
 
@@ -44,10 +47,16 @@ def load_truncated(folder: str, layer: int, hardware: Hardware, allow_remote_cod
     config = AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
     if not 1 <= layer <= config.num_hidden_layers:
         raise UserError(f"embedding.layer: {layer} but the model in {folder} has {config.num_hidden_layers} layers; choose 1 to {config.num_hidden_layers}")
-    if isinstance(kinds := getattr(config, "layer_types", None), list):  # families whose blocks differ list them
-        config.layer_types = kinds[:layer]
-    config.num_hidden_layers = layer
+    by_depth = any(getattr(config, name, None) for name in DEPTH_IN_FORMULAE)
+    if not by_depth:
+        for name, value in vars(config).items():
+            if isinstance(value, list) and len(value) == config.num_hidden_layers:  # families whose blocks differ list them
+                setattr(config, name, value[:layer])
+        config.num_hidden_layers = layer
     model = _loaded(AutoModel, folder, allow_remote_code, config=config, dtype=hardware.dtype)
+    if by_depth:
+        del blocks_of(model)[layer:]
+        model.config.num_hidden_layers = layer
     for norm in FINAL_NORMS:
         if hasattr(model, norm):
             setattr(model, norm, nn.Identity())

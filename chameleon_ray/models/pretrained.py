@@ -84,7 +84,8 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
     except (ValueError, OSError, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted set allow_remote_code: true beside the name"
+                f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted give the model as "
+                "proxy.model or base.model with allow_remote_code: true"
             ) from None
         raise UserError(f"{where}: {folder}: {_first_line(error)}") from None
 
@@ -112,7 +113,10 @@ def architecture_of(config: Any, where: str, allow_remote_code: bool = False) ->
     except (ValueError, AttributeError, StopIteration, ImportError):
         raise UserError(f"{where}: {config.model_type} is no decoder with a list of blocks, so that it has no hidden states to embed with") from None
     maps = [module for module in blocks.modules() if isinstance(module, (nn.Linear, Conv1D))]
-    products = sum(module.weight.numel() for module in maps)
+    # A family of experts stacks their maps, [experts, in, out]; of each stack a token runs through a few.
+    stacks = [parameter for parameter in blocks.parameters() if parameter.ndim == 3]
+    routed = getattr(config, "num_experts_per_tok", None) or 1
+    products = sum(module.weight.numel() for module in maps) + sum(stack.numel() // len(stack) * routed for stack in stacks)
     last = last_projection(blocks[0])
     widest = max(max(module.weight.shape) for module in maps)
     gated = len(maps) / len(blocks) > 6

@@ -6,15 +6,17 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, MixtralConfig, T5Config, T5ForConditionalGeneration
 
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.config import ModelConfig, Resources
+from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
@@ -51,6 +53,14 @@ def test_parameters_and_operations_of_other_families_are_those_that_are_run(fami
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=tokens)
     assert found.forward_flops(16) * 48 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_of_many_experts_those_count_that_a_token_runs_through() -> None:
+    shape = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
+    few, more = (architecture_of(MixtralConfig(**shape, num_local_experts=count, num_experts_per_tok=2), "here") for count in (4, 8))
+    attention, expert = 2 * 32 * 32 + 2 * 32 * 16, 3 * 32 * 48
+    assert few.block_products == pytest.approx(attention + 2 * expert, rel=0.03) and more.block_products == pytest.approx(few.block_products, rel=0.03)
+    assert more.num_parameters > few.num_parameters + 3 * 4 * expert - 1
 
 
 # Not qwen2, whose tokenizer class replaces the pre-tokenizer of the tests' tokenizer by its own.
@@ -129,7 +139,7 @@ def test_code_beside_the_weights_is_run_only_where_that_is_allowed(corpus: Token
     ]
     (folder / "code.py").write_text("\n".join(lines))
     backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
-    with pytest.raises(UserError, match=r"brings code of its own, which would be run; .* set allow_remote_code: true"):
+    with pytest.raises(UserError, match=r"brings code of its own, which would be run; .* with allow_remote_code: true"):
         backend.open_model(str(folder), corpus)
     model = backend.open_model(str(folder), corpus, allow_remote_code=True)
     assert model.allow_remote_code and model.details["architecture"]["layers"] == 4
@@ -163,9 +173,62 @@ def test_a_checkpoint_without_its_head_is_refused(corpus: TokenCorpus, tmp_path:
             load()
 
 
+def write_gguf(model: Any, corpus: TokenCorpus, file: Path) -> None:
+    """A Llama model and the corpus's tokenizer as llama.cpp keeps them: its names, and the halves of rotated dimensions interleaved."""
+    gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    config, state = model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    backend, end = load_tokenizer(corpus.tokenizer_address)
+    written = json.loads(backend.to_str())["model"]
+    tokens = sorted(backend.get_vocab(), key=backend.get_vocab().__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in written["merges"]])
+    writer.add_token_types([gguf.TokenType.CONTROL if i == end else gguf.TokenType.NORMAL for i in range(len(tokens))])
+    writer.add_eos_token_id(end)
+    writer.add_bos_token_id(end)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
+    names |= {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm"}
+    names["post_attention_layernorm"] = "ffn_norm"
+    for name, tensor in state.items():
+        parts = name.removesuffix(".weight").split(".", 3)
+        if "layers" in parts:
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(names[parts[3]])
+            turned = tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape) if heads else tensor
+            writer.add_tensor(f"blk.{parts[2]}.{names[parts[3]]}.weight", turned)
+        else:
+            writer.add_tensor({"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[parts[-1]] + ".weight", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def test_a_gguf_file_gives_the_model_that_it_holds(corpus: TokenCorpus, tmp_path: Path) -> None:
+    model = family_model("llama", corpus.vocab_size, tie_word_embeddings=False).eval()
+    write_gguf(model, corpus, tmp_path / "tiny.gguf")
+    found = open_pretrained(str(tmp_path / "tiny.gguf"), str(tmp_path / "runs"), "here")
+    assert found.address.startswith(str(tmp_path / "runs" / "pretrained" / "tiny-")) and found.tokenizer_sha256 == tokenizer_sha256(
+        *load_tokenizer(found.address)
+    )
+    again = AutoModelForCausalLM.from_pretrained(found.address).eval()
+    tokens = torch.randint(0, corpus.vocab_size, (2, 16))
+    with torch.no_grad():
+        assert torch.allclose(again(tokens).logits, model(tokens).logits, atol=1e-5)
+    ours, theirs = (load_tokenizer(address)[0] for address in (corpus.tokenizer_address, found.address))
+    assert ours.encode("the words of this text").ids == theirs.encode("the words of this text").ids
+
+
+def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="the extra gguf is not installed")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(UserError, match=r"^here: .*cut\.gguf cannot be read as GGUF \("):
         open_pretrained(str(tmp_path / "cut.gguf"), str(tmp_path / "runs"), "here")
-    assert not list(tmp_path.rglob("record.json"))
