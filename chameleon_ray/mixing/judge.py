@@ -178,11 +178,7 @@ def _plain(weights: Mapping[str, float], known: Container[str], shared: str, lab
 def _chosen(regressor: str, runs: Runs, parameters: float, seed: int, where: str, unseen: bool) -> dict[str, float]:
     """Regressor -> rank correlation of those that can be used, the best of which orders its runs."""
     here = int((runs.parameters == parameters).sum())
-    tried = candidates(regressor, here, runs.ratios.shape[1], where, len(runs) - here, runs.alike is not None)
-    if unseen:
-        tried = tuple(name for name in tried if REGRESSORS[name].from_content)
-        if not tried:
-            raise UserError(f"--regressor: {regressor!r} knows nothing of domains that no run has; use content, or {BEST}")
+    tried = candidates(regressor, here, runs.ratios.shape[1], where, len(runs) - here, runs.alike is not None, unseen)
     spearman = {name: cross_validated_spearman(name, runs, parameters, seed) for name in tried}
     best = max(spearman, key=lambda name: spearman[name])
     if spearman[best] < MIN_SPEARMAN:

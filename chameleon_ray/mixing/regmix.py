@@ -13,7 +13,7 @@ Deviations: `top` is 128 as in the released code (paper: 100); nothing is stoppe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -173,15 +173,15 @@ class RegMix(Method):
         Args:
             swarms: parameters of the models -> their runs, all of the same domains and targets.
             parameters: of the models that the optimum is for.
-            embeddings: of the domains, or of some of them.
+            embeddings: of the domains, or of some of them. A prior may then name domains that no run has: what they do is told by their embeddings.
         Raises:
             UserError: no such target, a prior over other domains, metrics that are not finite or constant, or a swarm smaller than the regression needs.
         Cost: five fits per regressor.
         """
-        self._prior(_first(swarms).domains)
-        names, runs = runs_of(swarms, self.target, embeddings)
+        unseen = self._unseen(_first(swarms).domains, embeddings)
+        names, runs = runs_of(swarms, self.target, embeddings, unseen)
         here = int((runs.parameters == parameters).sum())
-        tried = candidates(self.regressor, here, len(names), "swarm", len(runs) - here, embeddings is not None)
+        tried = candidates(self.regressor, here, len(names), "swarm", len(runs) - here, embeddings is not None, bool(unseen))
         return {name: cross_validated_spearman(name, runs, parameters, seed) for name in tried}
 
     def optimum(
@@ -192,8 +192,9 @@ class RegMix(Method):
         Args:
             correlations: what `rank_correlations` found of the same; the regressor with the largest is used, the first of equal ones.
         Returns:
-            A mixture whose `details` hold target, regressor, rank correlations, number of runs, prior and the loss predicted at the optimum; `ledger`
-            is empty, since what the swarm took is not known here. Neither the order of the domains nor that of the targets changes a digit.
+            A mixture whose `details` hold target, regressor, rank correlations, number of runs, prior, the loss predicted at the optimum, and the domains
+            that no run has; `ledger` is empty, since what the swarm took is not known here. Neither the order of the domains nor that of the targets
+            changes a digit.
         Raises:
             UserError: as `rank_correlations`.
         Cost: one fit and `samples` predictions, about ten core seconds for 100,000 draws of 17 domains by 1000 trees; for `mean` times the number of domains.
@@ -201,10 +202,11 @@ class RegMix(Method):
         first = _first(swarms)
         target = first.target(self.target)
         regressor = max(correlations, key=lambda name: correlations[name])
-        _, runs = runs_of(swarms, self.target, embeddings)
-        names, here = sorted(first.domains), runs.parameters == parameters
+        unseen = self._unseen(first.domains, embeddings)
+        _, runs = runs_of(swarms, self.target, embeddings, unseen)
+        names, here = [*sorted(first.domains), *unseen], runs.parameters == parameters
         near = runs.only(here) if here.any() else runs
-        given = self._prior(first.domains)
+        given = self._prior((*first.domains, *unseen))
         prior = normalised([given[name] for name in names] if given else near.ratios.mean(axis=0))  # [k]
         predict = mean_loss(fit(regressor, runs, parameters))
         draws = dirichlet(names, prior, self.samples, seed, "optimum")  # [samples, k]
@@ -218,11 +220,20 @@ class RegMix(Method):
             "predicted_loss": float(predict(weights[None])[0]),
             **({"best_loss_of_swarm": float(near.losses.mean(axis=1).min())} if here.any() else {}),
             "prior": named(names, prior),
+            **({"unseen": unseen} if unseen else {}),
         }
         by_name = named(names, weights)
-        warnings = (*self._quality_warnings(target, regressor, correlations[regressor]), *_collapse_warnings(weights, target))
+        warnings = (*_unseen_warnings(unseen), *self._quality_warnings(target, regressor, correlations[regressor]), *_collapse_warnings(weights, target))
         provenance = {"settings": self.model_dump(mode="json")}
-        return Mixture(self.name, {name: by_name[name] for name in first.domains}, provenance=provenance, details=details, warnings=warnings)
+        order = (*first.domains, *unseen)
+        return Mixture(self.name, {name: by_name[name] for name in order}, provenance=provenance, details=details, warnings=warnings)
+
+    def _unseen(self, domains: tuple[str, ...], embeddings: Embeddings | None) -> list[str]:
+        """The domains of the prior that no run has and whose embeddings are known; raises `UserError` for a prior over other domains."""
+        known = () if embeddings is None else embeddings.names
+        unseen = [name for name in self.prior or () if name not in domains and name in known]
+        self._prior((*domains, *unseen))
+        return unseen
 
     def _prior(self, domains: tuple[str, ...]) -> dict[str, float] | None:
         return None if self.prior is None else in_order(self.prior, domains, "prior", "weight")
@@ -254,6 +265,10 @@ class RegMix(Method):
 
 def _first(swarms: Mapping[float, Swarm]) -> Swarm:
     return next(iter(swarms.values()))
+
+
+def _unseen_warnings(unseen: Sequence[str]) -> list[str]:
+    return [f"No run has any of {listed(unseen)}: what they do is told by their embeddings alone."] if unseen else []
 
 
 def _collapse_warnings(weights: Array, target: str) -> list[str]:

@@ -60,23 +60,24 @@ def mean_loss(predict: Predict) -> Predict:
     return lambda ratios: np.asarray(predict(ratios).mean(axis=1))
 
 
-def candidates(regressor: str, num_runs: int, k: int, where: str, elsewhere: int = 0, embedded: bool = False) -> tuple[str, ...]:
+def candidates(regressor: str, num_runs: int, k: int, where: str, elsewhere: int = 0, embedded: bool = False, unseen: bool = False) -> tuple[str, ...]:
     """The regressors to try: the one that is named, or for `best` all that the runs suffice for.
 
     Args:
         num_runs: of models of the size asked for.
         elsewhere: runs of models of other sizes.
         embedded: whether domains have embeddings.
+        unseen: whether some of the k domains are in no run, so that only embeddings tell of them.
     Raises:
         UserError: fewer runs than the regression needs, no embeddings, or no other sizes, where it needs them; `where` names what holds the runs.
     """
     wanted = tuple(REGRESSORS) if regressor == BEST else (regressor,)
-    able = [name for name in wanted if not _lacks(REGRESSORS[name], num_runs, elsewhere, embedded)]
+    able = [name for name in wanted if not _lacks(REGRESSORS[name], num_runs, elsewhere, embedded, unseen)]
     fitting = tuple(name for name in able if num_runs + elsewhere * REGRESSORS[name].across_sizes >= REGRESSORS[name].min_runs(k))
     if fitting:
         return fitting
     if not able:
-        raise UserError(f"{where}: regressor {regressor!r} {_lacks(REGRESSORS[wanted[0]], num_runs, elsewhere, embedded)}")
+        raise UserError(f"{where}: regressor {regressor!r} {_lacks(REGRESSORS[wanted[0]], num_runs, elsewhere, embedded, unseen)}")
     needs = ", ".join(f"{name} {REGRESSORS[name].min_runs(k)}" for name in able)
     raise UserError(f"{where}: {num_runs} runs are too few for regressor {regressor!r} with {k} domains; needed are {needs}")
 
@@ -137,8 +138,10 @@ def _same_mixture(ratios: Array, held_out: Array) -> NDArray[np.bool_]:
     return found
 
 
-def _lacks(regressor: Regressor, num_runs: int, elsewhere: int, embedded: bool) -> str:
+def _lacks(regressor: Regressor, num_runs: int, elsewhere: int, embedded: bool, unseen: bool) -> str:
     """What a regressor needs and does not get, with the remedy; empty where it gets all."""
+    if unseen and not regressor.from_content:
+        return "knows nothing of domains that no run has; use content, or best"
     if regressor.from_content and not embedded:
         return "needs embeddings of the domains"
     if regressor.across_sizes and not elsewhere:

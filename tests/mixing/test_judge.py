@@ -133,7 +133,7 @@ def test_a_domain_of_no_run_is_judged_by_its_embedding() -> None:
     assert found.mixtures[1].losses["a"] < found.mixtures[0].losses["a"] - 0.5
     with pytest.raises(UserError, match=r"mixture 'with e': 'e' in no run of the swarm, which has a, b, c, d; they have no embeddings either"):
         judge(mixtures, {"tiny": swarm()}, "tiny", embeddings=near.select(["my_a", "my_b"]))
-    with pytest.raises(UserError, match="--regressor: 'law' knows nothing of domains that no run has; use content, or best"):
+    with pytest.raises(UserError, match="--swarm of tiny: regressor 'law' knows nothing of domains that no run has; use content, or best"):
         judge(mixtures, {"tiny": swarm()}, "tiny", regressor="law", embeddings=near)
 
 

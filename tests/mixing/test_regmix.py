@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from chameleon_ray.artifacts import Cost
+from chameleon_ray.artifacts import Cost, Embeddings
 from chameleon_ray.cli import main
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
@@ -110,6 +110,27 @@ def test_content_embeds_the_domains_with_the_experiments_proxy() -> None:
     assert len(told.ledger) == len(plain.ledger) + 2, "the proxy and the embeddings"
     assert [len(RegMix(regressor=name).jobs(context)) for name in ("additive", "content", "best")] == [0, 1, 1]
     assert [sorted(RegMix(regressor=name).sections) for name in ("additive", "best")] == [["proxy"], ["embedding", "proxy"]]
+
+
+def test_a_domain_that_no_run_has_gets_a_weight_by_its_embedding() -> None:
+    """News are near web, which helps every target; poems near nothing."""
+    names, ratios = tuple(ROWS), draw_mixtures(dict.fromkeys(ROWS, 0.25), 60, 0)
+    losses = 3 - 0.1 * np.log(ratios + 1e-2) - 0.3 * np.log(ratios[:, :1] + 1e-2)
+    swarm = {ONE_SIZE: Swarm(tuple(map(str, range(60))), names, ratios, names, losses)}
+    places = {"web": [0, 0], "books": [9, 0], "code": [0, 9], "math": [9, 9], "news": [0.1, 0], "poems": [40, 40]}
+    embedded = Embeddings(tuple(places), np.array(list(places.values()))[:, None] * 1.0, np.ones((6, 1), dtype=np.int64), layer=1)
+    prior = dict.fromkeys(places, 1 / 6)
+    method = RegMix(regressor="best", prior=prior, **SMALL)
+    correlations = method.rank_correlations(swarm, ONE_SIZE, 0, embedded)
+    assert set(correlations) == {"content"}
+    mixture = method.optimum(swarm, ONE_SIZE, correlations, 0, embedded)
+    assert list(mixture.weights) == [*ROWS, "news", "poems"] and mixture.details["unseen"] == ["news", "poems"]
+    assert mixture.weights["news"] > 2 * mixture.weights["poems"]
+    assert "No run has any of news, poems: what they do is told by their embeddings alone." in mixture.warnings
+    with pytest.raises(UserError, match="swarm: regressor 'law' knows nothing of domains that no run has; use content, or best"):
+        RegMix(regressor="law", prior=prior).rank_correlations(swarm, ONE_SIZE, 0, embedded)
+    with pytest.raises(UserError, match="prior: 'news' is no domain"):
+        RegMix(regressor="best", prior=prior).rank_correlations(swarm, ONE_SIZE, 0)
 
 
 def test_a_target_that_is_not_trained_on(tmp_path: Path) -> None:

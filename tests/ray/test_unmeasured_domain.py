@@ -1,4 +1,5 @@
-"""A comparison in which one domain is too small to be measured: it is trained on, every average leaves it out, and the report names it."""
+"""A comparison in which one domain is too small to be measured (it is trained on, every average leaves it out, and the report names it), and one text is a
+target: it is measured and never trained on."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ def test_one_tiny_domain(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "storage": str(tmp_path / "runs"),
         "corpus": {
             "domains": {name: {"files": [str(path)]} for name, path in files.items()},
+            "targets": {"numbers": {"files": [str(texts / "numbers.jsonl")]}},
             "tokenizer": {"train": {"vocab_size": 400, "bytes_per_domain": 20000}},
             "row_tokens": 32,
             "heldout_tokens": 128,
@@ -45,7 +47,8 @@ def test_one_tiny_domain(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert set(found["mixtures"]["regmix"]["weights"]) == set(files)
     assert any("tiny is learned counts for nothing" in warning for warning in found["mixtures"]["regmix"]["warnings"])
     scores = [row for row in found["measurements"] if row["method"] == "uniform"]
-    assert {row["domain"] for row in scores} == {"recipes", "letters", "all"}
+    assert {row["domain"] for row in scores} == {"recipes", "letters", "numbers", "all"}
+    assert {row["metric"] for row in scores if row["domain"] == "numbers"} == {"loss_nats", "perplexity", "bits_per_byte"}
     assert {row["n"] for row in scores if row["domain"] == "all"} == {2}
     assert all(row["n"] < 128 for row in scores), "the bound in tokens"
     (folder,) = (tmp_path / "runs" / "mixtures").glob("regmix-*")
@@ -54,5 +57,6 @@ def test_one_tiny_domain(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     text = Path(found["report"]).with_suffix(".md").read_text()
     assert "Trained on and not measured, because fewer than two distinct documents could be held out: tiny." in text
     assert "| tiny | – | – |" in text
+    assert "Text that no model was trained on and no average includes" in text and "| numbers, bits per byte |" in text
     status, out, _ = run(capsys, "compare", experiment, "corpus.require_heldout=true")
     assert status == 2, "the corpus is there already, and is refused all the same"
