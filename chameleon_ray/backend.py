@@ -195,7 +195,7 @@ class Backend(Protocol):
         ...
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
-        """Losses of a model on about so many tokens of the valid split of every measured domain."""
+        """Losses of a model on about so many tokens of the valid split of everything that is measured."""
         ...
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:

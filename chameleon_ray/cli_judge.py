@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +17,8 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.judge import judge as judge_by
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.regression import BEST, REGRESSORS, known_regressor
-from chameleon_ray.mixing.runs import by_size
-from chameleon_ray.mixing.swarm import MEAN, read_swarm
+from chameleon_ray.mixing.runs import by_size, size_asked
+from chameleon_ray.mixing.swarm import MEAN, Swarm, read_swarm
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import nearest
 
@@ -59,12 +60,18 @@ def judge(
         raise UserError("judge: two of the mixtures have the same name; rename one of the files")
     swarms = by_size([read_swarm(*pair) for pair in zip(swarm, metrics, strict=True)], sizes)
     content = Embeddings.load(storage.absolute(embeddings)) if embeddings else None
-    verdicts = [judge_by(weights, swarms, size, target, regressor, seed, content) for size in dict.fromkeys([*swarms, *(at or ())])]
+    verdicts = [judge_by(weights, swarms, size, target, regressor, seed, content) for size in _asked(swarms, at or ())]
     if as_json:
         typer.echo(json.dumps([asdict(verdict) for verdict in verdicts], ensure_ascii=False, allow_nan=False))
         return
     for verdict in verdicts:
         show_verdict(Console(), verdict)
+
+
+def _asked(swarms: Mapping[str, Swarm], at: Sequence[str]) -> list[str]:
+    """The sizes of the swarms, and those asked for beside them, each once."""
+    found = {size_asked(size, swarms): size for size in reversed([*swarms, *at])}
+    return list(reversed(found.values()))
 
 
 def _labelled(name: str) -> tuple[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.regression import REGRESSORS
-from chameleon_ray.mixing.runs import ONE_SIZE, THE_RUNS, by_parameters, by_size, parameters_of
+from chameleon_ray.mixing.runs import THE_RUNS, by_parameters, by_size, size_asked
 from chameleon_ray.mixing.swarm import Swarm, read_swarm
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import validate
@@ -53,15 +53,16 @@ def fit(
     swarms = by_size([read_swarm(*pair) for pair in zip(ratios, metrics, strict=True)], sizes)
     by_number = by_parameters(swarms)
     size = at or max(zip(by_number, swarms, strict=True))[1]
-    parameters = ONE_SIZE if size in swarms and len(swarms) == 1 else parameters_of(size, "--at")
+    parameters = size_asked(size, swarms)
     content = Embeddings.load(storage.absolute(embeddings)) if embeddings else None
     correlations = method.rank_correlations(by_number, parameters, seed, content)
     if not as_json:
         _show_correlations(correlations, next(iter(swarms.values())).target(target), swarms, size)
     mixture = method.optimum(by_number, parameters, correlations, seed, content)
     files = {"ratios": ratios, "metrics": metrics}
-    origin = {name: [{"file": file, "fingerprint": storage.fingerprint(file)} for file in found] for name, found in files.items()}
-    mixture = replace(mixture, provenance={**mixture.provenance, **origin, "size": size, "seed": seed})
+    origin: dict[str, Any] = {name: [{"file": file, "fingerprint": storage.fingerprint(file)} for file in found] for name, found in files.items()}
+    origin |= {"sizes": sizes, "size": None if size == THE_RUNS else size, "embeddings": embeddings, "seed": seed}
+    mixture = replace(mixture, provenance={**mixture.provenance, **origin})
     if out:
         mixture.save(storage.absolute(out))
     if as_json:

@@ -20,7 +20,7 @@ from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError, naming
-from chameleon_ray.evaluation.losses import mean_nats, mean_perplexity
+from chameleon_ray.evaluation.losses import bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
 from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, losses_digest, model_digest, proxy_digest
 from chameleon_ray.models.architecture import Architecture
@@ -138,7 +138,7 @@ class RayBackend:
         return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
-        """Losses of a model on the first rows of the valid split of every measured domain; what they took counts in full, and not in the paper's convention."""
+        """Losses of a model on some rows of the valid split of everything measured; what they took counts in full, and not in the paper's convention."""
         check_tokenizer(model, corpus)
         rows_per_domain = max(1, tokens_per_domain // corpus.row_tokens)
         digest = losses_digest(model.digest, corpus, ("valid",), rows_per_domain)
@@ -251,7 +251,9 @@ class _Measure:
         found = losses[self.splits[0]]
         each = {f"perplexity/{domain}": loss.perplexity for domain, loss in found.items()}
         of_domains = {name: found[name] for name in self.corpus.measured}
-        return {"mean_perplexity": mean_perplexity(of_domains), "mean_loss_nats": mean_nats(of_domains), **each}
+        bits = [bits_per_byte(loss.mean_nats, self.corpus.domains[name].split(self.splits[0])) for name, loss in of_domains.items()]
+        means = {"mean_perplexity": mean_perplexity(of_domains), "mean_loss_nats": mean_nats(of_domains), "mean_bits_per_byte": sum(bits) / len(bits)}
+        return {**means, **each}
 
 
 def _trained(run: Run) -> TrainedModel:

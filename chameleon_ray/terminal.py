@@ -80,10 +80,11 @@ def show_measurements(console: Console, measurements: pa.Table, title: str, targ
     rows = measurements.to_pylist()
     found = {(row["split"], row["domain"], row["metric"]): (row["value"], row["stderr"]) for row in rows}
     documents = {row["domain"]: row["documents"] for row in rows if row["split"] == "test"}
-    grid = Grid(title=title, title_justify="left", title_style="none")
+    caption = "Perplexity on valid and test; on test also the loss in nats per token, bits per byte, and how many documents stand behind."
+    grid = Grid(title=title, title_justify="left", title_style="none", caption=caption, caption_justify="left")
     grid.add_column("domain", overflow="fold")
-    for column in ("valid perplexity", "test perplexity", "test loss, nats per token", "test bits per byte", "test documents"):
-        grid.add_column(column, justify="right")
+    for column in ("valid", "test", "nats", "bits/byte", "docs"):
+        grid.add_column(column, justify="right", no_wrap=True)
     names = [name for name in documents if name != "all"]
 
     def add(name: str) -> None:
@@ -115,7 +116,7 @@ def show_verdict(console: Console, found: Verdict) -> None:
         grid.add_column(column, justify="right")
     for each in found.mixtures:
         changes = [_within(each.nats_change, "+.3f"), _within(each.perplexity_change, "+.1%")]
-        distance = fixed(each.distance, 2) + ("" if each.covered else " !")
+        distance = fixed(each.distance, 2) + ("" if each.covered and found.mixtures[0].covered else " !")
         grid.add_row(escape(each.mixture) + (" *" if each.unseen else ""), fixed(each.nats.value, 4), fixed(each.perplexity.value, 2), *changes, distance)
     console.print(grid)
     for each in found.mixtures:
@@ -123,6 +124,8 @@ def show_verdict(console: Console, found: Verdict) -> None:
             _say(console, f"* {each.mixture}: no run has any of {listed(each.unseen)}; what it does is told by its embedding alone.")
     _say(console, "In brackets the range of nine tenths of regressions on runs drawn anew; distances are L1.")
     outside = [each.mixture for each in found.mixtures if not each.covered]
+    if outside and not found.mixtures[0].covered:
+        _say(console, f"warning: every change is against {found.mixtures[0].mixture}, which lies outside the runs itself.", "yellow")
     if outside:
         told = f"{', '.join(outside)}: farther from every run than runs are from each other (95 of 100 within {found.usual_distance:.2f}), or evener than all"
         _say(console, f"warning: {told}, so that the ranges speak of the regression's noise, not of how wrong it is so far out.", "yellow")

@@ -15,7 +15,7 @@ from chameleon_ray.corpus.rows import RowReader, Rows
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive stored rows of one domain and split for one model; `number` is the place of the result."""
+    """Stored rows of one domain and split for one model, from `start` to `stop` in steps; `number` is the place of the result."""
 
     number: int
     model: str
@@ -23,15 +23,18 @@ class Chunk:
     domain: str
     start: int
     stop: int
+    step: int = 1
 
 
 def chunks_of(corpus: TokenCorpus, models: Sequence[str], splits: Sequence[str], chunk_rows: int, rows_at_most: int | None = None) -> list[Chunk]:
-    """Cut the first rows (they are stored shuffled) of every domain into chunks, model by model."""
+    """Cut the rows of every domain into chunks, model by model: of train rows, which are stored shuffled, the first, of held-out ones, which lie document by
+    document, some at even distances."""
     spans = []
     for model, split in itertools.product(models, splits):
         for name, rows in corpus.rows(split).items():
             used = min(rows, rows_at_most or rows)
-            spans += [(model, split, name, start, min(start + chunk_rows, used)) for start in range(0, used, chunk_rows)]
+            step = 1 if split == "train" or not used else rows // used
+            spans += [(model, split, name, start * step, min(start + chunk_rows, used) * step, step) for start in range(0, used, chunk_rows)]
     return [Chunk(number, *span) for number, span in enumerate(spans)]
 
 
@@ -46,4 +49,4 @@ class ChunkReader:
         """The rows of the one chunk in a batch."""
         split = str(batch["split"][0])
         reader = self._readers.get(split) or self._readers.setdefault(split, RowReader(self._corpus, split))
-        return reader.read(str(batch["domain"][0]), np.arange(batch["start"][0], batch["stop"][0]))
+        return reader.read(str(batch["domain"][0]), np.arange(batch["start"][0], batch["stop"][0], batch["step"][0]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,16 +94,15 @@ def partition(group: str, parts: Sequence[Part], text_column: str, folder: str, 
     return result
 
 
-def check_skipped(stats: Mapping[str, DomainStats]) -> None:
-    """Raise `UserError` when more than 1 % of a domain's documents cannot be used; empty ones do not count."""
+def check_skipped(stats: Mapping[str, DomainStats], targets: Collection[str] = ()) -> None:
+    """Raise `UserError` when more than 1 % of a domain's or target's documents cannot be used; empty ones do not count."""
     for name, found in stats.items():
         bad = {reason: count for reason, count in found.skipped.items() if reason != "empty"}
         total = found.documents + sum(bad.values())
         if sum(bad.values()) > MAX_SKIPPED * total:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(bad.items()))
-            raise UserError(
-                f"corpus.domains.{name}: {sum(bad.values()):,} of {total:,} documents cannot be used ({reasons}), more than 1 %; repair or re-export the files"
-            )
+            where = f"corpus.{'targets' if name in targets else 'domains'}.{name}"
+            raise UserError(f"{where}: {sum(bad.values()):,} of {total:,} documents cannot be used ({reasons}), more than 1 %; repair or re-export the files")
 
 
 @dataclass(frozen=True)

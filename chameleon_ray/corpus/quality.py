@@ -17,7 +17,7 @@ from chameleon_ray.artifacts import Quality
 
 SAMPLE_BYTES = 1 << 20
 ALL_BYTES = 100 << 20
-LEAST_BYTES = 16 << 10
+LEAST_BYTES = 1 << 10
 PASSAGE_WORDS = 8
 LEVEL = 9
 WORD = re.compile(r"[^\W\d_]+")
@@ -38,7 +38,7 @@ def quality_of(texts: Sequence[str]) -> Quality:
 
 def _repeated(texts: Sequence[str]) -> float:
     """The share of passages, eight words each, that another document has too; words are sequences of letters in lower case, so that neither numbers nor
-    punctuation nor layout tell copies apart."""
+    punctuation nor layout tell copies apart. Scripts without spaces have few words in this sense: there only long copies are found."""
     numbers: dict[str, int] = {}
     found = [_passages(text, numbers) for text in texts]
     owners = np.repeat(np.arange(len(found)), [len(each) for each in found])

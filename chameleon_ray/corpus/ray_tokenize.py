@@ -95,7 +95,7 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
         for result in run_tasks(tasks, phase, "read"):
             for name, found in result.items():
                 stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
-        check_skipped(stats)
+        check_skipped(stats, config.targets)
         names = _names(config, parts, stats)
         spec = _specify(config, address, names, stats, names_of_groups, buckets, seed)
         spec = _with_tokenizer(config, _with_borders(config, spec, stats, phase), phase)
@@ -168,7 +168,7 @@ def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mappi
     borders = heldout_borders(counts, declared, config.heldout_fraction, config.heldout_tokens)
     for name in config.targets:
         if name not in borders:
-            raise UserError(f"corpus.targets.{name}: too little text to be measured: two distinct documents are needed; add some, or remove the target")
+            raise UserError(f"corpus.targets.{name}: too little text to be measured: two distinct documents are needed that nothing else holds out; add some")
     if config.require_heldout:
         refuse_unmeasured(name for name in spec.names if name not in borders)
     return replace(spec, borders=borders)
@@ -210,7 +210,9 @@ def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping
         rows[name].append(result["rows"])
         histograms[name].update(dict(result["unigrams"]))
     heldout = dict(zip(spec.names, run_tasks([Task(scatter.gather_heldout, (spec, name)) for name in spec.names], phase, "hold out"), strict=True))
-    (quality,) = run_tasks([Task(scatter.measure_quality, (spec, sample_bytes(len(trained))))], phase, "look at quality")
+    most = sample_bytes(len(trained))
+    wanted = {name: min(most, int(totals.train[name][2])) for name in trained}
+    (quality,) = run_tasks([Task(scatter.measure_quality, (spec, wanted))], phase, "look at quality")
     return {name: _counts(name, stats.get(name, DomainStats()), totals, rows[name], histograms[name], heldout[name], quality.get(name)) for name in spec.names}
 
 

@@ -142,7 +142,7 @@ def make_tokenizer(spec: TokenizeSpec, vocab_size: int, bytes_per_domain: int) -
     Returns:
         The fields of `TokenizeSpec` that it decides.
     """
-    tokenizer = train_tokenizer(vocab_size, training_sample(spec, bytes_per_domain))
+    tokenizer = train_tokenizer(vocab_size, training_sample(spec, {name: bytes_per_domain for name in spec.names if name not in spec.targets}))
     return publish_tokenizer(spec.address, tokenizer, tokenizer.get_vocab()[END_OF_DOCUMENT])
 
 
@@ -153,26 +153,27 @@ def publish_tokenizer(address: str, tokenizer: Tokenizer, end_of_document: int) 
     return {"vocab_size": size, "end_of_document": end_of_document, "tokenizer_sha256": tokenizer_sha256(tokenizer, end_of_document)}
 
 
-def training_sample(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, list[str]]:
-    """Train documents of every domain in the order of their hashes, which is as good as a random one, about `bytes_per_domain` of each."""
-    texts: dict[str, list[str]] = {name: [] for name in spec.names}
-    taken = {name: 0 for name in spec.names if name not in spec.targets}
+def training_sample(spec: TokenizeSpec, wanted: Mapping[str, int]) -> dict[str, list[str]]:
+    """Train documents of some domains in the order of their hashes, which is as good as a random one, about so many characters of each."""
+    texts: dict[str, list[str]] = {name: [] for name in wanted}
+    taken = dict.fromkeys(wanted, 0)
     for bucket in range(spec.buckets):
-        if min(taken.values()) >= bytes_per_domain:
+        if all(taken[name] >= most for name, most in wanted.items()):
             break
         for _, domain, heldout, text in read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders):
-            if not heldout and taken[domain] < bytes_per_domain:
-                texts[domain].append(text[: bytes_per_domain - taken[domain]])
+            trained = domain in wanted and (not heldout or domain in spec.trained_whole)
+            if trained and taken[domain] < wanted[domain]:
+                texts[domain].append(text[: wanted[domain] - taken[domain]])
                 taken[domain] += len(texts[domain][-1])
     return {name: found for name, found in texts.items() if found}
 
 
-def measure_quality(spec: TokenizeSpec, bytes_per_domain: int) -> dict[str, Any]:
-    """Quality of every domain's train text, by a sample of it."""
+def measure_quality(spec: TokenizeSpec, wanted: Mapping[str, int]) -> dict[str, Any]:
+    """Quality of every domain's train text, by so much of it."""
     done = storage.join(spec.scratch, "quality.json")
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
-    found = {name: asdict(quality_of(texts)) for name, texts in training_sample(spec, bytes_per_domain).items()}
+    found = {name: asdict(quality_of(texts)) for name, texts in training_sample(spec, wanted).items()}
     storage.write_bytes(done, json.dumps(found).encode())
     return found
 

@@ -80,7 +80,16 @@ def plan_parts(corpus: CorpusConfig) -> list[Part]:
         parts = list(_discovered_parts(corpus.domains_from))
     else:
         parts = [part for name, config in corpus.domains.items() for part in _domain_parts(name, config)]
-    parts += [part for name, target in corpus.targets.items() for part in _target_parts(name, target)]
+    trained = {source.fingerprint: (part, source) for part in parts for source in part.sources}
+    for name, target in corpus.targets.items():
+        mine = list(_target_parts(name, target))
+        for source in (source for part in mine for source in part.sources):
+            if source.fingerprint in trained:
+                other, same = trained[source.fingerprint]
+                told = f"{source.address} is the text of domain {other.domain!r} too" if other.domain else f"{source.address} is text of the domains too"
+                copy = "" if same.address == source.address else f" (a copy of {same.address})"
+                raise UserError(f"corpus.targets.{name}: {told}{copy}; a target is never trained on, leave it out of one of them")
+        parts += mine
     return [replace(part, index=index) for index, part in enumerate(parts)]
 
 

@@ -45,8 +45,8 @@ class Chameleon(Method):
 
     `prior` is what the weights are where the embeddings say nothing: `uniform`, `tokens` (the domains' shares of the train tokens), or shares by name.
 
-    `quality` multiplies the prior by how good each domain's text looks (text_quality.py), which embeddings do not say; where a domain gains although it looks
-    poor there is a warning in any case.
+    `quality` counts each domain less, in front of its scores, by how poor its text looks (text_quality.py), which embeddings do not say; `proxy.stop` watches
+    the weights without it. Where a domain gains although it looks poor there is a warning in any case.
 
     Beyond the paper: that prior, ridge and temperature relative to the scores, the floor and the noise (formula.py), standard errors over the hash groups
     of the samples (by `bootstrap_draws`, 0 for none; in closed form where domains are too many to repeat everything), warnings where the weights say little.
@@ -153,14 +153,12 @@ class Chameleon(Method):
         Cost: O(k p min(k, p)), times 1 + bootstrap_draws up to 1,000 domains, a few times that beyond (see standard_errors.py).
         """
         prior = self.prior_of(embeddings.names, tokens)
+        counted = None
         if self.quality:
             if texts is None:
                 raise UserError("quality: true needs the domains' text; weigh within an experiment, or leave it out")
             counted = factors(texts, embeddings.names)
-            if not any(counted[name] * prior[name] for name in embeddings.names):
-                raise UserError("quality: true leaves no domain any of the prior: the text of all looks poor; look at the text, or leave quality out")
-            prior = named(embeddings.names, normalised([counted[name] * prior[name] for name in embeddings.names]))
-        found = estimate(embeddings, self.formula, prior, self.bootstrap_draws)
+        found = estimate(embeddings, self.formula, prior, self.bootstrap_draws, counted)
         errors = found.errors
 
         def labelled(values: Array) -> dict[str, float]:
@@ -184,7 +182,7 @@ class Chameleon(Method):
                 **({"quality": quality_details(texts)} if texts else {}),
             },
             explanation=(self._made_by(), *explanation_of(found)),
-            warnings=(*warnings_of(found, embeddings), *quality_warnings(texts or {}, labelled(found.weights), prior)),
+            warnings=(*warnings_of(found, embeddings), *quality_warnings(texts or {}, labelled(found.weights), prior, self.quality)),
         )
 
     def _made_by(self) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from pydantic import field_validator
 
 from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges, TrainingConfig
@@ -95,6 +96,13 @@ class DoGE(Method):
     own_domain: bool = True
     targets: tuple[str, ...] | None = None
     proxy: ProxyChanges | None = None
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if targets is not None and (not targets or len(set(targets)) < len(targets)):
+            raise ValueError("give at least one target, each once; null takes all domains")
+        return targets
 
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
         """Raise `UserError` where the experiment's proxy is pretrained and this method has none of its own."""

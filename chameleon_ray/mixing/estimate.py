@@ -49,7 +49,7 @@ class Estimate:
         return self.weighing.weights(self.leverage.scores)
 
 
-def estimate(embeddings: Embeddings, formula: Formula, prior: Mapping[str, float], draws: int) -> Estimate:
+def estimate(embeddings: Embeddings, formula: Formula, prior: Mapping[str, float], draws: int, counted: Mapping[str, float] | None = None) -> Estimate:
     """Weigh embedded domains (algorithm 1 of the paper, steps 6 to 14).
 
     Domains are taken in the order of their names, so that another order of the input changes no digit.
@@ -57,6 +57,7 @@ def estimate(embeddings: Embeddings, formula: Formula, prior: Mapping[str, float
     Args:
         prior: domain -> share, on the simplex.
         draws: of the bootstrap; 0 for no error bars.
+        counted: domain -> by how much it counts less, where all do not count alike.
     Raises:
         UserError: a domain without samples or embedded twice, embeddings that are not finite, or a ridge lost in rounding.
     Cost: O(k p min(k, p)), times 1 + draws up to 1,000 domains, a few times that beyond (see standard_errors.py).
@@ -72,6 +73,6 @@ def estimate(embeddings: Embeddings, formula: Formula, prior: Mapping[str, float
     given = None if (shares == shares[0]).all() else shares
     leverage = krls.scores(means, formula.ridge, formula.center, names, given, overwrite=True)
     reliable = reliability(noise_of(embeddings, order), leverage.energy, given) if formula.noise else 1.0
-    weighing = Weighing.of(formula, leverage, reliable)
+    weighing = Weighing.of(formula, leverage, reliable, None if counted is None else np.array([counted[name] for name in names]))
     errors = standard_errors(embeddings, order, leverage, weighing, draws) if draws else None
     return Estimate(names, leverage, reliable, weighing, affinity, errors)

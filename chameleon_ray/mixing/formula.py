@@ -63,6 +63,7 @@ class Weighing:
     Attributes:
         prior: pi, [k]; None where it is uniform.
         ridge: lam.
+        counted: [k] by how much each domain counts less, in front of everything and not in the scores; None where all count alike.
         floor: F in the units of S before they are normalised; infinite where nothing but the prior can be said.
     """
 
@@ -70,9 +71,10 @@ class Weighing:
     prior: Array | None
     ridge: float
     floor: float
+    counted: Array | None = None
 
     @classmethod
-    def of(cls, formula: Formula, leverage: Leverage, reliability: float) -> Weighing:
+    def of(cls, formula: Formula, leverage: Leverage, reliability: float, counted: Array | None = None) -> Weighing:
         """From the scores of the embeddings as they are.
 
         Of two domains that have any prior, the distances to the mean under it follow from the prior alone, whatever the text: it is returned.
@@ -82,7 +84,7 @@ class Weighing:
             reliability = 1.0  # nothing tells how far samples scatter
         two = (k if prior is None else int((prior > 0).sum())) == 2
         silent = reliability == 0 or (formula.center and two)
-        return cls(formula, prior, leverage.ridge, math.inf if silent else leverage.mean * (formula.floor + (1 - reliability) / reliability))
+        return cls(formula, prior, leverage.ridge, math.inf if silent else leverage.mean * (formula.floor + (1 - reliability) / reliability), counted)
 
     @property
     def scale_free(self) -> bool:
@@ -126,8 +128,10 @@ class Weighing:
     def weights(self, leverage: Array) -> Array:
         """[k] alpha; the prior where every score is 0."""
         logits = self.logits(leverage)
-        prior = np.ones(len(leverage)) if self.prior is None else self.prior
-        return normalised(prior) if logits is None else softmax(logits, self.prior)
+        prior = self.prior if self.counted is None else self.counted * (1.0 if self.prior is None else self.prior)
+        if logits is None:
+            return normalised(np.ones(len(leverage)) if prior is None else prior)
+        return softmax(logits, None if prior is None else normalised(prior))
 
     def floored(self, leverage: Array) -> Array:
         """[k] T."""

@@ -15,16 +15,16 @@ Means over targets are arithmetic means of losses in nats per token, and of perp
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit
+from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, distinct, fit
 from chameleon_ray.mixing.regressors.regressor import Array, Runs
-from chameleon_ray.mixing.runs import ONE_SIZE, by_parameters, parameters_of, prefix, runs_of, targets_of
+from chameleon_ray.mixing.runs import by_parameters, first_of, prefix, runs_of, size_asked, targets_of, unseen
 from chameleon_ray.mixing.simplex import effective_number
 from chameleon_ray.mixing.swarm import MEAN, Swarm
 
@@ -107,23 +107,23 @@ def judge(
         embeddings: of the swarms' domains, of some of them, and of those that no run has.
     Raises:
         UserError: domains that neither swarms nor embeddings have, no such target, too few runs, or a regression that cannot order its own runs.
-    Cost: five fits per regressor, and as many for the intervals as the regressor allows (200; 50 for the law, 40 for the additive one, 20 for trees).
+    Cost: five fits per regressor, and as many for the intervals as the regressor allows (200; 50 for the law, 20 for the additive one and trees).
     """
-    asked, runs, unseen = _table(mixtures, swarms, target, embeddings)  # [s, k]
-    parameters = ONE_SIZE if len(swarms) == 1 and size in swarms else parameters_of(size, "--at")
+    asked, runs, new = _table(mixtures, swarms, target, embeddings)  # [s, k]
+    parameters = size_asked(size, swarms)
     here = runs.only(runs.parameters == parameters)
-    spearman = _chosen(regressor, runs, parameters, seed, f"--swarm of {size}", any(unseen.values()))
+    spearman = _chosen(regressor, runs, parameters, seed, f"--swarm of {size}" if len(here) else f"--at {size}", any(new.values()))
     chosen = max(spearman, key=lambda name: spearman[name])
     found = fit(chosen, runs, parameters)(asked)  # [s, m]
     draws = np.stack([fit(chosen, drawn, parameters)(asked) for drawn in _drawn(runs, REGRESSORS[chosen].draws, seed)])  # [draws, s, m]
-    near = here if len(here) else runs
-    distances = np.abs(asked[:, None] - near.ratios[None]).sum(axis=2).min(axis=1)  # [s]
-    usual = float(np.quantile(_nearest_others(near.ratios), COVERED_QUANTILE))
-    evenest = max(map(effective_number, near.ratios))
+    near = distinct((here if len(here) else runs).ratios)
+    distances = np.abs(asked[:, None] - near[None]).sum(axis=2).min(axis=1)  # [s]
+    usual = float(np.quantile(_nearest_others(near), COVERED_QUANTILE))
+    evenest = max(map(effective_number, near))
     if not np.isfinite(np.exp(draws)).all():
         label = list(mixtures)[int(np.argmin(np.isfinite(np.exp(draws)).all(axis=(0, 2))))]
         raise UserError(f"mixture {label!r}: {chosen} predicts no finite loss so far from the runs of {size}; try another --regressor")
-    first = next(iter(swarms.values()))
+    first = first_of(swarms)
     targets = targets_of(first, target)
     nats, perplexity = ((mean(found), mean(draws)) for mean in (_mean_nats, _mean_perplexity))  # [s], [draws, s] each
     judged = tuple(
@@ -136,7 +136,7 @@ def judge(
             perplexity_change=_interval(perplexity[0][i] / perplexity[0][0] - 1, perplexity[1][:, i] / perplexity[1][:, 0] - 1) if i else None,
             distance=float(distances[i]),
             covered=bool(distances[i] <= usual and effective_number(asked[i]) <= evenest),
-            unseen=unseen[label],
+            unseen=new[label],
         )
         for i, label in enumerate(mixtures)
     )
@@ -147,28 +147,20 @@ def _table(
     mixtures: Mapping[str, Mapping[str, float]], swarms: Mapping[str, Swarm], target: str, embeddings: Embeddings | None
 ) -> tuple[Array, Runs, dict[str, tuple[str, ...]]]:
     """Mixtures [s, k], runs of the same domains, and the domains of every mixture that no run has."""
-    domains = next(iter(swarms.values())).domains
-    shared = prefix(domains)
-    known = {name.removeprefix(shared) for name in domains}
-    plain = {label: _plain(weights, known, shared, label) for label, weights in mixtures.items()}
-    unseen = {label: tuple(name for name in weights if name not in known) for label, weights in plain.items()}
-    for label, names in unseen.items():
-        missing = [name for name in names if embeddings is None or name not in embeddings.names]
-        if missing:
-            remedy = "they have no embeddings either" if embeddings else "give --embeddings of these and of the others, from which to tell what they do"
-            raise UserError(f"mixture {label!r}: {', '.join(map(repr, missing))} in no run of the swarm, which has {', '.join(sorted(known))}; {remedy}")
-    order, runs = runs_of(by_parameters(swarms), target, embeddings, list(dict.fromkeys(name for names in unseen.values() for name in names)))
-    asked = np.array([[weights.get(name, 0.0) for name in order] for weights in plain.values()])
-    return asked, runs, unseen
+    sizes, shared = by_parameters(swarms), prefix(first_of(swarms).domains)
+    plain = {label: _short(weights, shared, label) for label, weights in mixtures.items()}
+    new = {label: tuple(unseen(list(weights), sizes, embeddings, f"mixture {label!r}")) for label, weights in plain.items()}
+    columns = {name.removeprefix(shared) for name in first_of(swarms).domains}
+    order, runs = runs_of(sizes, target, embeddings, [name for name in dict.fromkeys(name for names in new.values() for name in names) if name not in columns])
+    return np.array([[weights.get(name, 0.0) for name in order] for weights in plain.values()]), runs, new
 
 
-def _plain(weights: Mapping[str, float], known: Container[str], shared: str, label: str) -> dict[str, float]:
-    """What a mixture gives the domains it has any of, by their names without the beginning (`the_pile_`) that those of all runs share."""
+def _short(weights: Mapping[str, float], shared: str, label: str) -> dict[str, float]:
+    """What a mixture gives the domains it has any of, by their short names."""
     found: dict[str, float] = {}
     for name, weight in weights.items():
         if weight > 0:
             short = name.removeprefix(shared)
-            short = short if short in known else name
             if short in found:
                 raise UserError(f"mixture {label!r}: domain {short!r} is there twice, with and without the prefix {shared!r}; add the two up")
             found[short] = weight
@@ -177,13 +169,12 @@ def _plain(weights: Mapping[str, float], known: Container[str], shared: str, lab
 
 def _chosen(regressor: str, runs: Runs, parameters: float, seed: int, where: str, unseen: bool) -> dict[str, float]:
     """Regressor -> rank correlation of those that can be used, the best of which orders its runs."""
-    here = int((runs.parameters == parameters).sum())
-    tried = candidates(regressor, here, runs.ratios.shape[1], where, len(runs) - here, runs.alike is not None, unseen)
+    tried = candidates(regressor, runs, parameters, where, unseen)
     spearman = {name: cross_validated_spearman(name, runs, parameters, seed) for name in tried}
     best = max(spearman, key=lambda name: spearman[name])
     if spearman[best] < MIN_SPEARMAN:
         raise UserError(
-            f"{where}: no regression orders its own {here or len(runs)} runs; the best, {best}, has a cross-validated rank correlation of "
+            f"{where}: no regression orders the runs there are; the best, {best}, has a cross-validated rank correlation of "
             f"{spearman[best]:.2f}: give more runs, runs that differ more, or another --target"
         )
     return spearman
@@ -198,11 +189,11 @@ def _drawn(runs: Runs, draws: int, seed: int) -> Iterator[Runs]:
 
 
 def _nearest_others(ratios: Array) -> Array:
-    """[n] L1 distance of every run to its nearest other one."""
+    """[n] L1 distance of every mixture to its nearest other one; 2, the most there is, where it has none."""
     found = np.empty(len(ratios))
     for i, row in enumerate(ratios):
         distances = np.abs(ratios - row).sum(axis=1)
-        distances[i] = np.inf
+        distances[i] = 2.0
         found[i] = distances.min()
     return found
 

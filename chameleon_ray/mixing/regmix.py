@@ -26,9 +26,9 @@ from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
-from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss
+from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss, possible
 from chameleon_ray.mixing.regressors.regressor import Array
-from chameleon_ray.mixing.runs import ONE_SIZE, runs_of
+from chameleon_ray.mixing.runs import ONE_SIZE, first_of, prefix, runs_of, unseen
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, in_order, named, normalised, spread
 from chameleon_ray.mixing.swarm import MEAN, Swarm, dirichlet, draw_mixtures, swarm_files
 from chameleon_ray.mixture import Mixture, check_weights
@@ -100,7 +100,7 @@ class RegMix(Method):
         self.training(context.proxy)
         if len(names) > 1:
             self._check_measured(context.corpus, where)
-            candidates(self.regressor, self.num_proxies, len(names), f"{where}: num_proxies", embedded=True)
+            possible(self.regressor, self.num_proxies, len(names), f"{where}: num_proxies", embedded=True)
             if self.embeds:
                 check_layer(context)
 
@@ -122,8 +122,7 @@ class RegMix(Method):
         prior = self._prior(names) or named(names, normalised([context.corpus.tokens("train")[name] for name in names]))
         if len(names) == 1:
             return Mixture(self.name, {names[0]: 1.0}, provenance=provenance)
-        # What is measured beside the domains stays out of the swarm's mean, which is that over domains.
-        measured = (*context.corpus.measured, *(target for target in context.corpus.targets if target == self.target))
+        measured = context.corpus.heldout
         ratios = draw_mixtures(prior, self.num_proxies, context.seed)  # [n, k]
         training = self.training(context.proxy)
         jobs = [TrainJob("swarm", training, named(names, row), seed=context.seed, keys=self._keys(context)) for row in ratios]
@@ -178,10 +177,9 @@ class RegMix(Method):
             UserError: no such target, a prior over other domains, metrics that are not finite or constant, or a swarm smaller than the regression needs.
         Cost: five fits per regressor.
         """
-        unseen = self._unseen(_first(swarms).domains, embeddings)
-        names, runs = runs_of(swarms, self.target, embeddings, unseen)
-        here = int((runs.parameters == parameters).sum())
-        tried = candidates(self.regressor, here, len(names), "swarm", len(runs) - here, embeddings is not None, bool(unseen))
+        new = self._unseen(swarms, embeddings)
+        _, runs = runs_of(swarms, self.target, embeddings, new)
+        tried = candidates(self.regressor, runs, parameters, "swarm", bool(new))
         return {name: cross_validated_spearman(name, runs, parameters, seed) for name in tried}
 
     def optimum(
@@ -199,14 +197,14 @@ class RegMix(Method):
             UserError: as `rank_correlations`.
         Cost: one fit and `samples` predictions, about ten core seconds for 100,000 draws of 17 domains by 1000 trees; for `mean` times the number of domains.
         """
-        first = _first(swarms)
+        first = first_of(swarms)
         target = first.target(self.target)
         regressor = max(correlations, key=lambda name: correlations[name])
-        unseen = self._unseen(first.domains, embeddings)
-        _, runs = runs_of(swarms, self.target, embeddings, unseen)
-        names, here = [*sorted(first.domains), *unseen], runs.parameters == parameters
+        new = self._unseen(swarms, embeddings)
+        _, runs = runs_of(swarms, self.target, embeddings, new)
+        names, here = [*sorted(first.domains), *new], runs.parameters == parameters
         near = runs.only(here) if here.any() else runs
-        given = self._prior((*first.domains, *unseen))
+        given = self._prior((*first.domains, *new), embeddings is not None)
         prior = normalised([given[name] for name in names] if given else near.ratios.mean(axis=0))  # [k]
         predict = mean_loss(fit(regressor, runs, parameters))
         draws = dirichlet(names, prior, self.samples, seed, "optimum")  # [samples, k]
@@ -216,30 +214,36 @@ class RegMix(Method):
             "target": target,
             "regressor": regressor,
             "spearman": {target: dict(correlations)},
-            "num_runs": len(runs),
+            "num_runs": len(runs) if REGRESSORS[regressor].across_sizes else int(here.sum()),
             "predicted_loss": float(predict(weights[None])[0]),
             **({"best_loss_of_swarm": float(near.losses.mean(axis=1).min())} if here.any() else {}),
             "prior": named(names, prior),
-            **({"unseen": unseen} if unseen else {}),
+            **({"unseen": new} if new else {}),
         }
         by_name = named(names, weights)
-        warnings = (*_unseen_warnings(unseen), *self._quality_warnings(target, regressor, correlations[regressor]), *_collapse_warnings(weights, target))
+        warnings = (*_unseen_warnings(new), *self._quality_warnings(target, regressor, correlations[regressor]), *_collapse_warnings(weights, target))
         provenance = {"settings": self.model_dump(mode="json")}
-        order = (*first.domains, *unseen)
+        order = (*first.domains, *new)
         return Mixture(self.name, {name: by_name[name] for name in order}, provenance=provenance, details=details, warnings=warnings)
 
-    def _unseen(self, domains: tuple[str, ...], embeddings: Embeddings | None) -> list[str]:
+    def _unseen(self, swarms: Mapping[float, Swarm], embeddings: Embeddings | None) -> list[str]:
         """The domains of the prior that no run has and whose embeddings are known; raises `UserError` for a prior over other domains."""
-        known = () if embeddings is None else embeddings.names
-        unseen = [name for name in self.prior or () if name not in domains and name in known]
-        self._prior((*domains, *unseen))
-        return unseen
+        domains = first_of(swarms).domains
+        asked = [name for name, share in (self.prior or {}).items() if share > 0 and name not in domains] if embeddings is not None else []
+        new = unseen([name.removeprefix(prefix(domains)) for name in asked], swarms, embeddings, "prior")
+        self._prior((*domains, *new), embeddings is not None)
+        return new
 
-    def _prior(self, domains: tuple[str, ...]) -> dict[str, float] | None:
-        return None if self.prior is None else in_order(self.prior, domains, "prior", "weight")
+    def _prior(self, domains: tuple[str, ...], embedded: bool = False) -> dict[str, float] | None:
+        """With embeddings a prior may also name domains that no run has, and gives those that it leaves nothing no place."""
+        if self.prior is None:
+            return None
+        given = {name: share for name, share in self.prior.items() if share > 0 or name in domains or not embedded}
+        return in_order(given, domains, "prior", "weight")
 
     def _check_measured(self, corpus: TokenCorpus, where: str) -> None:
-        corpus.check_measured()
+        if self.target not in corpus.targets:
+            corpus.check_measured()
         if self.target in corpus.unmeasured:
             raise UserError(
                 f"{where}: target {self.target!r} has too little held-out text to be measured; add documents or heldout files to it, or choose "
@@ -263,12 +267,8 @@ class RegMix(Method):
         ]
 
 
-def _first(swarms: Mapping[float, Swarm]) -> Swarm:
-    return next(iter(swarms.values()))
-
-
-def _unseen_warnings(unseen: Sequence[str]) -> list[str]:
-    return [f"No run has any of {listed(unseen)}: what they do is told by their embeddings alone."] if unseen else []
+def _unseen_warnings(new: Sequence[str]) -> list[str]:
+    return [f"No run has any of {listed(new)}: what they do is told by their embeddings alone."] if new else []
 
 
 def _collapse_warnings(weights: Array, target: str) -> list[str]:

@@ -15,7 +15,7 @@ from chameleon_ray.mixing.regressors.content import CONTENT
 from chameleon_ray.mixing.regressors.exponential import EXPONENTIAL
 from chameleon_ray.mixing.regressors.linear import LINEAR
 from chameleon_ray.mixing.regressors.log_ridge import LOG_RIDGE
-from chameleon_ray.mixing.regressors.regressor import FOLDS, Array, Predict, Regressor, Runs
+from chameleon_ray.mixing.regressors.regressor import FOLDS, MIN_RUNS, Array, Predict, Regressor, Runs
 from chameleon_ray.mixing.regressors.shrinking import shrinking
 from chameleon_ray.mixing.regressors.trees import TREES_REGRESSOR
 from chameleon_ray.settings import nearest
@@ -36,6 +36,7 @@ REGRESSORS: dict[str, Regressor] = {
     "bimix": BIMIX,
 }
 SAME_MIXTURE = 1e-6
+MIN_SIZES = 2
 
 
 def known_regressor(name: str) -> str:
@@ -60,26 +61,46 @@ def mean_loss(predict: Predict) -> Predict:
     return lambda ratios: np.asarray(predict(ratios).mean(axis=1))
 
 
-def candidates(regressor: str, num_runs: int, k: int, where: str, elsewhere: int = 0, embedded: bool = False, unseen: bool = False) -> tuple[str, ...]:
-    """The regressors to try: the one that is named, or for `best` all that the runs suffice for.
+def candidates(regressor: str, runs: Runs, parameters: float, where: str, unseen: bool = False) -> tuple[str, ...]:
+    """The regressors to try for models of a size: the one that is named, or for `best` all that the runs suffice for.
 
     Args:
-        num_runs: of models of the size asked for.
-        elsewhere: runs of models of other sizes.
-        embedded: whether domains have embeddings.
-        unseen: whether some of the k domains are in no run, so that only embeddings tell of them.
+        unseen: whether some of the domains are in no run, so that only embeddings tell of them.
     Raises:
         UserError: fewer runs than the regression needs, no embeddings, or no other sizes, where it needs them; `where` names what holds the runs.
     """
+    here = int((runs.parameters == parameters).sum())
+    scored = here or int((runs.parameters == runs.sizes[-1]).sum())
+    sizes = len(runs.sizes)
+    found = possible(regressor, here, runs.ratios.shape[1], where, sizes, len(runs), runs.alike is not None, unseen)
+    if scored < MIN_RUNS:
+        largest = "" if here else " of the largest size"
+        raise UserError(f"{where}: {scored} runs{largest} are too few to tell how well a regression orders them; give at least {MIN_RUNS}")
+    return found
+
+
+def possible(
+    regressor: str, num_runs: int, k: int, where: str, sizes: int = 1, in_all: int | None = None, embedded: bool = False, unseen: bool = False
+) -> tuple[str, ...]:
+    """As `candidates`, of runs that are only counted.
+
+    Args:
+        num_runs: of models of the size asked for. sizes, in_all: how many sizes have runs, and how many runs these have together.
+        embedded: whether domains have embeddings.
+    """
     wanted = tuple(REGRESSORS) if regressor == BEST else (regressor,)
-    able = [name for name in wanted if not _lacks(REGRESSORS[name], num_runs, elsewhere, embedded, unseen)]
-    fitting = tuple(name for name in able if num_runs + elsewhere * REGRESSORS[name].across_sizes >= REGRESSORS[name].min_runs(k))
+    lacking = {name: _lacks(REGRESSORS[name], num_runs, sizes, embedded, unseen) for name in wanted}
+    able = {name: (in_all or num_runs) if REGRESSORS[name].across_sizes else num_runs for name in wanted if not lacking[name]}
+    fitting = tuple(name for name, count in able.items() if count >= REGRESSORS[name].min_runs(k))
     if fitting:
         return fitting
+    if not able and regressor == BEST:
+        what = "no regressor knows domains that no run has without embeddings" if unseen else "runs of one size tell nothing of another"
+        raise UserError(f"{where}: {what}; give {'--embeddings' if unseen else 'runs of at least two sizes'}")
     if not able:
-        raise UserError(f"{where}: regressor {regressor!r} {_lacks(REGRESSORS[wanted[0]], num_runs, elsewhere, embedded, unseen)}")
+        raise UserError(f"{where}: regressor {regressor!r} {lacking[regressor]}")
     needs = ", ".join(f"{name} {REGRESSORS[name].min_runs(k)}" for name in able)
-    raise UserError(f"{where}: {num_runs} runs are too few for regressor {regressor!r} with {k} domains; needed are {needs}")
+    raise UserError(f"{where}: {max(able.values())} runs are too few for regressor {regressor!r} with {k} domains; needed are {needs}")
 
 
 def cross_validated_spearman(regressor: str, runs: Runs, parameters: float, seed: int, folds: int = FOLDS) -> float:
@@ -104,9 +125,11 @@ def cross_validated_spearman(regressor: str, runs: Runs, parameters: float, seed
 
 
 def spearman(first: Array, second: Array) -> float:
-    """Rank correlation of two lists, ties sharing their mean rank; 0 where one of them is constant."""
+    """Rank correlation of two lists, ties sharing their mean rank; 0 where one of them is constant or not finite."""
     from scipy.stats import rankdata  # here, because its import takes a second
 
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return 0.0
     ranks = [rankdata(values) for values in (first, second)]
     if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
@@ -130,6 +153,15 @@ def _folds(n: int, seed: int, folds: int) -> list[NDArray[np.int64]]:
     return [order[fold::folds] for fold in range(folds)]
 
 
+def distinct(ratios: Array) -> Array:
+    """The mixtures, those that several runs have once."""
+    kept: list[Array] = []
+    for row in ratios:
+        if not kept or np.abs(np.array(kept) - row).sum(axis=1).min() >= SAME_MIXTURE:
+            kept.append(row)
+    return np.array(kept)
+
+
 def _same_mixture(ratios: Array, held_out: Array) -> NDArray[np.bool_]:
     """[n] whether a run's mixture is one of those."""
     found = np.zeros(len(ratios), dtype=bool)
@@ -138,13 +170,13 @@ def _same_mixture(ratios: Array, held_out: Array) -> NDArray[np.bool_]:
     return found
 
 
-def _lacks(regressor: Regressor, num_runs: int, elsewhere: int, embedded: bool, unseen: bool) -> str:
+def _lacks(regressor: Regressor, num_runs: int, sizes: int, embedded: bool, unseen: bool) -> str:
     """What a regressor needs and does not get, with the remedy; empty where it gets all."""
     if unseen and not regressor.from_content:
         return "knows nothing of domains that no run has; use content, or best"
     if regressor.from_content and not embedded:
         return "needs embeddings of the domains"
-    if regressor.across_sizes and not elsewhere:
+    if regressor.across_sizes and sizes < MIN_SIZES:
         return "learns from models of several sizes; give runs of at least two"
     if not regressor.across_sizes and not num_runs:
         return "knows only models of a size that was run; choose one that carries on to other sizes, such as shrinking"

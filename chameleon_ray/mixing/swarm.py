@@ -39,7 +39,7 @@ class Swarm:
         runs: n run ids, distinct.
         domains: k names.
         ratios: [n, k] fractions of training tokens; every row lies on the simplex.
-        targets: m names of what was measured, usually domains.
+        targets: m names of what was measured: domains, and texts or tasks that are none, which a mean over domains leaves out.
         metrics: [n, m] losses, lower is better; not finite where a run failed.
     """
 
@@ -57,22 +57,30 @@ class Swarm:
         """
         if name in (MEAN, *self.targets):
             return name
-        found = [target for target in self.targets if _plain(target) == _plain(name)]
+        found = [target for target in self.targets if plain_target(target) == plain_target(name)]
         if len(found) == 1:
             return found[0]
-        known = sorted(map(_plain, self.targets))
+        known = sorted(map(plain_target, self.targets))
         if found:
             raise UserError(f"target {name!r}: {', '.join(map(repr, found))} all match; give one of them in full")
-        raise UserError(f"target {name!r}: nothing by that name was measured; there are {MEAN}, {', '.join(known)}{nearest(_plain(name), (MEAN, *known))}")
+        raise UserError(
+            f"target {name!r}: nothing by that name was measured; there are {MEAN}, {', '.join(known)}{nearest(plain_target(name), (MEAN, *known))}"
+        )
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The targets that `mean` is the mean of, in the order of their names: the losses of domains, or of everything where none is that of a domain."""
+        domains = [name for name in self.targets if name in self.domains or plain_target(name) in self.domains]
+        return tuple(sorted(domains or self.targets))
 
     def columns(self, name: str) -> Array:
-        """[n, c] the losses that a target is the mean of, in the order of their names: its own, or for `mean` those of all targets.
+        """[n, c] the losses that a target is the mean of, in the order of their names: its own, or for `mean` those of `averaged`.
 
         Raises:
             UserError: no such target, a value that is not finite (named by its run), or the same mean in every run.
         """
         target = self.target(name)
-        chosen = sorted(range(len(self.targets)), key=self.targets.__getitem__) if target == MEAN else [self.targets.index(target)]
+        chosen = [self.targets.index(each) for each in (self.averaged if target == MEAN else [target])]
         for j in chosen:
             odd = np.flatnonzero(~np.isfinite(self.metrics[:, j]))
             if odd.size:
@@ -80,12 +88,12 @@ class Swarm:
                 raise UserError(f"metrics: run {run!r} has {value} for {self.targets[j]!r}; leave the run out of both files, or train it again")
         found = self.metrics[:, chosen]
         means = found.mean(axis=1)
-        if np.ptp(means) == 0:
+        if len(means) > 1 and np.ptp(means) == 0:
             raise UserError(f"metrics: {target!r} is {means[0]:g} in every run, so that nothing can be learned from it; choose another target")
         return found
 
     def losses(self, name: str) -> Array:
-        """[n] one target's losses, or for `mean` the mean over all targets; raises as `columns`."""
+        """[n] one target's losses, or for `mean` their mean; raises as `columns`."""
         return self.columns(name).mean(axis=1)
 
 
@@ -192,7 +200,8 @@ def _distinct(draws: Array) -> Array:
     return ordered[np.concatenate([[True], apart])[: len(ordered)]]
 
 
-def _plain(name: str) -> str:
+def plain_target(name: str) -> str:
+    """A target's name without RegMix's prefixes and suffix."""
     return name.removeprefix("train_").removeprefix("metric/").removesuffix("_val_loss")
 
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend
+from chameleon_ray.mixing.remarks import MIN_GAIN
 
 GLANCE_TOKENS = 2048  # of each domain: enough to tell half of a structure, at a tenth of what embedding takes
 MAX_COMPRESSION = 8.0
@@ -26,7 +27,9 @@ MAX_REPEATED = 0.3
 LOW_STRUCTURE = 0.5  # of the median domain's
 LEARNED = 0.1
 LAST_PART = 0.9
-MIN_GAIN = 1.1
+MIN_FACTOR = 0.01
+LITTLE = 0.1
+MIN_SAMPLE = 8 << 10  # a short text compresses little whatever it says
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,16 @@ class TextQuality:
     compression: float
     repeated: float
     structure: float | None
+    sample_bytes: int = MIN_SAMPLE
 
 
 def losses_of(proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> tuple[Mapping[str, float], Mapping[str, Cost]]:
     """How well a proxy predicts the text of each domain, in nats per token, and what finding out took, by digest.
 
-    A proxy that was trained on the domains tells by its last losses; another one is given a glance at held-out text.
+    A proxy that was trained on this text tells by its last losses, where it read enough of every domain in them; another one is given a glance at held-out
+    text.
     """
-    if "training" in proxy.details:
+    if "training" in proxy.details and proxy.details.get("corpus") == corpus.digest:
         found = _last_losses(proxy.metrics())
         if set(corpus.names) <= set(found):
             return found, {}
@@ -62,27 +67,35 @@ def text_quality(corpus: TokenCorpus, losses: Mapping[str, float]) -> dict[str, 
         counts = corpus.domains[name]
         structure = 1 - losses[name] / counts.unigram_entropy_nats if name in losses and counts.unigram_entropy_nats > 0 else None
         if counts.quality is not None:
-            found[name] = TextQuality(counts.quality.compression, counts.quality.repeated, structure)
+            found[name] = TextQuality(counts.quality.compression, counts.quality.repeated, structure, counts.quality.sample_bytes)
     return found
 
 
 def factors(quality: Mapping[str, TextQuality], names: Sequence[str]) -> dict[str, float]:
-    """By how much a prior counts each domain: (1 - repeated) times the structure over that of the median domain, one at most; what is not known counts 1."""
+    """By how much less each domain counts: (1 - repeated) times the structure over that of the median domain, from .01 to 1; what is not known counts 1."""
     usual = _usual_structure(quality)
-    known = {name: (1 - each.repeated) * _part(each.structure, usual) for name, each in quality.items()}
+    known = {name: max(MIN_FACTOR, (1 - each.repeated) * _part(each.structure, usual)) for name, each in quality.items()}
     return {name: known.get(name, 1.0) for name in names}
 
 
-def quality_warnings(quality: Mapping[str, TextQuality], weights: Mapping[str, float], prior: Mapping[str, float]) -> list[str]:
-    """One sentence for every domain that gains against its prior though its text is poor."""
+def quality_warnings(quality: Mapping[str, TextQuality], weights: Mapping[str, float], prior: Mapping[str, float], counted: bool) -> list[str]:
+    """One sentence for every domain that gains against its prior though its text is poor.
+
+    Args:
+        counted: whether the weights count quality already; then also one for every domain that it leaves a tenth of what it would have, or less.
+    """
     usual = _usual_structure(quality)
     found = []
+    if counted:
+        little = [f"{name} ({factor:.2g})" for name, factor in factors(quality, list(quality)).items() if factor <= LITTLE]
+        found = [f"quality: true leaves little of {', '.join(little)}, whose text looks poor; look at it, or leave the domain out."] if little else []
+    remedy = "" if counted else ", or set quality: true, which counts it less"
     for name, each in quality.items():
         gain = weights[name] / prior[name] if prior[name] > 0 else 0.0
         if gain >= MIN_GAIN and (reasons := _poor(each, usual)):
             found.append(
                 f"{name} gets {gain:.2g} times its prior and its text looks poor: {', '.join(reasons)}; scores do not see quality: look at the text, "
-                "clean it or leave the domain out, or set quality: true, which lowers its prior."
+                f"clean it or leave the domain out{remedy}."
             )
     return found
 
@@ -96,9 +109,9 @@ def _poor(quality: TextQuality, usual: float) -> list[str]:
     reasons = []
     if quality.repeated > MAX_REPEATED:
         reasons.append(f"{quality.repeated:.0%} of its passages stand in other documents of it too")
-    if quality.compression > MAX_COMPRESSION:
+    if quality.compression > MAX_COMPRESSION and quality.sample_bytes >= MIN_SAMPLE:
         reasons.append(f"it compresses {quality.compression:.1f} times")
-    if quality.compression < MIN_COMPRESSION:
+    if quality.compression < MIN_COMPRESSION and quality.sample_bytes >= MIN_SAMPLE:
         reasons.append(f"it hardly compresses ({quality.compression:.1f} times), as noise does")
     if quality.structure is not None and usual > 0 and quality.structure < LOW_STRUCTURE * usual:
         reasons.append(f"what stands before a token tells the proxy little of it ({quality.structure:.0%} of the entropy, {usual:.0%} in the median domain)")
@@ -106,10 +119,10 @@ def _poor(quality: TextQuality, usual: float) -> list[str]:
 
 
 def _last_losses(curve: pa.Table) -> dict[str, float]:
-    """Domain -> mean training loss over the last tenth of the steps."""
+    """Domain -> mean training loss over the last tenth of the steps, of the domains that had `GLANCE_TOKENS` tokens in them."""
     last = curve.filter(pc.field("step") > LAST_PART * pc.max(curve["step"]).as_py())
     sums = last.append_column("nats", pc.multiply(last["loss"], last["tokens"])).group_by("domain").aggregate([("nats", "sum"), ("tokens", "sum")])
-    return {row["domain"]: row["nats_sum"] / row["tokens_sum"] for row in sums.to_pylist()}
+    return {row["domain"]: row["nats_sum"] / row["tokens_sum"] for row in sums.to_pylist() if row["tokens_sum"] >= GLANCE_TOKENS}
 
 
 def _usual_structure(quality: Mapping[str, TextQuality]) -> float:

@@ -228,7 +228,8 @@ def _settings(data: ReportData) -> Section:
     blocks: list[Block] = [seeds, Code("The experiment as YAML", _yaml(data.experiment.model_dump(mode="json", exclude_none=True)))]
     if methods:
         blocks.append(Code("Settings of every method, defaults included", _yaml(methods)))
-    return Section("settings", "Settings", (*blocks, tables.corpus_table(data), tables.version_table()))
+    quality = tuple(table for table in (tables.quality_table(data),) if table is not None)
+    return Section("settings", "Settings", (*blocks, tables.corpus_table(data), *quality, tables.version_table()))
 
 
 def _yaml(document: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ def bits_table(data: ReportData) -> Table | None:
     if not found:
         return None
     rows = [_line(name, found, name, "bits_per_byte") for name in data.measured]
-    note = "Test loss in bits per byte of UTF-8, which does not depend on the tokenizer; lower is better. The mean is over domains."
+    note = "Test loss in bits per byte of UTF-8, a unit that models with different tokenizers share; lower is better. The mean is over domains."
     return Table(("domain", *dict.fromkeys(method for _, method in found)), (*rows, _line("mean", found, AVERAGE, "bits_per_byte")), note, 1)
 
 
@@ -201,18 +201,36 @@ def phase_table(data: ReportData) -> Table:
 def corpus_table(data: ReportData) -> Table:
     """Documents, tokens and rows of every domain and split, and what was left out."""
     rows = []
-    for name in data.names:
+    for name in (*data.names, *data.corpus.targets):
         counts = data.corpus.domains[name]
         splits = [counts.split(split) for split in SPLITS]
         per_split = (" / ".join(count(getattr(split, field)) for split in splits) for field in ("documents", "tokens", "rows"))
         left_out = {**counts.skipped, "held-out": counts.unused_heldout}
         skipped = ", ".join(f"{count(number_skipped)} {reason}" for reason, number_skipped in left_out.items() if number_skipped) or "0"
-        rows.append(text_row(name, (*per_split, count(counts.duplicates), skipped, number(counts.unigram_entropy_nats))))
+        entropy = DASH if name in data.corpus.targets else number(counts.unigram_entropy_nats)
+        rows.append(text_row(f"{name} (target)" if name in data.corpus.targets else name, (*per_split, count(counts.duplicates), skipped, entropy)))
     columns = ("domain", "documents", "tokens", "rows", "duplicates", "skipped", "unigram entropy, nats")
     note = f"Documents, tokens and rows are given as {' / '.join(SPLITS)}; a row has {count(data.corpus.row_tokens)} tokens."
     if any(counts.unused_heldout for counts in data.corpus.domains.values()):
         note += f" Held-out documents that are skipped are over the bound of {count(data.experiment.corpus.heldout_tokens)} tokens, or alone in their domain."
     return Table(columns, tuple(rows), f"{note} Vocabulary: {count(data.corpus.vocab_size)} tokens.")
+
+
+def quality_table(data: ReportData) -> Table | None:
+    """What the domains' text shows of its quality; None where nothing was looked at."""
+    looked: Mapping[str, Any] = next((mixture.details["quality"] for mixture in data.mixtures.values() if "quality" in mixture.details), {})
+    sampled = {name: counts.quality for name in data.names if (counts := data.corpus.domains[name]).quality is not None}
+    if not sampled:
+        return None
+    rows = []
+    for name, quality in sampled.items():
+        structure = looked.get(name, {}).get("structure")
+        rows.append(text_row(name, (fixed(quality.compression, 2), fixed(quality.repeated, 3), DASH if structure is None else fixed(structure, 2))))
+    note = (
+        "Of a sample of each domain's train text: bytes to a byte compressed; share of passages of eight words that another document of the domain has too; "
+        "and 1 - the proxy's loss over the entropy of the domain's token frequencies, 0 where what stands before a token tells nothing of it."
+    )
+    return Table(("domain", "compression", "repeated", "structure"), tuple(rows), note)
 
 
 def version_table() -> Table:
@@ -288,5 +306,5 @@ def _documents_note(found: Mapping[tuple[str, str], Mapping[str, Any]], names: S
         text = f"Test documents: {count(documents[fewest])} ({fewest}) to {count(documents[most])} ({most}) in a {what}."
     single = [name for name in names if documents[name] == 1]
     if single:
-        text += f" With a single one ({listed(single)}) no error over documents exists, neither there nor for the averages."
+        text += f" With a single one ({listed(single)}) no error over documents exists{', neither there nor for the averages' if what == 'domain' else ''}."
     return text

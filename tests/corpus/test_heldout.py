@@ -148,7 +148,7 @@ def test_without_any_text_to_measure_on_there_is_a_mixture_and_no_comparison(
     methods = {"uniform": {}, "regmix": {"num_proxies": 50}}
     experiment = {"name": "small", "storage": str(tmp_path / "runs"), "corpus": content, "proxy": training, "base": training, "methods": methods}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
-    for command in (["compare"], ["evaluate", "--model", str(tmp_path)], ["mix", "--method", "regmix"]):
+    for command in (["compare"], ["mix", "--method", "regmix"]):
         with pytest.raises(SystemExit) as exit_:
             main([command[0], str(tmp_path / "experiment.yaml"), *command[1:], "--json"])
         assert exit_.value.code == 2

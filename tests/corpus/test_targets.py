@@ -70,6 +70,32 @@ def test_a_target_without_enough_text_is_refused(refused: Refused, tmp_path: Pat
     assert refused({**content, "targets": {"few": few}}).startswith("corpus.targets.few: too little text to be measured: two distinct documents are needed")
 
 
+def test_a_target_that_is_a_domains_text_is_refused(refused: Refused, tmp_path: Path) -> None:
+    content = section(tmp_path, {"good": GOOD})
+    address = content["domains"]["good"]["files"][0]
+    same = refused({**content, "targets": {"mine": {"files": [address]}}})
+    assert same == f"corpus.targets.mine: {address} is the text of domain 'good' too; a target is never trained on, leave it out of one of them"
+    (tmp_path / "copy.jsonl").write_bytes(Path(address).read_bytes())
+    assert f"(a copy of {address})" in refused({**content, "targets": {"mine": {"files": [str(tmp_path / "copy.jsonl")]}}})
+
+
+def test_a_targets_unusable_documents_are_a_targets(refused: Refused, tmp_path: Path) -> None:
+    content = section(tmp_path, {"good": GOOD, "bad": {"files": lines(["a\0b"] * 5)}})
+    bad = content["domains"].pop("bad")
+    assert refused({**content, "targets": {"bad": bad}}).startswith("corpus.targets.bad: 5 of 5 documents cannot be used")
+
+
+def test_held_out_rows_are_taken_at_even_distances(in_process: Callable[[int], None], tmp_path: Path) -> None:
+    corpus = tokenized(tmp_path / "runs", with_target(tmp_path))
+    rows = corpus.rows("valid")["letters"]
+    assert rows > 6
+    (found,) = (chunk for chunk in chunks_of(corpus, ["m"], ["valid"], 64, rows_at_most=3) if chunk.domain == "letters")
+    taken = list(range(found.start, found.stop, found.step))
+    assert len(taken) == 3 and taken[-1] >= 2 * (rows // 3)
+    everything = [row for chunk in chunks_of(corpus, ["m"], ["valid"], 2) if chunk.domain == "letters" for row in range(chunk.start, chunk.stop, chunk.step)]
+    assert everything == list(range(rows))
+
+
 def test_a_discovered_domain_of_the_same_name_is_refused(refused: Refused, tmp_path: Path) -> None:
     lines_of = "".join(f'{{"text": "{text}", "kind": "{kind}"}}\n' for kind in ("a", "b") for text in prose(kind, 40))
     (tmp_path / "set").mkdir()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from chameleon_ray.backend import RuleState, Seen
 from chameleon_ray.errors import UserError
@@ -93,3 +94,9 @@ def test_targets_of_the_corpus_are_told_from_domains() -> None:
     assert both.rule == DoGERule(targets=(2,), external=("letters",)) and unseen.rule == DoGERule(targets=(), external=("letters",))
     assert DoGERule(targets=()).target_mask(3).tolist() == [0, 0, 0]
     assert set(both.weights) == set(ROWS), "a target is not trained on"
+
+
+@pytest.mark.parametrize("targets", [(), ("code", "code")])
+def test_no_target_and_one_that_is_there_twice_are_refused(targets: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match="give at least one target, each once; null takes all domains"):
+        DoGE(targets=targets)

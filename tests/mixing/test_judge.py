@@ -16,7 +16,7 @@ from chameleon_ray.cli import main
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.judge import judge
 from chameleon_ray.mixing.published import PUBLISHED
-from chameleon_ray.mixing.runs import joined
+from chameleon_ray.mixing.runs import ONE_SIZE, THE_RUNS, by_size, joined, runs_of
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm, swarm_files
 
 DATA = os.environ.get("CHAMELEON_DATA", "")
@@ -40,7 +40,7 @@ def noisy(ratios: np.ndarray) -> np.ndarray:
 
 def test_a_planted_law_is_found_and_mixtures_are_compared_with_the_first() -> None:
     mixtures = {"even": dict.fromkeys(NAMES, 0.25), "more of a": {"a": 0.5, "b": 0.3, "c": 0.1, "d": 0.1}}
-    found = judge(mixtures, {"tiny": swarm(losses=noisy)}, "tiny")
+    found = judge(mixtures, {THE_RUNS: swarm(losses=noisy)}, THE_RUNS)
     truth = falling(np.array([[0.25] * 4, [0.5, 0.3, 0.1, 0.1]]))
     even, more = found.mixtures
     assert found.spearman[found.regressor] == max(found.spearman.values()) > 0.95
@@ -55,7 +55,7 @@ def test_a_planted_law_is_found_and_mixtures_are_compared_with_the_first() -> No
 
 
 def test_one_target_alone_and_domains_that_a_mixture_leaves_out() -> None:
-    found = judge({"no b": {"my_a": 0.5, "my_c": 0.5}}, {"tiny": swarm()}, "tiny", target="b")
+    found = judge({"no b": {"my_a": 0.5, "my_c": 0.5}}, {THE_RUNS: swarm()}, THE_RUNS, target="b")
     (only,) = found.mixtures
     assert list(only.losses) == ["b"] and only.losses["b"] == pytest.approx(3 + 0.1 * np.log(1000), abs=0.1)
 
@@ -64,10 +64,10 @@ def test_what_lies_far_from_all_runs_is_said_to() -> None:
     runs = swarm()
     near = runs.ratios[:, 0] < 0.3
     some = Swarm(tuple(np.array(runs.runs)[near]), runs.domains, runs.ratios[near], runs.targets, runs.metrics[near])
-    inside, outside = judge({"inside": dict(zip(NAMES, some.ratios[5], strict=True)), "outside": {"a": 1.0}}, {"tiny": some}, "tiny").mixtures
+    inside, outside = judge({"inside": dict(zip(NAMES, some.ratios[5], strict=True)), "outside": {"a": 1.0}}, {THE_RUNS: some}, THE_RUNS).mixtures
     assert inside.covered and inside.distance == pytest.approx(0)
     assert not outside.covered and outside.distance > 0.7
-    (evener,) = judge({"evener than every run": dict.fromkeys(NAMES, 0.25)}, {"tiny": runs}, "tiny").mixtures
+    (evener,) = judge({"evener than every run": dict.fromkeys(NAMES, 0.25)}, {THE_RUNS: runs}, THE_RUNS).mixtures
     assert not evener.covered and evener.distance < 0.7
 
 
@@ -82,16 +82,16 @@ def test_runs_of_one_size_in_several_files_may_share_their_ids() -> None:
 
 def test_a_regression_that_orders_nothing_is_refused() -> None:
     chance = swarm(losses=lambda ratios: np.random.default_rng(0).standard_normal((len(ratios), 2)))
-    with pytest.raises(UserError, match=r"--swarm of tiny: no regression orders its own 120 runs; .* rank correlation of -?0\.\d\d"):
-        judge({"even": dict.fromkeys(NAMES, 0.25)}, {"tiny": chance}, "tiny")
+    with pytest.raises(UserError, match=r"--swarm of the runs: no regression orders the runs there are; .* rank correlation of -?0\.\d\d"):
+        judge({"even": dict.fromkeys(NAMES, 0.25)}, {THE_RUNS: chance}, THE_RUNS)
 
 
 def test_a_domain_of_no_run_is_refused() -> None:
     with pytest.raises(UserError, match=r"mixture 'm': 'law', 'code' in no run of the swarm, which has a, b, c, d; give --embeddings"):
-        judge({"m": {"a": 0.5, "law": 0.25, "code": 0.25}}, {"tiny": swarm()}, "tiny")
+        judge({"m": {"a": 0.5, "law": 0.25, "code": 0.25}}, {THE_RUNS: swarm()}, THE_RUNS)
     with pytest.raises(UserError, match=r"mixture 'm': domain 'a' is there twice, with and without the prefix 'my_'; add the two up"):
-        judge({"m": {"a": 0.5, "my_a": 0.5}}, {"tiny": swarm()}, "tiny")
-    assert judge({"m": {"a": 1.0, "law": 0.0}}, {"tiny": swarm()}, "tiny").mixtures[0].losses
+        judge({"m": {"a": 0.5, "my_a": 0.5}}, {THE_RUNS: swarm()}, THE_RUNS)
+    assert judge({"m": {"a": 1.0, "law": 0.0}}, {THE_RUNS: swarm()}, THE_RUNS).mixtures[0].losses
 
 
 def larger(n: int = 40) -> Swarm:
@@ -128,13 +128,77 @@ def test_a_domain_of_no_run_is_judged_by_its_embedding() -> None:
 
     near = embeddings(my_a=[0, 0], my_c=[0.1, 0], e=[0, 0.1], my_b=[9, 9], my_d=[9.1, 9])
     mixtures = {"without": {"a": 0.1, "b": 0.9}, "with e": {"a": 0.1, "b": 0.5, "e": 0.4}}
-    found = judge(mixtures, {"tiny": swarm(losses=helped)}, "tiny", embeddings=near)
+    found = judge(mixtures, {THE_RUNS: swarm(losses=helped)}, THE_RUNS, embeddings=near)
     assert found.regressor == "content" and found.mixtures[0].unseen == () and found.mixtures[1].unseen == ("e",)
     assert found.mixtures[1].losses["a"] < found.mixtures[0].losses["a"] - 0.5
     with pytest.raises(UserError, match=r"mixture 'with e': 'e' in no run of the swarm, which has a, b, c, d; they have no embeddings either"):
-        judge(mixtures, {"tiny": swarm()}, "tiny", embeddings=near.select(["my_a", "my_b"]))
-    with pytest.raises(UserError, match="--swarm of tiny: regressor 'law' knows nothing of domains that no run has; use content, or best"):
-        judge(mixtures, {"tiny": swarm()}, "tiny", regressor="law", embeddings=near)
+        judge(mixtures, {THE_RUNS: swarm()}, THE_RUNS, embeddings=near.select(["my_a", "my_b"]))
+    with pytest.raises(UserError, match="--swarm of the runs: regressor 'law' knows nothing of domains that no run has; use content, or best"):
+        judge(mixtures, {THE_RUNS: swarm()}, THE_RUNS, regressor="law", embeddings=near)
+
+
+def test_names_are_compared_without_what_all_domains_begin_with() -> None:
+    def helped(ratios: np.ndarray) -> np.ndarray:
+        return 3 - np.log(ratios[:, [0, 1]] + 0.9 * ratios[:, [2, 3]] + 1e-2)
+
+    runs = {THE_RUNS: swarm(losses=helped)}
+    places = {"a": [0, 0], "c": [0.1, 0], "e": [0, 0.1], "b": [9, 9], "d": [9.1, 9]}
+    losses = []
+    for mixed, embedded in (("", ""), ("my_", "my_"), ("", "my_"), ("my_", "")):
+        mixture = {f"{mixed}{name}": share for name, share in (("a", 0.1), ("b", 0.5), ("e", 0.4))}
+        (found,) = judge({"m": mixture}, runs, THE_RUNS, embeddings=embeddings(**{f"{embedded}{name}": row for name, row in places.items()})).mixtures
+        assert found.unseen == ("e",)
+        losses.append(found.losses["a"])
+    assert losses == pytest.approx([losses[0]] * 4, abs=1e-9)
+    with pytest.raises(UserError, match="--embeddings: a domain is there twice, with and without the prefix 'my_'"):
+        judge({"m": {"a": 1.0}}, runs, THE_RUNS, embeddings=embeddings(a=[0.0], my_a=[1.0]))
+
+
+def test_embeddings_that_tell_nothing_are_refused_where_they_are_needed() -> None:
+    asked, runs = {"m": {"a": 0.5, "e": 0.5}}, {THE_RUNS: swarm()}
+    with pytest.raises(UserError, match="--embeddings: none of the swarm's domains a, b, c, d are embedded, so that there is nothing to compare 'e' with"):
+        judge(asked, runs, THE_RUNS, embeddings=embeddings(e=[0.0, 1.0], elsewhere=[1.0, 1.0]))
+    with pytest.raises(UserError, match="--embeddings: that of 'b' is not finite"):
+        judge(asked, runs, THE_RUNS, embeddings=embeddings(a=[0.0], b=[np.nan], e=[1.0]))
+    foreign = judge({"m": {"a": 1.0}}, runs, THE_RUNS, embeddings=embeddings(x=[0.0], y=[np.nan]))
+    assert "content" not in foreign.spearman, "embeddings of other domains are none"
+    far = {"a": [0.0], "b": [1.0], "c": [2.0], "d": [3.0], "e": [0.5]}
+    near, with_far = (judge(asked, runs, THE_RUNS, embeddings=embeddings(**far, **more)).mixtures[0].losses for more in ({}, {"x": [1e6], "y": [-1e6]}))
+    assert near == with_far, "what no run and no mixture has decides nothing"
+
+
+def test_a_domain_of_which_all_runs_have_none_is_one_that_no_run_has() -> None:
+    runs = swarm()
+    columns = np.hstack([runs.ratios, np.zeros((120, 1))])
+    with pytest.raises(UserError, match="mixture 'm': 'e' in no run of the swarm, which has a, b, c, d; give --embeddings"):
+        judge({"m": {"a": 0.2, "e": 0.8}}, {THE_RUNS: Swarm(runs.runs, (*NAMES, "my_e"), columns, runs.targets, runs.metrics)}, THE_RUNS)
+
+
+def test_one_size_says_nothing_of_another() -> None:
+    asked, runs = {"m": {"a": 1.0}}, {"1M": swarm()}
+    for name, told in (("best", "runs of one size tell nothing of another"), ("shrinking", "regressor 'shrinking' learns from models of several sizes")):
+        with pytest.raises(UserError, match=f"--at 1B: {told}"):
+            judge(asked, runs, "1B", regressor=name)
+    assert judge(asked, runs, "1000K", regressor="additive").num_runs == 120, "another spelling of the same size"
+    both = by_size([swarm(60), larger(30)], "1M,1000K")
+    assert list(both) == ["1M"] and len(both["1M"].runs) == 90
+
+
+def test_mixtures_that_several_runs_share_do_not_narrow_what_is_covered() -> None:
+    once, again = swarm(60), swarm(60)
+    twice = joined([once, again])
+    near = {"near": dict(zip(NAMES, 0.98 * once.ratios[5] + 0.02 * once.ratios[6], strict=True))}
+    found = [judge(near, {THE_RUNS: runs}, THE_RUNS, regressor="log-ridge") for runs in (once, twice)]
+    assert found[0].usual_distance == pytest.approx(found[1].usual_distance) and found[0].mixtures[0].covered == found[1].mixtures[0].covered is True
+
+
+def test_targets_by_any_of_their_names_are_domains_own() -> None:
+    runs = swarm()
+    for targets in (("a", "b"), ("my_a", "my_b"), ("metric/my_a_val_loss", "metric/my_b_val_loss")):
+        _, found = runs_of({ONE_SIZE: replace(runs, targets=targets)})
+        assert found.own == (0, 1), targets
+    _, plain = runs_of({ONE_SIZE: Swarm(runs.runs, tuple("abcd"), runs.ratios, ("my_a", "my_b"), runs.metrics)})
+    assert plain.own == (0, 1)
 
 
 @pytest.fixture
@@ -175,7 +239,7 @@ def test_the_command_at_a_size_without_runs(files: Path, monkeypatch: pytest.Mon
     assert "1B: predicted from runs of other sizes by shrinking (rank correlation" in printed
     with pytest.raises(SystemExit):
         main(["judge", *arguments.split(), "additive"])
-    assert "--swarm of 1B: regressor 'additive' knows only models of a size that was run" in capsys.readouterr().err
+    assert "--at 1B: regressor 'additive' knows only models of a size that was run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

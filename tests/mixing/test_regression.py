@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 from scipy.stats import spearmanr
 
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman, fit, mean_loss, spearman
+from chameleon_ray.mixing.regression import REGRESSORS, candidates, cross_validated_spearman, distinct, fit, mean_loss, possible, spearman
 from chameleon_ray.mixing.regressors.additive import fit_additive
 from chameleon_ray.mixing.regressors.exponential import fit_law
 from chameleon_ray.mixing.regressors.linear import fit_linear
 from chameleon_ray.mixing.regressors.log_ridge import fit_log_ridge
-from chameleon_ray.mixing.regressors.regressor import Runs
+from chameleon_ray.mixing.regressors.regressor import Runs, along_sizes
 from chameleon_ray.mixing.regressors.trees import fit_lightgbm
 from chameleon_ray.mixing.runs import ONE_SIZE, runs_of
 from chameleon_ray.mixing.swarm import Swarm, draw_mixtures, read_swarm
@@ -43,9 +44,10 @@ SEVERAL = tuple(name for name, found in REGRESSORS.items() if found.across_sizes
 
 
 def runs(ratios: np.ndarray, *columns: np.ndarray) -> Runs:
-    """Of one size; no domain's text is like another's."""
+    """Of one size; the texts of neighbours are alike."""
     m, k = len(columns), ratios.shape[1]
-    return Runs(ratios, np.stack(columns, axis=1), tuple(j if j < k else -1 for j in range(m)), np.full(len(ratios), ONE_SIZE), np.eye(m, k))
+    alike = np.exp(-np.abs(np.arange(m)[:, None] - np.arange(k)))
+    return Runs(ratios, np.stack(columns, axis=1), tuple(j if j < k else -1 for j in range(m)), np.full(len(ratios), ONE_SIZE), alike)
 
 
 def spearman_of(name: str, ratios: np.ndarray, *columns: np.ndarray) -> float:
@@ -109,31 +111,41 @@ def test_the_smallest_swarm_is_large_enough(name: str) -> None:
 
 @pytest.mark.parametrize("name, k, least", [("lightgbm", 7, 53), ("linear", 2, 10), ("linear", 17, 23), ("law", 17, 24), ("additive", 17, 10)])
 def test_a_swarm_smaller_than_the_regression_needs(name: str, k: int, least: int) -> None:
-    assert candidates(name, least, k, "swarm") == (name,)
+    assert possible(name, least, k, "swarm") == (name,)
     with pytest.raises(UserError, match=f"swarm: {least - 1} runs are too few for regressor {name!r} with {k} domains; needed are {name} {least}"):
-        candidates(name, least - 1, k, "swarm")
+        possible(name, least - 1, k, "swarm")
 
 
 def test_best_tries_what_the_swarm_is_large_enough_for() -> None:
-    assert candidates("best", 100, 5, "swarm") == ("lightgbm", "linear", "law", "log-ridge", "additive")
-    assert candidates("best", 49, 5, "swarm") == ("linear", "law", "log-ridge", "additive")
-    assert candidates("best", 100, 300, "swarm", embedded=True) == ("lightgbm", "log-ridge", "additive", "content")
-    assert candidates("best", 0, 5, "swarm", elsewhere=100) == ("parallel", "shrinking", "shrinking-lightgbm", "shrinking-law", "bimix")
+    assert possible("best", 100, 5, "swarm") == ("lightgbm", "linear", "law", "log-ridge", "additive")
+    assert possible("best", 49, 5, "swarm") == ("linear", "law", "log-ridge", "additive")
+    assert possible("best", 100, 300, "swarm", embedded=True) == ("lightgbm", "log-ridge", "additive", "content")
+    assert possible("best", 0, 5, "swarm", sizes=2, in_all=100) == ("parallel", "shrinking", "shrinking-lightgbm", "shrinking-law", "bimix")
     with pytest.raises(UserError, match="9 runs are too few"):
-        candidates("best", 9, 2, "swarm")
+        possible("best", 9, 2, "swarm")
 
 
 @pytest.mark.parametrize(
-    "name, here, elsewhere, told",
+    "name, here, sizes, told",
     [
-        ("content", 100, 0, "needs embeddings of the domains"),
-        ("shrinking", 100, 0, "learns from models of several sizes; give runs of at least two"),
-        ("law", 0, 100, "knows only models of a size that was run; choose one that carries on to other sizes, such as shrinking"),
+        ("content", 100, 1, "regressor 'content' needs embeddings of the domains"),
+        ("shrinking", 100, 1, "regressor 'shrinking' learns from models of several sizes; give runs of at least two"),
+        ("shrinking", 0, 1, "regressor 'shrinking' learns from models of several sizes; give runs of at least two"),
+        ("law", 0, 2, "regressor 'law' knows only models of a size that was run; choose one that carries on to other sizes, such as shrinking"),
+        ("best", 0, 1, "runs of one size tell nothing of another; give runs of at least two sizes"),
     ],
 )
-def test_what_a_regressor_needs_is_said(name: str, here: int, elsewhere: int, told: str) -> None:
-    with pytest.raises(UserError, match=f"swarm: regressor {name!r} {told}"):
-        candidates(name, here, 4, "swarm", elsewhere)
+def test_what_a_regressor_needs_is_said(name: str, here: int, sizes: int, told: str) -> None:
+    with pytest.raises(UserError, match=f"swarm: {told}"):
+        possible(name, here, 4, "swarm", sizes, 100)
+
+
+def test_too_few_runs_of_a_size_tell_nothing_of_it() -> None:
+    few = two_sizes(60)
+    few = few.only(np.concatenate([np.flatnonzero(few.parameters == 1e6), np.flatnonzero(few.parameters == 1e8)[:3]]))
+    for size, told in ((1e8, "3 runs are too few"), (1e9, "3 runs of the largest size are too few")):
+        with pytest.raises(UserError, match=f"swarm: {told} to tell how well a regression orders them; give at least 10"):
+            candidates("shrinking", few, size, "swarm")
 
 
 def test_rank_correlation() -> None:
@@ -250,6 +262,27 @@ def test_shrinking_deviations_are_found_and_carried_on(name: str) -> None:
     spread = {size: np.ptp(losses, axis=0) for size, losses in predicted.items()}
     assert spread[1e7] / spread[1e6] == pytest.approx(np.array([1 / 2, 1 / 3]) ** 0.5, rel=0.05), "half way, in logarithms"
     assert spread[1e10] / spread[1e6] == pytest.approx(np.array([1 / 4, 1 / 9]), rel=0.1), "as far again"
+    beyond = REGRESSORS[name].fit(two_sizes(), 1.0001e8)(others)
+    assert beyond == pytest.approx(predicted[1e8], abs=1e-3), "no step at the last size"
+
+
+def test_levels_that_are_not_positive_are_carried_on_in_a_straight_line() -> None:
+    others, runs_ = mixtures(50, 4, seed=2), two_sizes()
+    plain, lowered = (REGRESSORS["shrinking"].fit(found, 1e8)(others) for found in (runs_, replace(runs_, losses=runs_.losses - 20)))
+    assert lowered == pytest.approx(plain - 20, abs=1e-6)
+    assert not np.isfinite(REGRESSORS["bimix"].fit(replace(runs_, losses=runs_.losses - 20), 1e8)(others)).any()
+    assert cross_validated_spearman("bimix", replace(runs_, losses=runs_.losses - 20), 1e8, seed=0) == 0
+
+
+def test_beyond_three_sizes_the_law_goes_on_from_the_last() -> None:
+    logs, values = np.log([1e6, 6e7, 1e9]), np.array([[5.0], [3.5], [2.9]])
+    assert along_sizes(logs, values, np.log(1e9)) == pytest.approx([2.9]) and along_sizes(logs, values, np.log(1.001e9)) == pytest.approx([2.9], abs=1e-3)
+    assert along_sizes(logs, values, np.log(1e12))[0] < 1.5 and along_sizes(logs, values, np.log(1e5))[0] > 5.5
+
+
+def test_mixtures_that_several_runs_have_count_once() -> None:
+    ratios = mixtures(20, 4)
+    assert len(distinct(np.concatenate([ratios, ratios[:7]]))) == 20
 
 
 def test_without_shrinking_sizes_only_add_a_level() -> None:

@@ -121,7 +121,7 @@ def test_mix_train_evaluate_extend(experiment_file: Path, texts: Path, tmp_path:
     assert TrainedModel.load(trained["address"]).weights == mixture.weights
     status, out, err = run(capsys, "evaluate", experiment_file, "--model", trained["address"])
     assert status == 0, err
-    assert "test perplexity" in out
+    assert "Perplexity on valid and test" in out and "bits/byte" in out
     before = sorted(Path(load_storage(experiment_file), "models").iterdir())
     more = tmp_path / "more.yaml"
     more.write_text(yaml.safe_dump({"domains": {"new": {"files": [str(texts / "recipes.jsonl")]}, "letters": None}}))

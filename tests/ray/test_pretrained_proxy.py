@@ -9,6 +9,7 @@ import pytest
 from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS
 from chameleon_ray.pipeline import mix
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
@@ -43,7 +44,9 @@ def test_a_pretrained_proxy_is_taken_as_it_is(asked: dict) -> None:
     assert pretrained.provenance["layer"] == 2, "the middle of four blocks"
     assert set(pretrained.weights) == set(corpus.names) and pretrained.weights != tuned.weights
     tokens = sum(min(rows, experiment.embedding.samples_per_domain) for rows in corpus.rows().values()) * corpus.row_tokens
-    assert pretrained.cost.tokens == tokens, "nothing was trained"
+    glanced = sum(min(rows, GLANCE_TOKENS // corpus.row_tokens) for rows in corpus.rows("valid").values()) * corpus.row_tokens
+    assert pretrained.cost.tokens == tokens + glanced, "nothing was trained"
+    assert set(pretrained.details["quality"]) == set(corpus.names)
     assert 0 < pretrained.cost.flops < pretrained.cost.paper_flops
 
 

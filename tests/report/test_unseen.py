@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from chameleon_ray.artifacts import Quality
 from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.report import ReportData, tables, write_report
 from chameleon_ray.report.numbers import perplexity_numbers
@@ -48,7 +49,17 @@ def test_targets_have_a_table_and_enter_no_average(with_target: ReportData) -> N
 def test_the_page_shows_unseen_text_and_bits_per_byte(with_target: ReportData, tmp_path: Path) -> None:
     write_report(with_target, str(tmp_path))
     text = (tmp_path / "report.md").read_text()
-    assert "Text that no model was trained on" in text and "| letters |" in text and "in bits per byte of UTF-8" in text
+    assert "Text that no model was trained on" in text and "| letters |" in text and "in bits per byte of UTF-8" in text and "| letters (target) |" in text
+
+
+def test_what_text_shows_of_its_quality_is_a_table(make_data) -> None:
+    plain = corpus(NAMES)
+    sampled = replace(plain, domains={name: replace(counts, quality=Quality(1 << 20, 2.71, 0.013)) for name, counts in plain.domains.items()})
+    data = make_data({"uniform": [[20, 40]]}, names=NAMES, corpus=sampled)
+    looked = replace(data.mixtures["chameleon"], details={**data.mixtures["chameleon"].details, "quality": {"books": {"structure": 0.456}, "code": {}}})
+    table = tables.quality_table(replace(data, mixtures={"chameleon": looked}))
+    assert table is not None and [[cell.text for cell in row] for row in table.rows] == [["books", "2.71", "0.013", "0.46"], ["code", "2.71", "0.013", "–"]]
+    assert tables.quality_table(make_data({"uniform": [[20, 40]]}, names=NAMES)) is None
 
 
 def test_without_targets_there_is_no_table(make_data) -> None:

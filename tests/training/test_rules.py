@@ -131,15 +131,16 @@ def test_doge_takes_a_target_that_is_not_trained_on(tmp_path: Path) -> None:
     parameters = list(model.parameters())
     parts = [*(tokens[torch.from_numpy(planned.domain == i)] for i in range(2)), unseen]
     flat = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(token_losses(model, part).mean(), parameters)]) for part in parts]).double()
-    flat *= (2.0 / flat.norm(dim=1).clamp(min=2.0))[:, None]
+    assert float(flat[2].norm()) > 1.7, "the clip must bite"
+    flat *= (1.5 / flat.norm(dim=1).clamp(min=1.5))[:, None]
     goal = flat[1] + flat[2]
     scores = RATE * ((flat[:2] @ goal) / (flat[:2].norm(dim=1).mean() + 1e-6)).clamp(0, 5)
-    alpha = torch.softmax(scores / 1e-4, 0)
-    fields = {"mu": 1e-4, "max_norm": 2.0, "targets": [1], "external": ["gamma"]}
+    alpha = torch.softmax(scores / 2e-3, 0)
+    fields = {"mu": 2e-3, "max_norm": 1.5, "targets": [1], "external": ["gamma"]}
     asked = settings(corpus, "doge", "", steps=1) | {"weights": weights, "rule": {"name": "doge", "fields": fields}}
     for found in run_worlds(*((tmp_path / str(ranks), ranks, asked) for ranks in (1, 2))):
         assert weights_after(found, 1) == pytest.approx(alpha.tolist(), abs=1e-5), found["output"]
-    assert abs(float(alpha[0]) - 0.5) > 1e-3, "the weights must move"
+    assert 1e-2 < float(alpha.min()) < 0.45, "the weights must move and not saturate"
 
 
 def test_a_target_of_less_than_a_row_is_refused(tmp_path: Path) -> None:

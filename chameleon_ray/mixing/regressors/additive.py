@@ -147,4 +147,4 @@ def _departed(ratios: Array, scaled: Array, prior: Array, start: Array, penalty:
     return point, float((((y - scaled) / (1 - np.minimum(leverage, MAX_LEVERAGE))) ** 2).mean())
 
 
-ADDITIVE = Regressor(fit_additive, lambda k: 0, draws=40)
+ADDITIVE = Regressor(fit_additive, lambda k: 0, draws=20)

@@ -19,6 +19,8 @@ EPSILON = 1e-3
 
 def fit_bimix(runs: Runs, parameters: float) -> Predict:
     """Least squares of log L on log(r + .001), with a level for every size. Cost: next to nothing."""
+    if (runs.losses <= 0).any():  # no power law, and never chosen
+        return lambda ratios: np.full((len(ratios), runs.losses.shape[1]), np.nan)
     at_size = (runs.parameters[:, None] == runs.sizes).astype(np.float64)  # [n, sizes]
     asked, laws = np.log(parameters), []
     for own, losses in zip(runs.own, runs.losses.T, strict=True):

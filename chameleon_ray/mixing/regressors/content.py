@@ -1,6 +1,6 @@
 """The additive law with a prior told by embeddings: a domain does the more for a target, the more its text is like the target's.
 
-    F_ji = (1, own, known, alike)        alike = exp(-|x_i - x_j|^2 / …) of another domain's text, 0 where one of the two has no embedding
+    F_ji = (1, own, alike)        alike = exp(-|x_i - x_j|^2 / …) of another domain's text, 0 where one of the two has no embedding
 
 With a dozen runs the embeddings stand in for what these cannot tell; of a domain that no run has any of (new, split, renamed) they are all that is known.
 """
@@ -22,4 +22,4 @@ def fit_content(runs: Runs, parameters: float) -> Predict:
     return fit_with_features(runs, np.stack([np.ones_like(own), own, alike], axis=2))
 
 
-CONTENT = Regressor(fit_content, lambda k: 0, draws=40, from_content=True)
+CONTENT = Regressor(fit_content, lambda k: 0, draws=20, from_content=True)

@@ -94,12 +94,14 @@ def each_target(fit_one: Callable[[Array, Array], Predict]) -> Callable[[Runs, f
 
 
 def along_sizes(logs: Array, values: Array, asked: float) -> Array:
-    """Values [sizes, …] at ascending log N, at another: between the sizes that stand around it, beyond them by the line through all."""
+    """Values [sizes, …] at ascending log N, at another: between the sizes that stand around it, beyond them from the nearest on, as steep as the line through
+    all."""
     if len(logs) == 1:
         return np.asarray(values[0])
     if logs[0] <= asked <= logs[-1]:
         upper = int(np.clip(np.searchsorted(logs, asked), 1, len(logs) - 1))
         part = (asked - logs[upper - 1]) / (logs[upper] - logs[upper - 1])
         return np.asarray((1 - part) * values[upper - 1] + part * values[upper])
-    slope, level = np.polyfit(logs, values, 1)
-    return np.asarray(level + slope * asked)
+    slope, _ = np.polyfit(logs, values, 1)
+    end = 0 if asked < logs[0] else -1
+    return np.asarray(values[end] + slope * (asked - logs[end]))

@@ -33,10 +33,16 @@ def shrinking(base: Regressor, reference: Regressor, fixed: bool = False) -> Reg
         levels, spreads = _levels_and_spreads(runs, reference, fixed)
         predict = base.fit(_brought_together(runs, levels, spreads), parameters)
         logs, asked = np.log(runs.sizes), np.log(parameters)
-        level, spread = (np.exp(along_sizes(logs, np.log(np.maximum(values, MIN_SPREAD)), asked)) for values in (levels, spreads))  # [m]
+        level, spread = (_along(logs, values, asked) for values in (levels, spreads))  # [m]
         return lambda ratios: level + spread * predict(ratios)
 
     return Regressor(fit, base.parameters, base.draws, across_sizes=True, from_content=base.from_content)
+
+
+def _along(logs: Array, values: Array, asked: float) -> Array:
+    """[m] values [sizes, m] at another size: a power law, a straight line where a value is not positive."""
+    powers = np.exp(along_sizes(logs, np.log(np.where(values > 0, values, 1.0)), asked))
+    return np.where((values > 0).all(axis=0), powers, along_sizes(logs, values, asked))
 
 
 def _levels_and_spreads(runs: Runs, reference: Regressor, fixed: bool) -> tuple[Array, Array]:

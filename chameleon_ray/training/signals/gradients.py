@@ -68,7 +68,7 @@ class GradientStep:
         mask = torch.from_numpy(self._rule.target_mask(self._num_domains)[self._gradients.owned]).float().to(matrix.device)
         target = torch.mv(matrix.T, clip * mask)  # G, [N]
         for text in self._external:
-            gradient = self._gradients.of(module, text.rows(self._learner.step))
+            gradient = self._gradients.of(module, text.rows(self._learner.step - 1))
             target += gradient * (self._rule.max_norm / torch.linalg.vector_norm(gradient).clamp(min=self._rule.max_norm))
         if self._worker.world_size > 1:
             dist.all_reduce(target)
@@ -93,16 +93,16 @@ class HeldoutRows:
         full = np.arange(full_rows(corpus, name))
         order = np.random.default_rng([worker.job.seed, *name.encode()]).permutation(full)
         self._rows = RowReader(corpus, "valid").read(name, order)
-        self._count = rows_per_step(worker.job)
+        self._count = rows_per_step(worker.job, corpus, name)
 
     def rows(self, step: int) -> Rows:
-        """Those of a step; after the last comes the first again."""
+        """Those of a step, counted from 0; after the last comes the first again."""
         return self._rows.take((step * self._count + np.arange(self._count)) % len(self._rows))
 
 
-def rows_per_step(job: TrainJob) -> int:
-    """Of each external text: as many as a domain has on average."""
-    return max(1, job.training.batch_rows // len(job.weights))
+def rows_per_step(job: TrainJob, corpus: TokenCorpus, target: str) -> int:
+    """Of an external text: as many as a domain has on average, and no row twice."""
+    return min(full_rows(corpus, target), max(1, job.training.batch_rows // len(job.weights)))
 
 
 def full_rows(corpus: TokenCorpus, target: str) -> int:
@@ -138,7 +138,7 @@ def _diverged(job: TrainJob) -> str:
 def flops(worker: Worker, steps: int) -> float:
     """Operations of the four products with k gradients, and of the gradients of external texts."""
     rule: Any = worker.job.rule
-    external = steps * rows_per_step(worker.job) * len(rule.external) * worker.corpus.row_tokens
+    external = steps * sum(rows_per_step(worker.job, worker.corpus, name) for name in rule.external) * worker.corpus.row_tokens
     products = 8.0 * steps * len(worker.job.weights) * worker.architecture.num_parameters
     return products + worker.architecture.training_flops(external, worker.corpus.row_tokens)
 
