@@ -121,8 +121,8 @@ def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_d
 
 
 def losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None) -> str:
-    """Of a model's (its digest) losses on some splits, or on so many rows of them."""
-    part = {} if rows_at_most is None else {"rows_at_most": rows_at_most}
+    """Of a model's (its digest) losses on some splits, or on so many rows of them at even distances."""
+    part = {} if rows_at_most is None else {"even_rows": rows_at_most}
     return digest_of("losses", {"model": model, "corpus": corpus.digest, "splits": list(splits), **part})
 
 

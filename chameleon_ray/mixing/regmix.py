@@ -45,7 +45,7 @@ class RegMix(Method):
     `proxy` is what differs from RegMix's own proxy (preset 1M, 1000 steps, learning rate 4e-4, constant after 100 warm-up steps, or after a tenth of
     the steps when that is less; batches as in the experiment's proxy). `prior` defaults to the domains' shares of tokens when the swarm is drawn,
     and to the swarm's mean ratios in the search for the optimum. `regressor: best` takes the one with the best cross-validated rank correlation.
-    `content`, and `best`, embed the domains with the experiment's proxy; with it or with `additive` 16 to 32 proxies do what others need hundreds for
+    `content`, and `best`, embed the domains with the experiment's proxy; with it or with `additive` 16 to 32 proxies do what others need 128 for
     (analysis/results/content.md). A proxy is measured on at most `valid_tokens` of each domain.
     """
 
