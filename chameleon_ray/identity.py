@@ -30,7 +30,7 @@ NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code"}
 
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
-    "corpus": 4,  # reading, splitting, packing, order of rows
+    "corpus": 4,  # reading, splitting, packing, order of rows, targets, what is counted and looked at
     "tokenizer": 2,  # what tells one tokenizer from another
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
