@@ -72,9 +72,8 @@ def _of_the_eleven(swarm: Swarm) -> Swarm:
 def _table(verdicts: Mapping[str, Verdict], turned: bool = False) -> None:
     """Changes against the first mixture; `turned`: of the first against each other one."""
     ordered = ", ".join(f"{size} {verdict.spearman[verdict.regressor]:.3f}" for size, verdict in verdicts.items())
-    print(
-        f"Cross-validated rank correlation of the mean loss: {ordered}. In brackets nine tenths of {REGRESSORS[REGRESSOR].draws} fits to runs drawn anew; ! lies outside the runs.\n"
-    )
+    drawn = f"In brackets nine tenths of {REGRESSORS[REGRESSOR].draws} fits to runs drawn anew; ! lies outside the runs."
+    print(f"Cross-validated rank correlation of the mean loss: {ordered}. {drawn}\n")
     heads = [f"nats, {size} | average perplexity, {size} | nearest run, {size}" for size in verdicts]
     print(f"| mixture | {' | '.join(heads)} |\n|---|{'---|' * 3 * len(verdicts)}")
     first = next(iter(verdicts.values()))

@@ -12,8 +12,10 @@ import numpy as np
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import TrainingConfig
+from chameleon_ray.corpus.quality import quality_of
 from chameleon_ray.identity import VERSIONS
 from chameleon_ray.mixing.methods import METHODS
+from chameleon_ray.mixing.text_quality import TextQuality, factors
 from tests.fakes import make_context
 
 FILE = Path(__file__).with_name("results.json")
@@ -26,7 +28,7 @@ Result = tuple[str, list[float]]  # version of what made it, numbers
 def results(folder: Path) -> dict[str, Callable[[], Result]]:
     """Name -> how to compute it; `folder` is for files in between."""
     found: dict[str, Callable[[], Result]] = {f"mixture {name}": lambda name=name: _mixture(name) for name in METHODS}
-    return {**found, "tokenizer": lambda: _tokenizer(folder), "model": lambda: _model(folder), "embeddings": lambda: _embeddings(folder)}
+    return {**found, "tokenizer": lambda: _tokenizer(folder), "model": lambda: _model(folder), "embeddings": lambda: _embeddings(folder), "quality": _quality}
 
 
 def _mixture(name: str) -> Result:
@@ -48,6 +50,15 @@ def _corpus(folder: Path) -> TokenCorpus:
 def _tokenizer(folder: Path) -> Result:
     """The first digits of a tokenizer's identity."""
     return f"tokenizer {VERSIONS['tokenizer']}", [float(int(_corpus(folder).tokenizer_sha256[:12], 16))]
+
+
+def _quality() -> Result:
+    """What a sample of text shows, and by how much Chameleon then counts domains."""
+    words = np.random.default_rng(0).choice(["alpha", "beta", "gamma", "delta", "epsilon"], (12, 40))
+    found = quality_of([" ".join(row) for row in [*words, *words[:3]]])
+    texts = {"good": TextQuality(2.7, 0.02, 0.5), "plain": TextQuality(3.1, 0.0, 0.4), "poor": TextQuality(9.0, found.repeated, 0.1)}
+    version = f"corpus {VERSIONS['corpus']}, method {METHODS['chameleon'].version}"
+    return version, [float(found.sample_bytes), found.compression, found.repeated, *factors(texts, list(texts)).values()]
 
 
 def _model(folder: Path) -> Result:
