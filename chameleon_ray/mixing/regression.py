@@ -48,8 +48,11 @@ def known_regressor(name: str) -> str:
 
 def fit(regressor: str, runs: Runs, parameters: float) -> Predict:
     """Fitted to what it learns from: runs of all sizes, or those of models of the size asked for."""
+    from threadpoolctl import threadpool_limits  # here, because most commands need none of it
+
     found = REGRESSORS[regressor]
-    return found.fit(runs if found.across_sizes else runs.only(runs.parameters == parameters), parameters)
+    with threadpool_limits(1):  # matrices this small are multiplied several times as fast by one thread as by many
+        return found.fit(runs if found.across_sizes else runs.only(runs.parameters == parameters), parameters)
 
 
 def mean_loss(predict: Predict) -> Predict:

@@ -106,6 +106,7 @@ def test_weights_of_a_proxy_that_learns_them_are_kept(every_method: Path) -> Non
     assert (folder / "weights.parquet").exists()
 
 
+@pytest.mark.long
 def test_a_trial_that_fails_does_not_stop_the_others(every_method: Path) -> None:
     experiment = load_experiment(every_method)
     backend = RayBackend(experiment.storage, experiment.resources, Reporter.silent())

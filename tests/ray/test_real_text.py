@@ -35,6 +35,7 @@ def longest_document(corpus: TokenCorpus, name: str) -> int:
     return longest
 
 
+@pytest.mark.long
 def test_real_domains_become_a_mixture(tmp_path: Path) -> None:
     quick = [
         "proxy.steps=12",

@@ -53,7 +53,7 @@ def test_one_tiny_domain(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(row["n"] < 128 for row in scores), "the bound in tokens"
     (folder,) = (tmp_path / "runs" / "mixtures").glob("regmix-*")
     swarm = read_swarm(str(folder / "ratios.csv"), str(folder / "metrics.csv"))
-    assert (swarm.domains, swarm.targets) == (tuple(files), ("recipes", "letters"))
+    assert (swarm.domains, swarm.targets, swarm.averaged) == (tuple(files), ("recipes", "letters", "numbers"), ("letters", "recipes"))
     text = Path(found["report"]).with_suffix(".md").read_text()
     assert "Trained on and not measured, because fewer than two distinct documents could be held out: tiny." in text
     assert "| tiny | – | – |" in text

@@ -90,7 +90,8 @@ def test_sixteen_micro_batches_agree_with_one(corpus: TokenCorpus, stage: int, m
     assert 1e-5 < float((one - sixteen).norm() / one.norm()) < 3.5e-3
 
 
-@pytest.mark.parametrize(("stage", "world"), [(0, 1), pytest.param(3, 2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (3, 2)])
 def test_a_killed_run_is_resumed_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int, world: int) -> None:
     killed = settings(corpus, stage, die_after=6)
     whole, dead = run_worlds((tmp_path / "whole", world, settings(corpus, stage)), (tmp_path / "killed", world, killed))

@@ -50,7 +50,8 @@ def difference(first: dict[str, Any], second: dict[str, Any]) -> float:
     return max(float(np.abs(np.subtract(first["state"][name], second["state"][name])).max()) for name in first["state"])
 
 
-@pytest.mark.parametrize("stage", [3, *(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2))])
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stage: int) -> None:
     world = 1 if stage == 0 else 2
     first = settings(corpus, stage=stage, die_after=6)
