@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.regressors.additive import ADDITIVE
@@ -48,8 +49,6 @@ def known_regressor(name: str) -> str:
 
 def fit(regressor: str, runs: Runs, parameters: float) -> Predict:
     """Fitted to what it learns from: runs of all sizes, or those of models of the size asked for."""
-    from threadpoolctl import threadpool_limits  # here, because most commands need none of it
-
     found = REGRESSORS[regressor]
     with threadpool_limits(1):  # matrices this small are multiplied several times as fast by one thread as by many
         return found.fit(runs if found.across_sizes else runs.only(runs.parameters == parameters), parameters)
