@@ -35,7 +35,7 @@ VERSIONS: dict[str, int] = {
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
     "proxy": 4,  # one run of a swarm, and its measurement
-    "embeddings": 4,  # layer, samples, pooling, groups
+    "embeddings": 5,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
     "mixture": 3,  # what is around a method; the method has a version of its own
