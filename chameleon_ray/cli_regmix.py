@@ -15,7 +15,7 @@ from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.regression import REGRESSORS
-from chameleon_ray.mixing.runs import THE_RUNS, by_parameters, by_size, size_asked
+from chameleon_ray.mixing.runs import THE_RUNS, by_parameters, by_size, first_of, size_asked
 from chameleon_ray.mixing.swarm import Swarm, read_swarm
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import validate
@@ -57,7 +57,7 @@ def fit(
     content = Embeddings.load(storage.absolute(embeddings)) if embeddings else None
     correlations = method.rank_correlations(by_number, parameters, seed, content)
     if not as_json:
-        _show_correlations(correlations, next(iter(swarms.values())).target(target), swarms, size)
+        _show_correlations(correlations, first_of(swarms).target(target), swarms, size)
     mixture = method.optimum(by_number, parameters, correlations, seed, content)
     files = {"ratios": ratios, "metrics": metrics}
     origin: dict[str, Any] = {name: [{"file": file, "fingerprint": storage.fingerprint(file)} for file in found] for name, found in files.items()}

@@ -20,7 +20,7 @@ from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_parts
 from chameleon_ray.errors import UserError, naming
-from chameleon_ray.evaluation.losses import bits_per_byte, mean_nats, mean_perplexity
+from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
 from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, losses_digest, model_digest, proxy_digest
 from chameleon_ray.models.architecture import Architecture
@@ -251,9 +251,8 @@ class _Measure:
         found = losses[self.splits[0]]
         each = {f"perplexity/{domain}": loss.perplexity for domain, loss in found.items()}
         of_domains = {name: found[name] for name in self.corpus.measured}
-        bits = [bits_per_byte(loss.mean_nats, self.corpus.domains[name].split(self.splits[0])) for name, loss in of_domains.items()]
-        means = {"mean_perplexity": mean_perplexity(of_domains), "mean_loss_nats": mean_nats(of_domains), "mean_bits_per_byte": sum(bits) / len(bits)}
-        return {**means, **each}
+        bits = mean_bits_per_byte(of_domains, self.corpus, self.splits[0])
+        return {"mean_perplexity": mean_perplexity(of_domains), "mean_loss_nats": mean_nats(of_domains), "mean_bits_per_byte": bits, **each}
 
 
 def _trained(run: Run) -> TrainedModel:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import DocumentLosses, SplitCounts
+from chameleon_ray.artifacts import DocumentLosses, SplitCounts, TokenCorpus
 
 
 def document_of_target(tokens: NDArray[np.integer], document: NDArray[np.int64], end_of_document: int) -> NDArray[np.int64]:
@@ -22,6 +22,11 @@ def document_of_target(tokens: NDArray[np.integer], document: NDArray[np.int64],
 def bits_per_byte(nats_per_token: float, counts: SplitCounts) -> float:
     """A loss in the unit that models with different tokenizers share: what is predicted of a byte of text, as a split's tokens are long on average."""
     return nats_per_token / math.log(2) * counts.tokens / counts.text_bytes
+
+
+def mean_bits_per_byte(losses: Mapping[str, DocumentLosses], corpus: TokenCorpus, split: str) -> float:
+    """Arithmetic mean over domains of bits per byte."""
+    return float(np.mean([bits_per_byte(loss.mean_nats, corpus.domains[name].split(split)) for name, loss in losses.items()]))
 
 
 def mean_nats(losses: Mapping[str, DocumentLosses]) -> float:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chameleon_ray.artifacts import DocumentLosses, SplitLosses, TokenCorpus
-from chameleon_ray.evaluation.losses import bits_per_byte, mean_nats, mean_perplexity
+from chameleon_ray.evaluation.losses import bits_per_byte, mean_bits_per_byte, mean_nats, mean_perplexity
 
 SCHEMA = pa.schema(
     [
@@ -70,22 +70,23 @@ def losses_of(table: pa.Table) -> SplitLosses:
 
 
 def _rows(head: dict[str, Any], losses: Mapping[str, DocumentLosses], corpus: TokenCorpus) -> list[dict[str, Any]]:
-    rows, bits = [], {}
+    rows = []
+    split = head["split"]
     for domain, loss in losses.items():
-        counts = corpus.domains[domain].split(head["split"])
-        bits[domain] = bits_per_byte(loss.mean_nats, counts), bits_per_byte(loss.stderr_nats, counts)
+        counts = corpus.domains[domain].split(split)
         measured = {**head, "domain": domain, "n": int(loss.tokens.sum()), "documents": len(loss.document)}
+        bits, error = (bits_per_byte(nats, counts) for nats in (loss.mean_nats, loss.stderr_nats))
         rows.append({**measured, "metric": "loss_nats", "value": loss.mean_nats, "stderr": _null(loss.stderr_nats)})
         rows.append({**measured, "metric": "perplexity", "value": loss.perplexity, "stderr": _null(loss.stderr_perplexity)})
-        rows.append({**measured, "metric": "bits_per_byte", "value": bits[domain][0], "stderr": _null(bits[domain][1])})
+        rows.append({**measured, "metric": "bits_per_byte", "value": bits, "stderr": _null(error)})
     losses = {name: loss for name, loss in losses.items() if name not in corpus.targets}
     every = {**head, "domain": "all", "n": len(losses), "documents": sum(len(loss.document) for loss in losses.values())}
     rows.append({**every, "metric": "mean_loss_nats", "value": mean_nats(losses), "stderr": _stderr_of_mean([x.stderr_nats for x in losses.values()])})
     rows.append(
         {**every, "metric": "mean_perplexity", "value": mean_perplexity(losses), "stderr": _stderr_of_mean([x.stderr_perplexity for x in losses.values()])}
     )
-    values, stderrs = zip(*(bits[name] for name in losses), strict=True)
-    rows.append({**every, "metric": "mean_bits_per_byte", "value": math.fsum(values) / len(values), "stderr": _stderr_of_mean(stderrs)})
+    stderrs = [bits_per_byte(loss.stderr_nats, corpus.domains[name].split(split)) for name, loss in losses.items()]
+    rows.append({**every, "metric": "mean_bits_per_byte", "value": mean_bits_per_byte(losses, corpus, split), "stderr": _stderr_of_mean(stderrs)})
     return rows
 
 

@@ -100,7 +100,7 @@ def judge(
 
     Args:
         mixtures: label -> domain -> weight. Domains of the swarms that a mixture leaves out have none of it.
-        swarms: model size (60M, 1B) -> its runs, all of the same domains and targets; with a single one the size may be any name.
+        swarms: model size (60M, 1B) -> its runs, all of the same domains and targets; a single one that has no size is `THE_RUNS`.
         size: one of these, or another.
         target: one of the swarms', or `mean`.
         regressor: a key of `REGRESSORS`, or `best`.
@@ -150,8 +150,7 @@ def _table(
     sizes, shared = by_parameters(swarms), prefix(first_of(swarms).domains)
     plain = {label: _short(weights, shared, label) for label, weights in mixtures.items()}
     new = {label: tuple(unseen(list(weights), sizes, embeddings, f"mixture {label!r}")) for label, weights in plain.items()}
-    columns = {name.removeprefix(shared) for name in first_of(swarms).domains}
-    order, runs = runs_of(sizes, target, embeddings, [name for name in dict.fromkeys(name for names in new.values() for name in names) if name not in columns])
+    order, runs = runs_of(sizes, target, embeddings, [name for names in new.values() for name in names])
     return np.array([[weights.get(name, 0.0) for name in order] for weights in plain.values()]), runs, new
 
 

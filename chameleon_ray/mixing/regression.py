@@ -157,11 +157,7 @@ def _folds(n: int, seed: int, folds: int) -> list[NDArray[np.int64]]:
 
 def distinct(ratios: Array) -> Array:
     """The mixtures, those that several runs have once."""
-    kept: list[Array] = []
-    for row in ratios:
-        if not kept or np.abs(np.array(kept) - row).sum(axis=1).min() >= SAME_MIXTURE:
-            kept.append(row)
-    return np.array(kept)
+    return ratios[[i for i, row in enumerate(ratios) if not _same_mixture(ratios[:i], row[None]).any()]]
 
 
 def _same_mixture(ratios: Array, held_out: Array) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,20 +30,21 @@ def runs_of(swarms: Mapping[float, Swarm], target: str = MEAN, embeddings: Embed
         swarms: parameters of the models -> their runs, all of the same domains and targets.
         target: one of the swarms' targets, or `mean` for those that it is the mean of.
         embeddings: of some of the domains.
-        more: short names of domains that are no column of the runs; they come last.
+        more: short names of further domains; those that are no column of the runs come last.
     Raises:
         UserError: what `Swarm.columns` raises, or embeddings that are not finite or of one domain twice.
     """
     first = first_of(swarms)
     domains, shared = sorted(first.domains), prefix(first.domains)
-    names = [*(name.removeprefix(shared) for name in domains), *more]
+    names = list(dict.fromkeys([*(name.removeprefix(shared) for name in domains), *more]))
+    added = len(names) - len(domains)
     targets = [_target_domain(name, first, shared, names) for name in targets_of(first, target)]
     columns = [swarm.columns(target) for swarm in swarms.values()]
-    ratios = [np.pad(swarm.ratios[:, [swarm.domains.index(name) for name in domains]], ((0, 0), (0, len(more)))) for swarm in swarms.values()]
+    ratios = [np.pad(swarm.ratios[:, [swarm.domains.index(name) for name in domains]], ((0, 0), (0, added))) for swarm in swarms.values()]
     parameters = np.repeat(np.array(list(swarms), dtype=np.float64), [len(part) for part in ratios])
     own = tuple(names.index(name) if name in names else -1 for name in targets)
     runs = Runs(np.concatenate(ratios), np.concatenate(columns), own, parameters)
-    return names, Runs(runs.ratios, runs.losses, own, parameters, _alike(targets, names, runs, embeddings, shared))
+    return names, replace(runs, alike=_alike(targets, names, runs, embeddings, shared))
 
 
 def first_of(swarms: Mapping[float, Swarm] | Mapping[str, Swarm]) -> Swarm:
@@ -138,8 +140,7 @@ def by_size(swarms: Sequence[Swarm], sizes: str | None) -> dict[str, Swarm]:
     spelled: dict[float, str] = {}
     found: dict[str, list[Swarm]] = {}
     for name, swarm in zip(names, swarms, strict=True):
-        number = ONE_SIZE if name == THE_RUNS else parameters_of(name, "--sizes")
-        found.setdefault(spelled.setdefault(number, name), []).append(swarm)
+        found.setdefault(spelled.setdefault(_number(name), name), []).append(swarm)
     return {name: joined(together) for name, together in found.items()}
 
 
@@ -152,14 +153,19 @@ def by_parameters(swarms: Mapping[str, Swarm]) -> dict[float, Swarm]:
     first = first_of(swarms)
     for size, other in swarms.items():
         check_same(first, other, f"--swarm of {size}")
-    found = {ONE_SIZE if size == THE_RUNS else parameters_of(size, "--sizes"): swarm for size, swarm in swarms.items()}
+    found = {_number(size): swarm for size, swarm in swarms.items()}
     assert len(found) == len(swarms)
     return found
 
 
 def size_asked(size: str, swarms: Mapping[str, Swarm]) -> float:
     """The parameters of a size that is asked for: one of the swarms', or another that says a number."""
-    return ONE_SIZE if size == THE_RUNS and THE_RUNS in swarms else parameters_of(size, "--at")
+    return _number(size) if size in swarms else parameters_of(size, "--at")
+
+
+def _number(size: str) -> float:
+    """The parameters of a swarm's size; of one that was given none, a number that no other is compared with."""
+    return ONE_SIZE if size == THE_RUNS else parameters_of(size, "--sizes")
 
 
 def check_same(first: Swarm, other: Swarm, where: str) -> None:

@@ -88,7 +88,7 @@ def perplexity_table(data: ReportData) -> Table:
 
     The lowest perplexity of a row is emphasised; a domain that is not measured has dashes.
     """
-    found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
+    found = _perplexities(data)
     labels = tuple(dict.fromkeys(method for _, method in found))
     rows = [_line(name, found, name, "perplexity") if name in data.measured else text_row(name, (DASH for _ in labels)) for name in data.names]
     means = (("average perplexity", "perplexity"), ("mean loss, nats per token", "loss_nats"), ("mean bits per byte", "bits_per_byte"))
@@ -107,7 +107,7 @@ def perplexity_table(data: ReportData) -> Table:
 
 def bits_table(data: ReportData) -> Table | None:
     """Test loss per domain and method in bits per byte, which models with different tokenizers can be compared in; None where nothing was measured."""
-    found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
+    found = _perplexities(data)
     if not found:
         return None
     rows = [_line(name, found, name, "bits_per_byte") for name in data.measured]
@@ -117,7 +117,7 @@ def bits_table(data: ReportData) -> Table | None:
 
 def unseen_table(data: ReportData) -> Table | None:
     """Test perplexity and bits per byte of every method on the targets; None without any."""
-    found = {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
+    found = _perplexities(data)
     if not found or not data.corpus.targets:
         return None
     labels = tuple(dict.fromkeys(method for _, method in found))
@@ -241,6 +241,11 @@ def version_table() -> Table:
 def text_row(title: str, texts: Iterable[str]) -> tuple[Cell, ...]:
     """A row of plain cells behind its name."""
     return (Cell(title), *(Cell(text) for text in texts))
+
+
+def _perplexities(data: ReportData) -> dict[tuple[str, str], dict[str, Any]]:
+    """(domain, method) -> the row of `perplexity_numbers`."""
+    return {(row["domain"], row["method"]): row for row in perplexity_numbers(data).to_pylist()}
 
 
 def _line(title: str, found: Mapping[tuple[str, str], Mapping[str, Any]], domain: str, metric: str) -> tuple[Cell, ...]:
