@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     experiment = _experiment(options.smollm2, options.storage, write_twins(Path(options.storage) / "twins"))
     backend = RayBackend(experiment.storage, experiment.resources, Reporter(Console(stderr=True)))
-    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
+    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
     context = MixtureJob.of("chameleon", "", experiment, corpus, backend).context(backend)
     proxy, embeddings = Chameleon().embed(context)
     texts = text_quality(corpus, losses_of(proxy, corpus, backend)[0])

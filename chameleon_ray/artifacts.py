@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from chameleon_ray import storage
+from chameleon_ray.counts import DomainCounts, DomainSize, Excerpt, Quality, SplitCounts
 from chameleon_ray.errors import UserError
 from chameleon_ray.records import read_record, read_table
 from chameleon_ray.tensors import read_tensors, write_tensors
@@ -45,72 +46,6 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds, self.paper_flops + other.paper_flops)
-
-
-@dataclass(frozen=True)
-class SplitCounts:
-    """One domain in one split. `text_bytes` is what its tokens were as text, in UTF-8; `shard_rows` gives the rows of each shard file, their sum is `rows`."""
-
-    documents: int
-    tokens: int
-    text_bytes: int
-    shard_rows: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        return sum(self.shard_rows)
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What a sample of a domain's train text shows without a model (corpus/quality.py).
-
-    Attributes:
-        sample_bytes: how much was looked at.
-        compression: bytes of text to a byte compressed.
-        repeated: share of passages of eight words that another document of the domain has too.
-    """
-
-    sample_bytes: int
-    compression: float
-    repeated: float
-
-
-@dataclass(frozen=True)
-class DomainCounts:
-    """One domain of a corpus. `skipped` counts unreadable documents by reason, `duplicates` exact copies left out, `unused_heldout` documents
-    that are held out and not measured: they are over the bound, or alone. A domain with too little text to be measured has no rows in valid and test.
-    A target has no `quality`, since nothing of it is trained on.
-    """
-
-    train: SplitCounts
-    valid: SplitCounts
-    test: SplitCounts
-    text_bytes: int
-    duplicates: int
-    skipped: Mapping[str, int]
-    unigram_entropy_nats: float
-    unused_heldout: int = 0
-    quality: Quality | None = None
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether there is held-out text to measure."""
-        return self.valid.rows > 0 and self.test.rows > 0
-
-    def split(self, name: str) -> SplitCounts:
-        counts = getattr(self, name)
-        assert isinstance(counts, SplitCounts)
-        return counts
-
-
-@dataclass(frozen=True)
-class DomainSize:
-    """How much train text a domain has."""
-
-    tokens: int
-    documents: int
-    mean_tokens_per_document: float
 
 
 @dataclass(frozen=True)
@@ -144,9 +79,9 @@ class TokenCorpus:
         """Rows of every domain in a split; of a target in a held-out one."""
         return {name: self.domains[name].split(split).rows for name in (self.names if split == "train" else (*self.names, *self.targets))}
 
-    def tokens(self, split: str = "train") -> dict[str, int]:
-        """Tokens of every domain in a split."""
-        return {name: self.domains[name].split(split).tokens for name in self.names}
+    def tokens(self) -> dict[str, float]:
+        """Tokens that there are to train on, by domain; of one that was not read whole an estimate, and not there where its source tells nothing."""
+        return {name: tokens for name in self.names if (tokens := self.domains[name].available_tokens) is not None}
 
     def sizes(self) -> dict[str, DomainSize]:
         """How much train text every domain has."""
@@ -187,6 +122,7 @@ class TokenCorpus:
                     **counts,
                     **{split: SplitCounts(**_tuples(counts[split])) for split in SPLITS},
                     "quality": Quality(**counts["quality"]) if counts["quality"] else None,
+                    "excerpt": Excerpt(**counts["excerpt"]) if counts["excerpt"] else None,
                 }
             )
             for name, counts in content["domains"].items()

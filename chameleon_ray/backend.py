@@ -111,6 +111,25 @@ def rule_settings(rule: Rule) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Reads:
+    """How much train text of a corpus is read, in tokens; what is held out comes on top.
+
+    Attributes:
+        domain_tokens: of every domain.
+        run_tokens: of all domains together, shared alike: the longest run on uniform weights then reads nothing twice.
+        small_bytes: sources that have no more text than this, all domains together, are read whole.
+    """
+
+    domain_tokens: int
+    run_tokens: int = 0
+    small_bytes: int = 0
+
+    def per_domain(self, num_domains: int) -> int:
+        """Tokens of each of so many domains."""
+        return max(self.domain_tokens, -(-self.run_tokens // num_domains))
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One training run: what to train, on which corpus, drawn with which weights (fractions of tokens by domain name).
 
@@ -161,8 +180,8 @@ class Backend(Protocol):
 
     root: str
 
-    def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
-        """The corpus of an experiment."""
+    def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None) -> TokenCorpus:
+        """The corpus of an experiment, from so much of the text as is needed; None reads all of it."""
         ...
 
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:

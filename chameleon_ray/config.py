@@ -55,8 +55,9 @@ class TargetConfig(Settings):
 
 
 class DomainsFrom(Settings):
-    """Domains that are discovered instead of listed: a column of one Hugging Face data set, or the text of this Python environment."""
+    """Domains that are discovered instead of listed: a column of files or of one Hugging Face data set, or the text of this Python environment."""
 
+    files: tuple[str, ...] = ()
     huggingface: str | None = None
     name: str | None = None
     split: str = "train"
@@ -68,10 +69,10 @@ class DomainsFrom(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> DomainsFrom:
-        if bool(self.huggingface) == self.python_environment:
-            raise ValueError("give either huggingface (with domain_column) or python_environment: true")
-        if self.huggingface and not self.domain_column:
-            raise ValueError("huggingface needs domain_column, the column that names the domain (dots reach into nested fields)")
+        if bool(self.files) + bool(self.huggingface) + self.python_environment != 1:
+            raise ValueError("give either files or huggingface (with domain_column) or python_environment: true")
+        if not self.python_environment and not self.domain_column:
+            raise ValueError("files and huggingface need domain_column, the column that names the domain (dots reach into nested fields)")
         return self
 
 
@@ -98,6 +99,9 @@ class TokenizerConfig(Settings):
 class CorpusConfig(Settings):
     """The text, how it becomes tokens, and what is held out: at most `heldout_tokens` of each domain in each of valid and test.
 
+    `tokens_per_domain` is how much of a domain is read to be trained on, beside what is held out: a number; null, all of it; or auto, what the experiment
+    needs of it (`Experiment.reads`).
+
     A domain with fewer than two distinct held-out documents is trained on and not measured, or with `require_heldout` refused. `targets` are texts that every
     model is measured on and none is trained on.
     """
@@ -106,6 +110,7 @@ class CorpusConfig(Settings):
     domains_from: DomainsFrom | None = None
     targets: dict[DomainName, TargetConfig] = Field(default_factory=dict)
     text_column: str = "text"
+    tokens_per_domain: Literal["auto"] | PositiveInt | None = "auto"
     tokenizer: TokenizerConfig = TokenizerConfig(train=TokenizerTraining())
     row_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = 512
     heldout_fraction: Fraction = 0.05

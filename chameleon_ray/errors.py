@@ -29,6 +29,11 @@ def naming(setting: str) -> Iterator[None]:
         raise type(error)(f"{setting}: {error}") from error
 
 
+def one_line(error: BaseException) -> str:
+    """What a library said, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def as_user_error(error: BaseException) -> UserError | None:
     """The user's view of an exception, if there is one: a `UserError` itself, or a full or forbidden place anywhere in the chain of causes."""
     seen: BaseException | None = error

@@ -16,11 +16,14 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from chameleon_ray.backend import Reads
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.methods import METHODS
 from chameleon_ray.settings import Label, NonNegativeInt, Settings, apply_override, first_line, nearest, read_yaml, validate
+
+SMALL_TEXT_BYTES = 256 << 20  # a corpus of so much text is read in less time than its proxy trains
 
 
 class Sweep(Settings):
@@ -105,6 +108,25 @@ class Experiment(Settings):
     def fit_seed(self, seed: int) -> int:
         """The seed of the fit that the base model of a seed trains on."""
         return seed if self.fit_every_seed else self.seeds[0]
+
+    @property
+    def reads(self) -> Reads | None:
+        """How much train text the experiment reads; None where `corpus.tokens_per_domain` asks for all of it.
+
+        auto: what every domain's embedding takes, and so much that no run on uniform weights reads anything twice: a domain of x times the uniform share is
+        read x times over. The same for every command, and at every point of a sweep, so that they share one corpus.
+        """
+        wanted = self.corpus.tokens_per_domain
+        if wanted is None:
+            return None
+        if wanted != "auto":
+            return Reads(wanted)
+        points = [self, *(self.at(point) for point in (self.sweep.points() if self.sweep else ()))]
+        runs = [run for each in points for run in (each.base, *(run for label in each.methods for run in each.mixer(label).trainings(each.proxy)))]
+        rows = max(each.embedding.samples_per_domain for each in points)
+        longest = max(run.steps * run.batch_rows for run in runs)
+        row_tokens = max(each.corpus.row_tokens for each in points)
+        return Reads(rows * row_tokens, longest * row_tokens, SMALL_TEXT_BYTES)
 
     def at(self, point: Mapping[str, Any]) -> Experiment:
         """The experiment with a sweep's values in place.

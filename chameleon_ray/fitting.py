@@ -170,7 +170,7 @@ def _points(experiment: Experiment, backend: Backend) -> list[MixtureJob]:
     for point in experiment.sweep.points() if experiment.sweep else ():
         at = experiment.at(point)
         key = at.corpus.model_dump_json()
-        corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0])
+        corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0], experiment.reads)
         found += [MixtureJob.of(label, describe(point), at, corpora[key], backend) for label in at.methods]
     return found
 

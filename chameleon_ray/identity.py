@@ -15,12 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import TrainJob, rule_settings
+from chameleon_ray.backend import Reads, TrainJob, rule_settings
 from chameleon_ray.config import CorpusConfig, TrainingConfig
 
 # Of a training section: how it is computed, not what.
@@ -30,7 +31,7 @@ NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code"}
 
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
-    "corpus": 4,  # reading, splitting, packing, order of rows, targets, what is counted and looked at
+    "corpus": 5,  # reading, splitting, packing, order of rows, targets, samples of the text, what is counted and looked at
     "tokenizer": 2,  # what tells one tokenizer from another
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
@@ -54,12 +55,15 @@ def digest_of(kind: str, content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def corpus_digest(config: CorpusConfig, sources: Sequence[tuple[str | None, bool, str]], tokenizer_sha256: str | None, seed: int) -> str:
+def corpus_digest(
+    config: CorpusConfig, sources: Sequence[tuple[str | None, bool, str]], tokenizer_sha256: str | None, seed: int, reads: Reads | None = None
+) -> str:
     """Of a corpus.
 
     Args:
         sources: (domain, held out, fingerprint) of everything that is read; the domain is None where each record names its own.
         tokenizer_sha256: of a pretrained tokenizer; None where one is trained.
+        reads: how much is read, where some source is not read whole.
     """
     training = config.tokenizer.train
     found = config.domains_from
@@ -70,6 +74,7 @@ def corpus_digest(config: CorpusConfig, sources: Sequence[tuple[str | None, bool
         "targets": list(config.targets),
         "domain_column": found.domain_column if found else None,
         "sources": [list(source) for source in sources],
+        "reads": asdict(reads) if reads else None,
         "seed": seed,
     }
     return digest_of("corpus", content)

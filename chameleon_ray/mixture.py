@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Cost, DomainSize
+from chameleon_ray.artifacts import Cost
+from chameleon_ray.counts import DomainSize
 from chameleon_ray.errors import UserError
 
 

@@ -137,4 +137,4 @@ def _corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
             where = f"{section}.model.pretrained"
             model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
             check_reads(model, experiment.corpus.tokenizer, where)
-    return backend.tokenize(experiment.corpus, experiment.seeds[0])
+    return backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)

@@ -14,11 +14,11 @@ from typing import Any
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
-from chameleon_ray.backend import Key, Outcome, ProxyLosses, TrainJob
+from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.cache import check_cache
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
-from chameleon_ray.corpus.sources import plan_parts
+from chameleon_ray.corpus.sources import plan_sources
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
@@ -43,22 +43,23 @@ class RayBackend:
         self.reporter = reporter or Reporter()
         self._found: dict[tuple[str, bool], TrainedModel] = {}
 
-    def tokenize(self, config: CorpusConfig, seed: int) -> TokenCorpus:
-        """The corpus of an experiment; raises what reading it raises."""
+    def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None = None) -> TokenCorpus:
+        """The corpus of an experiment; raises what reading it raises. What decides how much is read is part of its digest where a source is not read whole."""
         with naming("storage"):
             if not storage.is_folder(self.root):  # it will be written to; that it cannot be is better known before any text is read
                 storage.check_folder(self.root)
-        parts = plan_parts(config)
+        sources = plan_sources(config, reads)
         pretrained = config.tokenizer.pretrained
-        sources = [(part.domain, part.heldout, part.fingerprint) for part in parts]
-        digest = corpus_digest(config, sources, _tokenizer_sha256(pretrained) if pretrained else None, seed)
+        known = [(source.origin.domain, source.origin.heldout, source.fingerprint) for source in sources]
+        sampled = reads if any(source.wanted for source in sources) else None
+        digest = corpus_digest(config, known, _tokenizer_sha256(pretrained) if pretrained else None, seed, sampled)
         address = storage.join(self.root, "corpora", digest)
 
         def make() -> dict[str, Any]:
             from chameleon_ray.corpus.ray_tokenize import tokenize
 
             self._start()
-            return tokenize(config, parts, seed, address, self.reporter)
+            return tokenize(config, sources, seed, address, self.reporter)
 
         once(address, "corpus", digest, make)
         storage.remove(storage.join(address, "scratch"))

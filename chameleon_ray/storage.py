@@ -1,6 +1,7 @@
 """The only code that knows where bytes lie: local paths, s3:// and gs:// addresses, through pyarrow's file systems.
 
-Everything else passes addresses (`str`) around. A write is atomic: a reader sees the whole file or none of it.
+Everything else passes addresses (`str`) around. A write is atomic: a reader sees the whole file or none of it. Text is also read from the Hugging Face
+hub (hf:// addresses), where nothing is written.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import wraps
+from functools import cache, wraps
+from glob import escape as glob_escape
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 import fsspec
 import pyarrow.fs as pafs
@@ -30,6 +33,8 @@ _CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
 )
 _REMOTE = ("s3://", "gs://", "gcs://")
+_HUB = "hf://"
+HUB_BLOCK_BYTES = 1 << 20  # read at once from the hub, where nothing is kept between reads
 _NO_BUCKET = "there is no bucket {bucket!r}; create it or correct the address"
 QUICK_SECONDS = 10
 P = ParamSpec("P")
@@ -90,6 +95,15 @@ def _refusal(address: str, error: BaseException) -> Exception | None:
     return None
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A file as a listing shows it: `tag` changes with its content (an object's ETag, or when a local file was changed)."""
+
+    address: str
+    size_bytes: int
+    tag: str
+
+
 def is_remote(address: str) -> bool:
     """Whether the address is in object storage."""
     return address.startswith(_REMOTE)
@@ -115,6 +129,8 @@ def resolve(address: str, quick: bool = False) -> tuple[pafs.FileSystem, str]:
     Args:
         quick: give up after seconds on a store that does not answer; work that is under way rather waits for minutes.
     """
+    if address.startswith(_HUB):
+        return pafs.PyFileSystem(pafs.FSSpecHandler(_hub())), address.removeprefix(_HUB)
     if not is_remote(address):
         return pafs.LocalFileSystem(), str(Path(address).expanduser().absolute())
     scheme, path = address.split("://", 1)
@@ -273,19 +289,51 @@ def _state(filesystem: pafs.FileSystem, path: str) -> tuple[int, str]:
 
 
 @_told
-def glob(pattern: str) -> list[str]:
-    """The files a pattern matches (`*`, `?`, `**`), sorted; an address without a wildcard is its own match if it exists."""
+def listing(pattern: str) -> list[Stored]:
+    """The files a pattern matches (`*`, `?`, `**`), in the order of their names; an address without a wildcard is its own match if it exists.
+
+    Cost: listings, not a request per file.
+    """
     if is_remote(pattern):
         is_folder(re.split(r"[*?\[]", pattern)[0].rpartition("/")[0])  # says at once what fsspec would find out after many attempts
         scheme = pattern.split("://", 1)[0]
         endpoint = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]} if scheme == "s3" and "AWS_ENDPOINT_URL" in os.environ else {}
         filesystem = fsspec.filesystem("s3" if scheme == "s3" else "gcs", use_listings_cache=False, **endpoint)
-        found = sorted(f"{scheme}://{path}" for path in filesystem.glob(pattern))
+        found = _stored(filesystem.glob(pattern, detail=True), f"{scheme}://")
         if not found:
             _check_bucket(pattern)
         return found
-    local = fsspec.filesystem("file")
-    return sorted(path for path in local.glob(str(Path(pattern).expanduser().absolute())) if os.path.isfile(path))
+    if pattern.startswith(_HUB):
+        return _stored(_hub().glob(pattern, detail=True), _HUB)
+    return _stored(fsspec.filesystem("file").glob(str(Path(pattern).expanduser().absolute()), detail=True), "")
+
+
+def stored(addresses: Sequence[str]) -> list[Stored]:
+    """What a listing shows of some files, local or on the hub."""
+    for folder in {address.rpartition("/")[0] for address in addresses if address.startswith(_HUB)}:
+        _hub().ls(folder)  # keeps what it finds: one request for many files
+    return [found for address in addresses for found in listing(glob_escape(address))]
+
+
+def glob(pattern: str) -> list[str]:
+    """The addresses of the files a pattern matches, as `listing` finds them."""
+    return [found.address for found in listing(pattern)]
+
+
+def _stored(found: dict[str, dict[str, Any]], scheme: str) -> list[Stored]:
+    files = [(path, info) for path, info in sorted(found.items()) if info["type"] == "file" or (not scheme and os.path.isfile(path))]
+    return [Stored(f"{scheme}{path}", int(info["size"] or 0), _tag(info)) for path, info in files]
+
+
+def _tag(info: dict[str, Any]) -> str:
+    """What changes with a file's content, in the words of each kind of store."""
+    known = (info[name] for name in ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified") if info.get(name))
+    return str(next(known, ""))
+
+
+@cache
+def _hub() -> Any:
+    return fsspec.filesystem("hf", block_size=HUB_BLOCK_BYTES)
 
 
 @_told

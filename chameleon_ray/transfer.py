@@ -50,14 +50,14 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         looking.update(took)
 
     if not only:
-        known = backend.tokenize(experiment.corpus, experiment.seeds[0])
+        known = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
         _check(changes.domains, known.names)
         if kept := [name for name in known.names if name not in changes.domains]:
             take(known, kept)
     added = {name: source.model_dump() for name, source in changes.domains.items() if source is not None}
     if added:
         section = {**experiment.corpus.model_dump(exclude={"domains", "domains_from", "targets"}), "domains": added, "tokenizer": {"pretrained": found.address}}
-        new = backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0])
+        new = backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0], experiment.reads)
         take(new, new.names)
     if not parts:
         raise UserError("corpus file: every domain is left out; keep or add at least one")

@@ -9,10 +9,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.corpus.packing import pack_all
 from chameleon_ray.corpus.rows import Rows, write_shard
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.counts import DomainCounts, SplitCounts
 from chameleon_ray.records import write_record
 
 WORDS = "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which you were all"

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from chameleon_ray.artifacts import NUM_GROUPS, Cost, DomainCounts, Embeddings, SplitCounts, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import NUM_GROUPS, Cost, Embeddings, TokenCorpus, TrainedModel
 from chameleon_ray.backend import FitContext, ProxyLosses, Seen, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, TrainingConfig
+from chameleon_ray.counts import DomainCounts, SplitCounts
 from chameleon_ray.training.history import History
 from chameleon_ray.training.learner import Learner, learned
 

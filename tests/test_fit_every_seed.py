@@ -13,7 +13,7 @@ import pytest
 
 from chameleon_ray import results
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
-from chameleon_ray.backend import Outcome, TrainJob
+from chameleon_ray.backend import Outcome, Reads, TrainJob
 from chameleon_ray.config import EmbeddingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import parse_experiment
@@ -36,7 +36,7 @@ class Recorder(FakeBackend):
     root: str = ""
     bases: dict[Any, TrainJob] = field(default_factory=dict)
 
-    def tokenize(self, config: object, seed: int) -> TokenCorpus:
+    def tokenize(self, config: object, seed: int, reads: Reads | None = None) -> TokenCorpus:
         assert seed == SEEDS[0]
         return make_corpus({"a": 100, "b": 60, "c": 30})
 

@@ -14,7 +14,7 @@ from chameleon_ray.artifacts import Cost, Embeddings
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.rows import Rows, open_shard, write_shard
-from chameleon_ray.corpus.sources import plan_parts
+from chameleon_ray.corpus.sources import parts_of, plan_sources
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.records import is_complete, once, read_record
@@ -38,7 +38,8 @@ def test_files_and_folders(root: str, tmp_path: Path) -> None:
     assert (Path(storage.local_directory(address)) / "inner" / "file.txt").read_text() == "text"
     assert Path(storage.local_file(storage.join(address, "inner", "file.txt"))).read_text() == "text"
     assert [name.rsplit("/", 1)[1] for name in storage.glob(storage.join(address, "**", "*.txt"))] == ["file.txt"]
-    assert storage.size_bytes(storage.join(address, "inner", "file.txt")) == 4
+    (found,) = storage.listing(storage.join(address, "inner", "file.txt"))
+    assert (found.size_bytes, bool(found.tag)) == (4, True)
     storage.remove(address)
     assert not storage.exists(storage.join(address, "inner", "file.txt"))
 
@@ -75,7 +76,7 @@ def test_text_is_read_from_anywhere(root: str) -> None:
     lines = "\n".join(json.dumps({"text": f"document {i}"}) for i in range(5)) + "\n"
     storage.write_bytes(storage.join(root, "text", "part-0.jsonl.gz"), gzip.compress(lines.encode()))
     config = CorpusConfig.model_validate({"domains": {"a": {"files": [storage.join(root, "text", "*.jsonl.gz")]}}})
-    (part,) = plan_parts(config)
+    (part,) = parts_of(plan_sources(config))
     assert [getattr(found, "text", found) for found in read_part(part, "text")] == [f"document {i}" for i in range(5)]
 
 

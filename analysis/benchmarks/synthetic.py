@@ -12,12 +12,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import DomainCounts, SplitCounts, TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import ModelConfig
 from chameleon_ray.corpus.packing import pack
 from chameleon_ray.corpus.rows import write_shard
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
 from chameleon_ray.corpus.unigrams import entropy_nats
+from chameleon_ray.counts import DomainCounts, SplitCounts
 from chameleon_ray.identity import digest_of
 from chameleon_ray.models.build import build_model
 from chameleon_ray.records import write_record

@@ -106,7 +106,7 @@ def _quickstart(storage: str) -> Experiment:
 def _embed(experiment: Experiment) -> Embeddings:
     """The experiment's embeddings, by the steps of `chameleon mix`."""
     backend = RayBackend(experiment.storage, experiment.resources, Reporter(Console(stderr=True)))
-    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
+    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
     job = MixtureJob.of("chameleon", "", experiment, corpus, backend)
     assert isinstance(job.mixer, Chameleon)
     return job.mixer.embed(job.context(backend))[1]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -32,6 +33,39 @@ class Skip:
 
     domain: str
     reason: Skipped
+
+
+@dataclass
+class DomainStats:
+    """What reading found of one domain, copies included."""
+
+    documents: int = 0
+    text_bytes: int = 0
+    heldout_documents: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def merge(self, other: DomainStats) -> DomainStats:
+        """The statistics of both."""
+        reasons = {reason: self.skipped.get(reason, 0) + other.skipped.get(reason, 0) for reason in {**self.skipped, **other.skipped}}
+        return DomainStats(self.documents + other.documents, self.text_bytes + other.text_bytes, self.heldout_documents + other.heldout_documents, reasons)
+
+    def add(self, found: Document | Skip) -> None:
+        """Count one more."""
+        if isinstance(found, Skip):
+            self.skipped[str(found.reason)] = self.skipped.get(str(found.reason), 0) + 1
+            return
+        self.documents += 1
+        self.text_bytes += len(found.text.encode())
+        self.heldout_documents += found.heldout
+
+
+def add_up(stats: Iterable[Mapping[str, DomainStats]]) -> dict[str, DomainStats]:
+    """The statistics of several, by domain."""
+    total: dict[str, DomainStats] = {}
+    for each in stats:
+        for name, found in each.items():
+            total[name] = total.get(name, DomainStats()).merge(found)
+    return total
 
 
 def make_document(domain: str, heldout: bool, value: bytes | str | None) -> Document | Skip:

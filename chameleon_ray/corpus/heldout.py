@@ -40,20 +40,28 @@ class Border:
         return int(np.clip(np.searchsorted(np.cumsum(sizes), self.text_bytes) + 1, self.at_least, self.at_most))
 
 
-def heldout_borders(counts: Mapping[str, NDArray[np.int64]], declared: Collection[str], fraction: float, split_tokens: int) -> dict[str, Border]:
+def heldout_bytes(split_tokens: int) -> int:
+    """At most so many bytes of a domain are held out, for `split_tokens` tokens in each of valid and test."""
+    return 2 * split_tokens * BYTES_PER_TOKEN
+
+
+def heldout_borders(
+    counts: Mapping[str, NDArray[np.int64]], declared: Collection[str], fraction: float, split_tokens: int, of_all: Mapping[str, float]
+) -> dict[str, Border]:
     """The borders of the domains that can be measured.
 
     Documents are held out until they have `fraction` of the domain's bytes, or the bytes of twice `split_tokens` tokens when that is less, but two
     at least; one is always left to train on. Of declared documents all are held out up to the same bytes. A domain with fewer than three documents,
-    or two declared ones, has no border.
+    or two declared ones, has no border. Of a domain that was not read whole `fraction` is of all its bytes, and at least half of what was read is trained on.
 
     Args:
         counts: domain -> [buckets, 2, 2]: of the documents that are not declared held-out and of those that are, how many and how many bytes,
             without copies.
         declared: domains with `heldout` files.
         split_tokens: at most so many tokens of a domain are measured in each of valid and test.
+        of_all: domain -> bytes of all its text, where it was not read whole.
     """
-    most_bytes = MIN_DOCUMENTS * split_tokens * BYTES_PER_TOKEN
+    most_bytes = heldout_bytes(split_tokens)
     borders = {}
     for name, found in counts.items():
         is_declared = name in declared
@@ -62,7 +70,9 @@ def heldout_borders(counts: Mapping[str, NDArray[np.int64]], declared: Collectio
         at_most = int(documents[-1]) - (not is_declared)
         if at_most < MIN_DOCUMENTS:
             continue
-        wanted = most_bytes if is_declared else min(most_bytes, math.ceil(fraction * int(sizes[-1])))
+        read = int(sizes[-1])
+        part = min(fraction * max(of_all[name], read), read / 2) if name in of_all else fraction * read
+        wanted = most_bytes if is_declared else min(most_bytes, math.ceil(part))
         bucket = int(np.argmax(((sizes >= wanted) & (documents >= MIN_DOCUMENTS)) | (documents >= at_most)))
         documents_before, bytes_before = (int(total[bucket] - own) for total, own in zip((documents, sizes), mine[bucket], strict=True))
         borders[name] = Border(is_declared, bucket, wanted - bytes_before, MIN_DOCUMENTS - documents_before, at_most - documents_before)

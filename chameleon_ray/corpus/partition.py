@@ -6,10 +6,11 @@ therefore reads the documents in the order of their hashes, an order that nothin
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from chameleon_ray import storage
-from chameleon_ray.corpus.documents import Document, document_hash
-from chameleon_ray.corpus.heldout import Border
+from chameleon_ray.corpus.documents import Document, DomainStats, Skip, document_hash
+from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, Border
 from chameleon_ray.corpus.readers import read_part
-from chameleon_ray.corpus.sources import Part
+from chameleon_ray.corpus.sampling import Found, Stretches, order_of
+from chameleon_ray.corpus.sources import Part, Source
+from chameleon_ray.corpus.stretches import StretchReading
 from chameleon_ray.errors import UserError
 
 BUCKET_BYTES = 16 << 20
 MAX_BUCKETS = 1024
 UNKNOWN_BYTES = 16 << 20
-PLAIN = (".jsonl", ".txt", ".py", ".pyi", ".h", ".hpp")
 FLUSH_BYTES = 1 << 17
 BUFFER_BYTES = 12 << 20
 MAX_SKIPPED = 0.01
@@ -44,54 +46,55 @@ SCHEMA = pa.schema(
 KEYS = tuple(name for name in SCHEMA.names if name != "text")
 
 
-@dataclass
-class DomainStats:
-    """What reading found of one domain, copies included."""
-
-    documents: int = 0
-    text_bytes: int = 0
-    heldout_documents: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-
-    def merge(self, other: DomainStats) -> DomainStats:
-        """The statistics of both."""
-        reasons = {reason: self.skipped.get(reason, 0) + other.skipped.get(reason, 0) for reason in {**self.skipped, **other.skipped}}
-        return DomainStats(self.documents + other.documents, self.text_bytes + other.text_bytes, self.heldout_documents + other.heldout_documents, reasons)
-
-
-def num_buckets(parts: Sequence[Part]) -> int:
+def num_buckets(sources: Sequence[Source]) -> int:
     """Buckets of about 16 MB of text; beyond 16 GB of text the buckets grow instead. Compressed files count fourfold, unknown sizes as 64 MB."""
-    text_bytes = sum((source.size_bytes or UNKNOWN_BYTES) * (1 if source.address.endswith(PLAIN) else 4) for part in parts for source in part.sources)
+    text_bytes = sum(_text_bytes(source) for source in sources)
     return max(1, min(MAX_BUCKETS, -(-text_bytes // BUCKET_BYTES)))
 
 
-def partition(group: str, parts: Sequence[Part], text_column: str, folder: str, buckets: int) -> dict[str, Any]:
-    """Read some parts and write their documents to `{folder}/group-…/bucket-….arrow`; done before: return at once.
+def _text_bytes(source: Source) -> int:
+    """How much text of a source is read, about."""
+    there = source.likely_text_bytes or len(source.files) * UNKNOWN_BYTES
+    if source.wanted is None:
+        return there
+    k = source.wanted.num_domains or 1
+    return min(there, source.wanted.text_bytes(BYTES_PER_TOKEN, k) * (k if source.origin.domain is None else 1))
+
+
+def partition(group: str, work: Sequence[Part | Stretches], text_column: str, folder: str, buckets: int) -> dict[str, Any]:
+    """Read what a task is given and write the documents to `{folder}/group-…/bucket-….arrow`; done before: return at once.
 
     Returns:
-        `DomainStats` by domain name, as a JSON object.
+        As a JSON object `stats`, of whole parts by domain, and `stretches`, a `Found` for every file that stretches were read of.
     """
     home = storage.join(folder, f"group-{group}")
     done = storage.join(home, "stats.json")
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
     stats: dict[str, DomainStats] = defaultdict(DomainStats)
+    stretches = []
     with _BucketWriters(home, buckets) as writers:
-        for part in parts:
-            order = part.index << 40
-            for found in read_part(part, text_column):
-                domain = stats[found.domain]
-                if not isinstance(found, Document):
-                    domain.skipped[str(found.reason)] = domain.skipped.get(str(found.reason), 0) + 1
-                    continue
-                size = writers.add(document_hash(found.text), found, order)
-                order += 1
-                domain.documents += 1
-                domain.text_bytes += size
-                domain.heldout_documents += found.heldout
-    result = {name: vars(found) for name, found in stats.items()}
+        for each in work:
+            if isinstance(each, Stretches):
+                stretches.append(asdict(_partition_stretches(each, text_column, writers)))
+                continue
+            for number, found in enumerate(read_part(each, text_column)):
+                stats[found.domain].add(found)
+                writers.add(found, each.index << 40 | number)
+    result = {"stats": {name: vars(found) for name, found in stats.items()}, "stretches": stretches}
     storage.write_bytes(done, json.dumps(result).encode())
     return result
+
+
+def _partition_stretches(work: Stretches, text_column: str, writers: _BucketWriters) -> Found:
+    reading = StretchReading(work.origin, work.file, work.first, work.stop, text_column)
+    stats: dict[int, dict[str, DomainStats]] = defaultdict(lambda: defaultdict(DomainStats))
+    numbers: dict[int, Iterator[int]] = defaultdict(itertools.count)
+    for stretch, found in reading:
+        stats[stretch][found.domain].add(found)
+        writers.add(found, order_of(stretch, work.rank, next(numbers[stretch])))
+    plain = {stretch: dict(found) for stretch, found in stats.items()}
+    return Found(work.source, work.rank, dict(reading.extent), plain, reading.whole, reading.exhausted)
 
 
 def check_skipped(stats: Mapping[str, DomainStats], targets: Collection[str] = ()) -> None:
@@ -120,37 +123,55 @@ class BucketDocuments:
             yield key, domain, heldout, self.texts[place].as_py()
 
 
-def count_bucket(folder: str, groups: Sequence[str], bucket: int, names: Sequence[str]) -> dict[str, list[list[int]]]:
+@dataclass(frozen=True)
+class Contents:
+    """What buckets hold: pieces in `folder`, written by `groups` in the order of the plan, of the domains and targets `names`. `limits` has the (name, held
+    out) whose documents count only before some place in the order of their source."""
+
+    folder: str
+    groups: tuple[str, ...]
+    names: tuple[str, ...]
+    limits: Mapping[tuple[str, bool], int]
+
+    def kept(self, table: pa.Table, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which documents of a table count; `ranks` are their domains, -1 of those that are none."""
+        most = np.full((len(self.names), 2), np.iinfo(np.int64).max)
+        place = {name: i for i, name in enumerate(self.names)} if self.limits else {}
+        for (name, heldout), limit in self.limits.items():
+            if name in place:
+                most[place[name], int(heldout)] = limit
+        return (ranks >= 0) & (table["order"].to_numpy() < most[ranks, table["heldout"].to_numpy().astype(np.int64)])
+
+
+def count_bucket(contents: Contents, bucket: int) -> dict[str, list[list[int]]]:
     """What is in a bucket without copies; reads everything but the text. Done before: return at once.
 
     Returns:
         Domain -> [[documents, bytes] that are not declared held-out, [documents, bytes] that are]; domains without documents are left out.
     """
-    done = storage.join(folder, f"counts-{bucket:05d}.json")
+    done = storage.join(contents.folder, f"counts-{bucket:05d}.json")
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
-    table = _read_bucket(folder, groups, bucket, KEYS)
-    kept, _ = _distinct(table, names)
+    table = _read_bucket(contents, bucket, KEYS)
+    kept, _ = _distinct(table, contents)
     declared, sizes = table["heldout"].to_numpy()[kept.places], table["bytes"].to_numpy()[kept.places]
     found = {}
     for rank in np.unique(kept.ranks):
         kinds = [(kept.ranks == rank) & (declared == kind) for kind in (False, True)]
-        found[names[rank]] = [[int(mine.sum()), int(sizes[mine].sum())] for mine in kinds]
+        found[contents.names[rank]] = [[int(mine.sum()), int(sizes[mine].sum())] for mine in kinds]
     storage.write_bytes(done, json.dumps(found).encode())
     return found
 
 
-def read_bucket(folder: str, groups: Sequence[str], bucket: int, names: Sequence[str], borders: Mapping[str, Border]) -> BucketDocuments:
+def read_bucket(contents: Contents, bucket: int, borders: Mapping[str, Border]) -> BucketDocuments:
     """The documents of a bucket, each once.
 
     Of several copies a declared held-out one is kept, so that no copy of it can be trained on; among equals the first domain's. Which of those that
     are kept are held out is decided after that, by the borders; without a border, those that are declared.
-
-    Args:
-        groups: names of the groups of parts that were read, in the order of the plan.
     """
-    table = _read_bucket(folder, groups, bucket, SCHEMA.names)
-    kept, copies = _distinct(table, names)
+    names = contents.names
+    table = _read_bucket(contents, bucket, SCHEMA.names)
+    kept, copies = _distinct(table, contents)
     declared, sizes = table["heldout"].to_numpy()[kept.places], table["bytes"].to_numpy()[kept.places]
     heldout, used = declared.copy(), np.ones(len(declared), bool)
     for rank, name in enumerate(names):
@@ -175,12 +196,12 @@ class _Kept:
     ranks: NDArray[np.int64]
 
 
-def _distinct(table: pa.Table, names: Sequence[str]) -> tuple[_Kept, NDArray[np.int64]]:
-    """What is kept of a bucket, and the domain of every copy that is not; documents of other domains are left out."""
-    ranks = pc.fill_null(pc.index_in(table["domain"], pa.array(names, pa.string())), -1).to_numpy().astype(np.int64)
+def _distinct(table: pa.Table, contents: Contents) -> tuple[_Kept, NDArray[np.int64]]:
+    """What is kept of a bucket, and the domain of every copy that is not; documents of other domains, and those over a limit, are left out."""
+    ranks = pc.fill_null(pc.index_in(table["domain"], pa.array(contents.names, pa.string())), -1).to_numpy().astype(np.int64)
     words = np.frombuffer(b"".join(table["hash"].to_pylist()), ">u8").astype(np.uint64).reshape(-1, 2)
     ordered = np.lexsort((table["order"].to_numpy(), ranks, ~table["heldout"].to_numpy(), words[:, 1], words[:, 0]))
-    ordered = ordered[ranks[ordered] >= 0]
+    ordered = ordered[contents.kept(table, ranks)[ordered]]
     is_copy = np.concatenate([np.zeros(min(1, len(ordered)), bool), (words[ordered[1:]] == words[ordered[:-1]]).all(axis=1)])
     places = ordered[~is_copy]
     return _Kept(places, ranks[places]), ranks[ordered[is_copy]]
@@ -190,12 +211,12 @@ def _by_name(ranks: NDArray[np.int64], names: Sequence[str]) -> dict[str, int]:
     return {names[rank]: int(count) for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True)}
 
 
-def _read_bucket(folder: str, groups: Sequence[str], bucket: int, columns: Sequence[str]) -> pa.Table:
+def _read_bucket(contents: Contents, bucket: int, columns: Sequence[str]) -> pa.Table:
     """Some columns of a bucket; the others stay where they are."""
     options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=[SCHEMA.get_field_index(name) for name in columns])
     pieces = [SCHEMA.empty_table().select(columns)]
-    for group in groups:
-        address = storage.join(folder, f"group-{group}", f"bucket-{bucket:05d}.arrow")
+    for group in contents.groups:
+        address = storage.join(contents.folder, f"group-{group}", f"bucket-{bucket:05d}.arrow")
         if storage.exists(address):
             with storage.open_input(address) as source:
                 pieces.append(pa.ipc.open_file(source, options=options).read_all())
@@ -212,9 +233,11 @@ class _BucketWriters:
         self._buffered = 0
         self._streams: dict[int, tuple[Any, pa.RecordBatchWriter]] = {}
 
-    def add(self, key: bytes, document: Document, order: int) -> int:
-        """Buffer a document; returns its size in bytes."""
-        size = len(document.text.encode())
+    def add(self, document: Document | Skip, order: int) -> None:
+        """Buffer a document; what cannot be one is not kept."""
+        if isinstance(document, Skip):
+            return
+        key, size = document_hash(document.text), len(document.text.encode())
         bucket = int.from_bytes(key[:8]) * self._buckets >> 64
         self._rows[bucket].append((key, document.domain, document.heldout, order, size, document.text))
         self._sizes[bucket] += size
@@ -223,7 +246,6 @@ class _BucketWriters:
             self._flush(bucket)
         elif self._buffered > BUFFER_BYTES:
             self._flush(max(self._sizes, key=self._sizes.__getitem__))
-        return size
 
     def _flush(self, bucket: int) -> None:
         if bucket not in self._streams:

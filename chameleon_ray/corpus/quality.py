@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import Quality
+from chameleon_ray.counts import Quality
 
 SAMPLE_BYTES = 1 << 20
 ALL_BYTES = 100 << 20

@@ -7,78 +7,38 @@ lies on disk and not in the object store, so memory stays flat when the corpus g
 
 from __future__ import annotations
 
-import hashlib
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import DomainCounts, Quality, SplitCounts, TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus import scatter
+from chameleon_ray.corpus.documents import DomainStats
 from chameleon_ray.corpus.heldout import heldout_borders, refuse_unmeasured
-from chameleon_ray.corpus.partition import DomainStats, check_skipped, count_bucket, num_buckets, partition
+from chameleon_ray.corpus.partition import Contents, check_skipped, count_bucket, num_buckets
 from chameleon_ray.corpus.quality import sample_bytes
-from chameleon_ray.corpus.sources import Part
+from chameleon_ray.corpus.ray_read import Reading, read
+from chameleon_ray.corpus.ray_tasks import Task, run_tasks
+from chameleon_ray.corpus.sampling import Estimate
+from chameleon_ray.corpus.sources import Source
 from chameleon_ray.corpus.tokenizer import load_tokenizer
 from chameleon_ray.corpus.unigrams import entropy_nats
-from chameleon_ray.errors import UserError, as_outcome, from_outcome
+from chameleon_ray.counts import DomainCounts, Excerpt, Quality, SplitCounts
+from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Phase, Reporter
-from chameleon_ray.ray_session import cluster_cpus, quiet_data
 from chameleon_ray.settings import listed
 
-GROUP_BYTES = 64 << 20
-MAX_GROUPS = 256
 
-
-@dataclass(frozen=True)
-class Task:
-    """One call of a task function."""
-
-    function: Callable[..., Mapping[str, Any]]
-    arguments: tuple[Any, ...]
-
-
-def run_tasks(tasks: Sequence[Task], phase: Phase, label: str) -> Iterator[dict[str, Any]]:
-    """Stream tasks through Ray Data, one CPU each; results in the order of the tasks, as they come.
-
-    Raises:
-        UserError: as soon as a task finds something that the user must mend.
-    """
-    quiet_data()
-    shared = ray.put(list(tasks))
-
-    def call(row: dict[str, Any]) -> dict[str, Any]:
-        task = ray.get(shared)[row["id"]]
-        outcome = as_outcome(task.function, *task.arguments)
-        _give_back()
-        return {"id": row["id"], "outcome": outcome}
-
-    results: dict[int, dict[str, Any]] = {}
-    delivered = 0
-    for done, row in enumerate(ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(call, num_cpus=1).iter_rows()):
-        results[row["id"]] = from_outcome(row["outcome"])
-        phase.update(label, done + 1, len(tasks))
-        while delivered in results:
-            yield results.pop(delivered)
-            delivered += 1
-    _give_back()
-
-
-def _give_back() -> None:
-    """Return to the system what this process has freed; the C library would keep it."""
-    pa.system_memory_pool().release_unused()
-
-
-def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: str, reporter: Reporter) -> dict[str, Any]:
-    """Make the corpus of the parts at `address`; what its record is to hold. The folder `scratch` there may then be removed.
+def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address: str, reporter: Reporter) -> dict[str, Any]:
+    """Make the corpus of the sources at `address`; what its record is to hold. The folder `scratch` there may then be removed.
 
     Raises:
         UserError: unreadable input, unusable documents past 1 %, a domain with too little text for one row to train on, a target that cannot be measured,
@@ -86,49 +46,22 @@ def tokenize(config: CorpusConfig, parts: Sequence[Part], seed: int, address: st
     """
     started = time.perf_counter()
     with reporter.phase("reading and tokenizing the corpus") as phase:
-        buckets = num_buckets(parts)
+        buckets = num_buckets(sources)
         pieces = storage.join(address, "scratch", "pieces")
-        groups = _groups(parts)
-        names_of_groups = tuple(_group_name(i, group) for i, group in enumerate(groups))
-        tasks = [Task(partition, (n, group, config.text_column, pieces, buckets)) for n, group in zip(names_of_groups, groups, strict=True)]
-        stats: dict[str, DomainStats] = {}
-        for result in run_tasks(tasks, phase, "read"):
-            for name, found in result.items():
-                stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
-        check_skipped(stats, config.targets)
-        names = _names(config, parts, stats)
-        spec = _specify(config, address, names, stats, names_of_groups, buckets, seed)
-        spec = _with_tokenizer(config, _with_borders(config, spec, stats, phase), phase)
-        domains = _write_rows(config, spec, stats, phase)
+        reading = read(config, sources, pieces, buckets, phase)
+        check_skipped(reading.stats, config.targets)
+        names = _names(config, reading.stats)
+        contents = Contents(pieces, reading.groups, (*names, *config.targets), reading.limits)
+        spec = _specify(config, address, contents, reading.stats, buckets, seed)
+        spec = _with_tokenizer(config, _with_borders(config, spec, reading, phase), phase)
+        domains = _write_rows(config, spec, reading, phase)
     targets = tuple(config.targets)
     corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256, targets)
     _say(corpus, reporter)
-    manifest = [entry for part in parts for entry in part.manifest()]
-    return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": manifest}
+    return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": reading.manifest}
 
 
-def _groups(parts: Sequence[Part]) -> list[list[Part]]:
-    """Parts read by one task: whole files, consecutive, of some 64 MB or a 256th of everything; at least one group per CPU where there are files."""
-    total = sum(part.size_bytes for part in parts)
-    limit = min(max(GROUP_BYTES, total // MAX_GROUPS), max(1, total // cluster_cpus()))
-    groups: list[list[Part]] = [[]]
-    size = 0
-    for part in parts:
-        if groups[-1] and size + part.size_bytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(part)
-        size += part.size_bytes
-    return groups
-
-
-def _group_name(number: int, group: Sequence[Part]) -> str:
-    """With what is in it: an interrupted run may go on where another number of CPUs cuts other groups, and must not take one for another."""
-    content = hashlib.sha256("\n".join(f"{part.index} {part.fingerprint}" for part in group).encode()).hexdigest()
-    return f"{number:05d}-{content[:12]}"
-
-
-def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, DomainStats]) -> tuple[str, ...]:
+def _names(config: CorpusConfig, stats: Mapping[str, DomainStats]) -> tuple[str, ...]:
     """Listed domains in the order of the file, `only` in its order, discovered ones sorted; every one must have documents."""
     for name in config.targets:
         if stats.get(name, DomainStats()).documents > stats.get(name, DomainStats()).heldout_documents:
@@ -146,26 +79,22 @@ def _names(config: CorpusConfig, parts: Sequence[Part], stats: Mapping[str, Doma
     return tuple(listed)
 
 
-def _specify(
-    config: CorpusConfig, address: str, names: tuple[str, ...], stats: Mapping[str, DomainStats], groups: tuple[str, ...], buckets: int, seed: int
-) -> scatter.TokenizeSpec:
-    names = (*names, *config.targets)
-    shards = {name: scatter.num_shards(stats.get(name, DomainStats()).text_bytes) for name in names}
-    return scatter.TokenizeSpec(
-        address, names, groups, buckets, {}, shards, config.row_tokens, config.heldout_tokens, 0, 0, "", seed, targets=tuple(config.targets)
-    )
+def _specify(config: CorpusConfig, address: str, contents: Contents, stats: Mapping[str, DomainStats], buckets: int, seed: int) -> scatter.TokenizeSpec:
+    shards = {name: scatter.num_shards(stats.get(name, DomainStats()).text_bytes) for name in contents.names}
+    return scatter.TokenizeSpec(address, contents, buckets, {}, shards, config.row_tokens, config.heldout_tokens, 0, 0, "", seed, targets=tuple(config.targets))
 
 
-def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], phase: Phase) -> scatter.TokenizeSpec:
+def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, reading: Reading, phase: Phase) -> scatter.TokenizeSpec:
     """What is held out, chosen from 32 bytes for every domain and bucket."""
     counts = {name: np.zeros((spec.buckets, 2, 2), np.int64) for name in spec.names}
-    pieces = storage.join(spec.scratch, "pieces")
-    tasks = [Task(count_bucket, (pieces, spec.groups, bucket, spec.names)) for bucket in range(spec.buckets)]
+    tasks = [Task(count_bucket, (spec.contents, bucket)) for bucket in range(spec.buckets)]
     for bucket, result in enumerate(run_tasks(tasks, phase, "drop copies")):
         for name, found in result.items():
             counts[name][bucket] = found
+    stats = reading.stats
     declared = {name for name in spec.names if name in config.targets or stats[name].heldout_documents}
-    borders = heldout_borders(counts, declared, config.heldout_fraction, config.heldout_tokens)
+    of_all = {name: math.inf if found.text_bytes is None else found.text_bytes for name, found in reading.estimates.items()}
+    borders = heldout_borders(counts, declared, config.heldout_fraction, config.heldout_tokens, of_all)
     for name in config.targets:
         if name not in borders:
             raise UserError(f"corpus.targets.{name}: too little text to be measured: two distinct documents are needed that nothing else holds out; add some")
@@ -195,7 +124,7 @@ class Totals:
     unused: Counter[str]
 
 
-def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping[str, DomainStats], phase: Phase) -> dict[str, DomainCounts]:
+def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, reading: Reading, phase: Phase) -> dict[str, DomainCounts]:
     totals = _tokenize(spec, phase)
     spec = replace(spec, trained_whole=_trained_whole(spec, totals))
     if config.require_heldout:
@@ -213,7 +142,7 @@ def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, stats: Mapping
     most = sample_bytes(len(trained))
     wanted = {name: min(most, int(totals.train[name][2])) for name in trained}
     (quality,) = run_tasks([Task(scatter.measure_quality, (spec, wanted))], phase, "look at quality")
-    return {name: _counts(name, stats.get(name, DomainStats()), totals, rows[name], histograms[name], heldout[name], quality.get(name)) for name in spec.names}
+    return {name: _counts(name, reading, totals, rows[name], histograms[name], heldout[name], quality.get(name)) for name in spec.names}
 
 
 def _tokenize(spec: scatter.TokenizeSpec, phase: Phase) -> Totals:
@@ -249,7 +178,7 @@ def _check_train(names: Sequence[str], spec: scatter.TokenizeSpec, totals: Total
 
 def _counts(
     name: str,
-    stats: DomainStats,
+    reading: Reading,
     totals: Totals,
     rows: Sequence[int],
     histogram: Mapping[int, int],
@@ -260,19 +189,46 @@ def _counts(
     train = SplitCounts(documents, tokens, text_bytes, tuple(rows))
     valid, test = (SplitCounts(**{**heldout[split], "shard_rows": tuple(heldout[split]["shard_rows"])}) for split in ("valid", "test"))
     unused = totals.unused[name] + int(totals.heldout[name][0]) - valid.documents - test.documents
-    skipped = dict(sorted(stats.skipped.items()))
+    stats = reading.stats.get(name, DomainStats())
     return DomainCounts(
-        train, valid, test, stats.text_bytes, totals.duplicates[name], skipped, entropy_nats(histogram), unused, Quality(**quality) if quality else None
+        train,
+        valid,
+        test,
+        stats.text_bytes,
+        totals.duplicates[name],
+        dict(sorted(stats.skipped.items())),
+        entropy_nats(histogram),
+        unused,
+        Quality(**quality) if quality else None,
+        _excerpt(reading.estimates.get(name), totals.train[name], totals.heldout[name]),
     )
+
+
+def _excerpt(estimate: Estimate | None, train: NDArray[np.int64], heldout: NDArray[np.int64]) -> Excerpt | None:
+    """What was read of a domain; None where that is all of it."""
+    if estimate is None or estimate.text_bytes == estimate.read_bytes:
+        return None
+    found = Excerpt(estimate.read_bytes, estimate.files_read, estimate.num_files, estimate.text_bytes, None, None)
+    if estimate.text_bytes is None:
+        return found
+    per_byte = float(train[1] + heldout[1]) / max(1, estimate.read_bytes)
+    stderr = None if math.isnan(estimate.stderr_bytes) else estimate.stderr_bytes * per_byte
+    return replace(found, tokens=max(float(train[1]), estimate.text_bytes * per_byte - float(heldout[1])), stderr_tokens=stderr)
 
 
 def _say(corpus: TokenCorpus, reporter: Reporter) -> None:
     skipped = Counter[str]()
     for counts in corpus.domains.values():
         skipped.update(counts.skipped)
-    tokens, rows = sum(corpus.tokens().values()), sum(corpus.rows().values())
+    trained = [corpus.domains[name].train for name in corpus.names]
+    tokens, rows = sum(each.tokens for each in trained), sum(each.rows for each in trained)
     copies = sum(counts.duplicates for counts in corpus.domains.values())
     left_out = "".join(f", {count:,} {reason}" for reason, count in sorted(skipped.items()))
     if unmeasured := corpus.unmeasured:
         reporter.say(f"trained on and not measured, for lack of held-out text: {listed(unmeasured)}")
     reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")
+    excerpts = {name: found for name in corpus.names if (found := corpus.domains[name].excerpt)}
+    if excerpts:
+        shares = [found.share for found in excerpts.values() if found.share is not None]
+        told = f": {100 * min(shares):.2g} to {100 * max(shares):.2g} % of their text" if shares else ""
+        reporter.say(f"read in part, as much as is needed: {listed(list(excerpts))}{told}; corpus.tokens_per_domain: null reads everything")

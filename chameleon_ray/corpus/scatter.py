@@ -18,13 +18,13 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import SplitCounts
 from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.packing import deal, pack, pack_all
-from chameleon_ray.corpus.partition import read_bucket
+from chameleon_ray.corpus.partition import Contents, read_bucket
 from chameleon_ray.corpus.quality import quality_of
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.counts import SplitCounts
 
 SHARD_TEXT_BYTES = 8 << 20
 MAX_SHARDS = 512
@@ -42,12 +42,11 @@ KINDS = ("train", "heldout")
 
 @dataclass(frozen=True)
 class TokenizeSpec:
-    """What every task of one corpus knows. `names` are domains and targets, `shards` is the number of train shards of each domain; of the domains in
-    `trained_whole` nothing is measured, because nothing would be left to train on: what was held out of them is trained on after all."""
+    """What every task of one corpus knows. `shards` is the number of train shards of each domain; of the domains in `trained_whole` nothing is measured,
+    because nothing would be left to train on: what was held out of them is trained on after all."""
 
     address: str
-    names: tuple[str, ...]
-    groups: tuple[str, ...]
+    contents: Contents
     buckets: int
     borders: Mapping[str, Border]
     shards: Mapping[str, int]
@@ -59,6 +58,10 @@ class TokenizeSpec:
     seed: int
     trained_whole: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.contents.names
 
     @property
     def scratch(self) -> str:
@@ -75,7 +78,7 @@ def tokenize_bucket(spec: TokenizeSpec, bucket: int) -> dict[str, Any]:
     done = _done(spec, bucket)
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
-    found = read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders)
+    found = read_bucket(spec.contents, bucket, spec.borders)
     tokenizer = _tokenizer(spec.address, spec.tokenizer_sha256)
     fragments: dict[tuple[str, bool], list[np.ndarray]] = defaultdict(list)
     sizes: dict[tuple[str, bool], list[int]] = defaultdict(list)
@@ -160,7 +163,7 @@ def training_sample(spec: TokenizeSpec, wanted: Mapping[str, int]) -> dict[str, 
     for bucket in range(spec.buckets):
         if all(taken[name] >= most for name, most in wanted.items()):
             break
-        for _, domain, heldout, text in read_bucket(storage.join(spec.scratch, "pieces"), spec.groups, bucket, spec.names, spec.borders):
+        for _, domain, heldout, text in read_bucket(spec.contents, bucket, spec.borders):
             trained = domain in wanted and (not heldout or domain in spec.trained_whole)
             if trained and taken[domain] < wanted[domain]:
                 texts[domain].append(text[: wanted[domain] - taken[domain]])

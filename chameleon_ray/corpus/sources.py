@@ -4,197 +4,298 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import zstandard
-
 from chameleon_ray import storage
-from chameleon_ray.config import CorpusConfig, DomainConfig, DomainsFrom, HuggingFaceSource, TargetConfig
+from chameleon_ray.backend import Reads
+from chameleon_ray.config import CorpusConfig, HuggingFaceSource
+from chameleon_ray.corpus.data_sets import find_data_set
+from chameleon_ray.corpus.formats import KNOWN, file_format, is_plain, likely_text_bytes
+from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, heldout_bytes
 from chameleon_ray.corpus.python_environment import environment_files
 from chameleon_ray.errors import UserError, naming
 
-_FORMATS = (".jsonl", ".json", ".txt")  # each also with a compression; .json holds one object per line, as .jsonl does
-_COMPRESSIONS = (".gz", ".zst")
 _MAX_PART_BYTES = 16 << 20  # small files are read together, so that 100,000 text files are not as many worker tasks
 _MAX_PART_FILES = 1000
-# What `datasets` and its file systems raise for a data set, split or file they cannot open or read.
-DATASETS_ERRORS = (OSError, ValueError, RuntimeError, KeyError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
+_SPAN_BYTES = 64 << 20  # large files of lines are read in pieces
+MARGIN = 1.1  # what is read beyond what is wanted: copies and unusable documents are left out, and tokens are counted on a glance at the text
 
 
 @dataclass(frozen=True)
-class Source:
-    """One file or one shard of a data set. `size_bytes` is the size as stored, 0 when unknown; `fingerprint` tells the content, not the path."""
+class File:
+    """One file, or one shard of a data set that `datasets` streams.
+
+    `size_bytes` is the size as stored, 0 when unknown; `fingerprint` tells the content, not the path; `name` is what a copy of the whole source calls it
+    too, wherever that lies; `records` is how many it has, where that is known.
+    """
 
     address: str
     size_bytes: int
     fingerprint: str
+    name: str = ""
+    records: int | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose text it is, and how it is read.
+
+    Attributes:
+        domain: None when each record names its domain, in the column `domain_column`.
+        kind: "files" are read by their extension; of "environment" each file is one document; "stream" is a data set that `datasets` reads.
+        only: the domains that are wanted, where records name them; all when empty.
+        options: of "stream": name, split, revision, num_shards; the address of a file ends with the number of its shard.
+    """
+
+    domain: str | None
+    heldout: bool = False
+    kind: Literal["files", "environment", "stream"] = "files"
+    domain_column: str | None = None
+    only: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much text of a source is read.
+
+    Attributes:
+        reads: what the experiment needs to train on; None where nothing of the source is trained on.
+        heldout_bytes: to be measured, of each of its domains.
+        least_bytes: of each domain to train on, whatever the experiment needs.
+        num_domains: of the corpus; None where they are yet to be discovered.
+    """
+
+    reads: Reads | None
+    heldout_bytes: int
+    least_bytes: int
+    num_domains: int | None
+
+    def text_bytes(self, bytes_per_token: float, num_domains: int) -> int:
+        """Bytes of text of one domain."""
+        if self.reads is None:
+            return self.heldout_bytes
+        tokens = MARGIN * self.reads.per_domain(num_domains)
+        return max(round(tokens * bytes_per_token), self.least_bytes) + self.heldout_bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text of one domain to train on, or to measure, or of several domains that a column tells apart. `wanted`: how much of it is read; None: all."""
+
+    index: int
+    origin: Origin
+    files: tuple[File, ...]
+    wanted: Wanted | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return _combined(file.fingerprint for file in self.files)
+
+    @property
+    def likely_text_bytes(self) -> int | None:
+        """How much text there is at most, about; None when sizes are not known."""
+        if not all(file.size_bytes for file in self.files):
+            return None
+        return sum(likely_text_bytes(file.address, file.size_bytes) for file in self.files)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one worker task reads: a few files, or one shard of a Hugging Face data set.
-
-    Attributes:
-        index: position in the plan, which follows the order of the experiment file.
-        domain: None when each record names its domain, in the column `options["domain_column"]`.
-        kind: "files" are read by their extension; of "environment" each file is one document; "huggingface" is one shard.
-        options: of "huggingface": name, split, revision, num_shards, shard; with several domains also domain_column and only.
-    """
+    """What one task reads as a whole: a few files of a source, or with `span` the lines of a file that begin between two of its bytes."""
 
     index: int
-    domain: str | None
-    heldout: bool
-    kind: Literal["files", "environment", "huggingface"]
-    sources: tuple[Source, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin
+    files: tuple[File, ...]
+    span: tuple[int, int] | None = None
 
     @property
     def size_bytes(self) -> int:
-        return sum(source.size_bytes for source in self.sources)
+        return self.span[1] - self.span[0] if self.span else sum(file.size_bytes for file in self.files)
 
     @property
     def fingerprint(self) -> str:
-        return _combined(source.fingerprint for source in self.sources)
-
-    def manifest(self) -> list[dict[str, Any]]:
-        """One JSON object per source, for the corpus record."""
-        return [{"domain": self.domain, "heldout": self.heldout, **asdict(source), **self.options} for source in self.sources]
+        return _combined([str(self.index), str(self.span), *(file.fingerprint for file in self.files)])
 
 
-def plan_parts(corpus: CorpusConfig) -> list[Part]:
+def plan_sources(corpus: CorpusConfig, reads: Reads | None = None) -> list[Source]:
     """Everything there is to read, in the order of the experiment file; files of one pattern in the order of their names.
 
-    Cost: one fingerprint per file (reads files up to 64 MiB), eight at a time.
+    A source that is read whole is known by the content of its files, of which local ones up to 64 MiB are read for that; one that is read in part by the
+    names, sizes and tags of its files, which a listing shows.
 
     Raises:
         UserError: a pattern matches nothing, a format is unknown, a file is both trained on and held out, a data set or its split does not
             exist, or the Python environment has text of fewer than two domains.
     """
-    if corpus.domains_from is not None:
-        parts = list(_discovered_parts(corpus.domains_from))
-    else:
-        parts = [part for name, config in corpus.domains.items() for part in _domain_parts(name, config)]
-    trained = {source.fingerprint: (part, source) for part in parts for source in part.sources}
-    for name, target in corpus.targets.items():
-        mine = list(_target_parts(name, target))
-        for source in (source for part in mine for source in part.sources):
-            if source.fingerprint in trained:
-                other, same = trained[source.fingerprint]
-                told = f"{source.address} is the text of domain {other.domain!r} too" if other.domain else f"{source.address} is text of the domains too"
-                copy = "" if same.address == source.address else f" (a copy of {same.address})"
-                raise UserError(f"corpus.targets.{name}: {told}{copy}; a target is never trained on, leave it out of one of them")
-        parts += mine
-    return [replace(part, index=index) for index, part in enumerate(parts)]
+    plan = _Plan(corpus, reads)
+    plan.add_domains()
+    plan.add_targets()
+    return plan.sources
 
 
-def _domain_parts(name: str, config: DomainConfig) -> Iterator[Part]:
-    files = _matches(f"corpus.domains.{name}.files", config.files)
-    heldout = _matches(f"corpus.domains.{name}.heldout", config.heldout)
-    shared = set(files) & set(heldout)
-    if shared:
-        raise UserError(f"corpus.domains.{name}.heldout: {min(shared)} is also in files; a file is held out or trained on, narrow one pattern")
-    if config.huggingface is not None:
-        yield from _huggingface_parts(f"corpus.domains.{name}.huggingface", config.huggingface, domain=name)
-    yield from _file_parts(name, files)
-    yield from _file_parts(name, heldout, heldout=True)
+def parts_of(sources: Iterable[Source]) -> list[Part]:
+    """Sources that are read whole, cut into parts."""
+    pieces = [(source.origin, *piece) for source in sources if source.wanted is None for piece in _pieces(source)]
+    return [Part(index, *piece) for index, piece in enumerate(pieces)]
 
 
-def _target_parts(name: str, config: TargetConfig) -> Iterator[Part]:
-    if config.huggingface is not None:
-        yield from _huggingface_parts(f"corpus.targets.{name}.huggingface", config.huggingface, domain=name, heldout=True)
-    yield from _file_parts(name, _matches(f"corpus.targets.{name}.files", config.files), heldout=True)
-
-
-def _discovered_parts(config: DomainsFrom) -> Iterator[Part]:
-    if config.huggingface is not None:
-        source = HuggingFaceSource(path=config.huggingface, name=config.name, split=config.split, revision=config.revision)
-        yield from _huggingface_parts("corpus.domains_from.huggingface", source, domain_column=config.domain_column, only=config.only)
-        return
-    domains = environment_files(config.bytes_per_domain)
-    if len(domains) < 2:
-        raise UserError(f"corpus.domains_from.python_environment: found {len(domains)} domain(s), two are needed; list files under corpus.domains")
-    for name, paths in domains.items():
-        yield from _file_parts(name, [str(path) for path in paths], kind="environment")
-
-
-def _file_parts(domain: str, addresses: Sequence[str], kind: Literal["files", "environment"] = "files", heldout: bool = False) -> Iterator[Part]:
-    with ThreadPoolExecutor(8) as pool:
-        sources = list(pool.map(lambda address: Source(address, storage.size_bytes(address), storage.fingerprint(address)), addresses))
-    group: list[Source] = []
-    for source in sources:
-        if group and (sum(member.size_bytes for member in group) + source.size_bytes > _MAX_PART_BYTES or len(group) == _MAX_PART_FILES):
-            yield Part(0, domain, heldout, kind, tuple(group))
+def _pieces(source: Source) -> Iterator[tuple[tuple[File, ...], tuple[int, int] | None]]:
+    group: list[File] = []
+    for file in source.files:
+        if source.origin.kind == "files" and file.size_bytes > _SPAN_BYTES and is_plain(file.address) and not file.address.lower().endswith(".txt"):
+            yield from (((file,), (start, min(start + _SPAN_BYTES, file.size_bytes))) for start in range(0, file.size_bytes, _SPAN_BYTES))
+            continue
+        if group and (sum(member.size_bytes for member in group) + file.size_bytes > _MAX_PART_BYTES or len(group) == _MAX_PART_FILES):
+            yield tuple(group), None
             group = []
-        group.append(source)
+        group.append(file)
+        if source.origin.kind == "stream":
+            yield (group.pop(),), None
     if group:
-        yield Part(0, domain, heldout, kind, tuple(group))
+        yield tuple(group), None
 
 
-def _matches(where: str, patterns: Sequence[str]) -> list[str]:
-    """The files of all patterns, each once."""
-    found: dict[str, None] = {}
+def manifest(source: Source, files: Iterable[File]) -> list[dict[str, Any]]:
+    """One JSON object per file that was read, for the corpus record."""
+    origin = {key: value for key, value in asdict(source.origin).items() if value or key in ("domain", "heldout")}
+    return [{**origin, "address": file.address, "size_bytes": file.size_bytes, "fingerprint": file.fingerprint} for file in files]
+
+
+class _Plan:
+    """The sources of a corpus, as they are added."""
+
+    def __init__(self, corpus: CorpusConfig, reads: Reads | None) -> None:
+        self._corpus, self._reads = corpus, reads
+        self.sources: list[Source] = []
+
+    def add_domains(self) -> None:
+        discovered, k = self._corpus.domains_from, len(self._corpus.domains)
+        for name, config in self._corpus.domains.items():
+            where = f"corpus.domains.{name}"
+            files = _matches(f"{where}.files", config.files)
+            heldout = _matches(f"{where}.heldout", config.heldout)
+            if shared := {file.address for file in files} & {file.address for file in heldout}:
+                raise UserError(f"{where}.heldout: {min(shared)} is also in files; a file is held out or trained on, narrow one pattern")
+            if config.huggingface is not None:
+                self._add_data_set(f"{where}.huggingface", config.huggingface, Origin(name), k, not heldout)
+            self._add(Origin(name), files, k, not heldout)
+            self._add(Origin(name, heldout=True), heldout, k)
+        if discovered is None:
+            return
+        origin = Origin(None, domain_column=discovered.domain_column, only=discovered.only)
+        if discovered.huggingface is not None:
+            source = HuggingFaceSource(path=discovered.huggingface, name=discovered.name, split=discovered.split, revision=discovered.revision)
+            self._add_data_set("corpus.domains_from.huggingface", source, origin, len(discovered.only) or None, True)
+        elif discovered.files:
+            self._add(origin, _matches("corpus.domains_from.files", discovered.files), len(discovered.only) or None, True)
+        else:
+            self._add_environment(discovered.bytes_per_domain)
+
+    def add_targets(self) -> None:
+        trained = {key: (source, file) for source in self.sources for file in source.files for key in (file.fingerprint, file.address)}
+        for name, config in self._corpus.targets.items():
+            before = len(self.sources)
+            if config.huggingface is not None:
+                self._add_data_set(f"corpus.targets.{name}.huggingface", config.huggingface, Origin(name, heldout=True), None)
+            self._add(Origin(name, heldout=True), _matches(f"corpus.targets.{name}.files", config.files), None)
+            for file in (file for source in self.sources[before:] for file in source.files):
+                if found := trained.get(file.fingerprint) or trained.get(file.address):
+                    other, same = found
+                    domain = other.origin.domain
+                    told = f"{file.address} is the text of domain {domain!r} too" if domain else f"{file.address} is text of the domains too"
+                    copy = "" if same.address == file.address else f" (a copy of {same.address})"
+                    raise UserError(f"corpus.targets.{name}: {told}{copy}; a target is never trained on, leave it out of one of them")
+
+    def _add_environment(self, bytes_per_domain: int) -> None:
+        domains = environment_files(bytes_per_domain)
+        if len(domains) < 2:
+            raise UserError(f"corpus.domains_from.python_environment: found {len(domains)} domain(s), two are needed; list files under corpus.domains")
+        for name, paths in domains.items():
+            files = [File(str(path), path.stat().st_size, "", path.name) for path in paths]
+            self._add(Origin(name, kind="environment"), files, len(domains))
+
+    def _add_data_set(self, where: str, source: HuggingFaceSource, origin: Origin, num_domains: int | None, splits: bool = False) -> None:
+        found = find_data_set(where, source)
+        if found.readable:
+            stored = storage.stored(found.files)
+            self._add(origin, [_file(each, found.folder) for each in stored], num_domains, splits)
+            return
+        content = _combined(file if "://" in file else storage.fingerprint(file) for file in found.files) if found.files else found.builder
+        records = None if found.num_records is None else found.num_records // found.num_shards
+        shards = range(found.num_shards)
+        files = [File(f"{found.address}#{i}", 0, _combined([content, f"{i}/{len(shards)}"]), str(i), records) for i in shards]
+        self._add(replace(origin, kind="stream", options={**found.options, "num_shards": len(shards)}), files, num_domains, splits)
+
+    def _add(self, origin: Origin, files: Sequence[File], num_domains: int | None, splits: bool = False) -> None:
+        """Args:
+        num_domains: of the corpus, where that is known and matters.
+        splits: whether what is held out is split off this source.
+        """
+        if not files:
+            return
+        source = Source(len(self.sources), origin, tuple(files))
+        wanted = self._wanted(source, num_domains, splits)
+        if origin.kind != "stream":
+            with ThreadPoolExecutor(8) as pool:
+                source = replace(source, files=tuple(pool.map(_by_content if wanted is None else _by_tag, source.files)))
+        self.sources.append(replace(source, wanted=wanted))
+
+    def _wanted(self, source: Source, num_domains: int | None, splits: bool) -> Wanted | None:
+        """How much of a source; None where that is all of it, by the sizes of its files."""
+        if self._reads is None or source.origin.kind == "environment":
+            return None
+        corpus, there = self._corpus, source.likely_text_bytes
+        most = heldout_bytes(corpus.heldout_tokens)
+        part = most if there is None else min(most, round(corpus.heldout_fraction * there))
+        if source.origin.heldout:
+            wanted = Wanted(None, most, 0, num_domains)
+        else:
+            training = corpus.tokenizer.train
+            wanted = Wanted(self._reads, part if splits else 0, training.bytes_per_domain if training else 0, num_domains)
+        k = num_domains or 1
+        return None if there is not None and there <= max(wanted.text_bytes(BYTES_PER_TOKEN, k), self._reads.small_bytes // k) else wanted
+
+
+def _matches(where: str, patterns: Sequence[str]) -> list[File]:
+    """The files of all patterns, each once; without fingerprints."""
+    found: dict[str, File] = {}
     for i, pattern in enumerate(patterns):
         with naming(f"{where}[{i}]"):
-            addresses = storage.glob(pattern)
-        if not addresses:
+            listed = storage.listing(pattern)
+        if not listed:
             raise UserError(f"{where}[{i}]: {pattern!r} matches no file; give a local path, s3://… or gs://… (wildcards *, ? and **)")
-        for address in addresses:
-            if file_format(address) is None:
-                known = f"{', '.join(_FORMATS)} (also with {' or '.join(_COMPRESSIONS)}), .parquet"
-                raise UserError(f"{where}[{i}]: {pattern!r} matches {address}, whose format is unknown; known: {known}")
-            found[address] = None
-    return list(found)
+        for stored in listed:
+            if file_format(stored.address) is None:
+                raise UserError(f"{where}[{i}]: {pattern!r} matches {stored.address}, whose format is unknown; known: {KNOWN}")
+            found[stored.address] = _file(stored, _folder_of(pattern))
+    return list(found.values())
 
 
-def _huggingface_parts(where: str, source: HuggingFaceSource, domain: str | None = None, heldout: bool = False, **columns: Any) -> Iterator[Part]:
-    from datasets import load_dataset_builder
-
-    folder = Path(source.path).expanduser()
-    address = str(folder.absolute()) if folder.is_dir() else source.path
-    options: dict[str, Any] = {"name": source.name, "split": source.split, "revision": source.revision}
-    try:
-        builder = load_dataset_builder(address, source.name, revision=source.revision)
-        num_shards = open_dataset(address, options).num_shards
-    except DATASETS_ERRORS as error:
-        mistake = f"{source.path!r} cannot be opened (datasets: {first_line(error)})"
-        raise UserError(f"{where}: {mistake}; correct path, name, split or revision") from error
-    groups = (builder.config.data_files or {}).items()
-    files = [file for split, group in groups if source.split == "all" or str(split) in source.split.split("+") for file in group]
-    # A file on the hub is named by its commit. Workers read that commit, even when the data set changes while they do.
-    commits = (match[1] for file in files if (match := re.match(r"hf://datasets/[^@]+@([^/]+)/", file)))
-    options["revision"] = next(commits, source.revision)
-    content = _combined(file if "://" in file else storage.fingerprint(file) for file in files) if files else builder.hash
-    for shard in range(num_shards):
-        sources = (Source(address, 0, _combined([content, f"{shard}/{num_shards}"])),)
-        shard_options = {**options, **columns, "num_shards": num_shards, "shard": shard}
-        yield Part(0, domain, heldout, "huggingface", sources, shard_options)
+def _folder_of(pattern: str) -> str:
+    """The folder that a pattern's files are named from: its part before the first wildcard."""
+    folder = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+    return folder if "://" in pattern else str(Path(folder).expanduser().absolute())
 
 
-def open_dataset(address: str, options: Mapping[str, Any]) -> Any:
-    """A Hugging Face data set as a stream; raises one of `DATASETS_ERRORS`."""
-    from datasets import load_dataset
+def _file(stored: storage.Stored, folder: str) -> File:
+    """A file of a listing; its tag stands for the fingerprint until that is decided."""
+    return File(stored.address, stored.size_bytes, stored.tag, stored.address.removeprefix(folder.rstrip("/") + "/"))
 
-    return load_dataset(address, options["name"], split=options["split"], revision=options["revision"], streaming=True)
+
+def _by_content(file: File) -> File:
+    """Remote files are not read for it: an object's tag changes with its content."""
+    local = not storage.is_remote(file.address) and not file.address.startswith("hf://")
+    return replace(file, fingerprint=storage.fingerprint(file.address) if local else f"{file.size_bytes} {file.fingerprint}")
+
+
+def _by_tag(file: File) -> File:
+    return replace(file, fingerprint=f"{file.name} {file.size_bytes} {file.fingerprint}")
 
 
 def _combined(fingerprints: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
-
-
-def file_format(address: str) -> tuple[str, str] | None:
-    """(format, compression or ""), by the extension; None when it is unknown."""
-    path = PurePosixPath(address.lower())
-    compression = path.suffix if path.suffix in _COMPRESSIONS else ""
-    suffix = PurePosixPath(path.stem).suffix if compression else path.suffix
-    return (suffix, compression) if suffix in _FORMATS or (suffix == ".parquet" and not compression) else None
-
-
-def first_line(error: BaseException) -> str:
-    """What a library said, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import DocumentLosses, SplitCounts, TokenCorpus
+from chameleon_ray.artifacts import DocumentLosses, TokenCorpus
+from chameleon_ray.counts import SplitCounts
 
 
 def document_of_target(tokens: NDArray[np.integer], document: NDArray[np.int64], end_of_document: int) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
-from chameleon_ray.mixing.simplex import domain_names, in_order, named, normalised, uniform
+from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
 from chameleon_ray.mixing.text_quality import TextQuality, factors, losses_of, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
@@ -91,6 +91,10 @@ class Chameleon(Method):
                 "model itself (algorithm 1 of the paper); give that model as proxy.model: {pretrained: NAME} with proxy.steps: 0, or set stage: pretrain"
             )
 
+    def trainings(self, proxy: TrainingConfig) -> list[TrainingConfig]:
+        """Of the experiment's proxy."""
+        return [proxy]
+
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, a prior over other domains, or a layer that the proxy does not have."""
         super().check(context)
@@ -137,7 +141,7 @@ class Chameleon(Method):
         """
         return embedded(context, self.proxy_job(context))
 
-    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
+    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, float] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
         """Weights of embedded domains, old or new, without training (algorithm 1, steps 6 to 14).
 
         Domains are taken in the order of their names, so that another order of the input changes no digit.
@@ -202,7 +206,7 @@ class Chameleon(Method):
             given["cap"] = None
         return preset.model_copy(update=given)
 
-    def prior_of(self, names: Sequence[str], tokens: Mapping[str, int] | None, where: str = "prior") -> dict[str, float]:
+    def prior_of(self, names: Sequence[str], tokens: Mapping[str, float] | None, where: str = "prior") -> dict[str, float]:
         """The prior over these domains.
 
         Args:
@@ -216,7 +220,7 @@ class Chameleon(Method):
         if self.prior == "tokens":
             if tokens is None:
                 raise UserError(f"{where}: tokens needs the domains' train tokens; weigh within an experiment, or give shares by name")
-            return named(names, normalised([tokens[name] for name in names]))
+            return token_shares(tokens, names, where)
         return in_order(self.prior, names, where, "share")
 
 

@@ -23,7 +23,7 @@ from pydantic import field_validator
 from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
-from chameleon_ray.mixing.learned import check_batch, check_own_proxy, learned, proxy_keys, proxy_training
+from chameleon_ray.mixing.learned import check_batch, check_own_proxy, learned, own_training, proxy_keys, proxy_training
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.simplex import domain_names, softmax, uniform
 from chameleon_ray.mixture import Mixture
@@ -107,6 +107,10 @@ class DoGE(Method):
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
         """Raise `UserError` where the experiment's proxy is pretrained and this method has none of its own."""
         check_own_proxy(label, proxy, self.proxy)
+
+    def trainings(self, proxy: TrainingConfig) -> list[TrainingConfig]:
+        """Of the proxy."""
+        return [own_training(proxy, self.proxy)]
 
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, a target that is not in the corpus, or batches with fewer rows than there are domains."""

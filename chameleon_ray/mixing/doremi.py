@@ -22,9 +22,9 @@ from pydantic import Field
 
 from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges, TrainingConfig
-from chameleon_ray.mixing.learned import check_batch, check_own_proxy, learned, proxy_keys, proxy_training
+from chameleon_ray.mixing.learned import check_batch, check_own_proxy, learned, own_training, proxy_keys, proxy_training
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.simplex import domain_names, named, normalised, softmax, uniform
+from chameleon_ray.mixing.simplex import domain_names, normalised, softmax, token_shares, uniform
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import PositiveFloat
 
@@ -80,6 +80,10 @@ class DoReMi(Method):
         """Raise `UserError` where the experiment's proxy is pretrained and this method has none of its own."""
         check_own_proxy(label, proxy, self.proxy)
 
+    def trainings(self, proxy: TrainingConfig) -> list[TrainingConfig]:
+        """Of the reference and of the proxy alike."""
+        return [own_training(proxy, self.proxy)]
+
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, or batches with fewer rows than there are domains."""
         super().check(context)
@@ -89,8 +93,8 @@ class DoReMi(Method):
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """The reference, and the proxy that waits for it."""
         names = domain_names(context.corpus)
-        tokens = context.corpus.tokens()
-        weights = uniform(names) if self.reference == "uniform" else named(names, normalised([tokens[name] for name in names]))
+        where = f"methods.{context.label}.reference"
+        weights = uniform(names) if self.reference == "uniform" else token_shares(context.corpus.tokens(), names, where)
         training, keys = proxy_training(context, self.proxy), proxy_keys(context, self.proxy)
         rule = DoReMiRule(self.step_size, self.smoothing)
         return [

@@ -21,11 +21,16 @@ def check_own_proxy(label: str, proxy: TrainingConfig, changes: ProxyChanges | N
         )
 
 
-def proxy_training(context: FitContext, changes: ProxyChanges | None) -> TrainingConfig:
+def own_training(proxy: TrainingConfig, changes: ProxyChanges | None) -> TrainingConfig:
     """The experiment's proxy with a method's changes. Only Chameleon's weights are known before its proxy's end, so that only it may stop early."""
-    check_own_proxy(context.label, context.proxy, changes)
-    training = changes.applied_to(context.proxy) if changes else context.proxy
+    training = changes.applied_to(proxy) if changes else proxy
     return training.model_copy(update={"stop": None})
+
+
+def proxy_training(context: FitContext, changes: ProxyChanges | None) -> TrainingConfig:
+    """The same, where the method can work with such a proxy; raises `UserError` where not."""
+    check_own_proxy(context.label, context.proxy, changes)
+    return own_training(context.proxy, changes)
 
 
 def proxy_keys(context: FitContext, changes: ProxyChanges | None) -> dict[str, str]:

@@ -32,6 +32,10 @@ class Method(Settings, ABC):
         """Raise `UserError` for settings with which nothing can be fitted, before anything is read; `label` is what the experiment calls the method, `proxy`
         its proxy."""
 
+    def trainings(self, proxy: TrainingConfig) -> list[TrainingConfig]:
+        """How the models are trained that `fit` trains, known before anything is read: each once, whatever their number; `proxy` is the experiment's."""
+        return []
+
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for what the corpus shows, before anything is trained."""
         domain_names(context.corpus)

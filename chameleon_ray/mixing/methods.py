@@ -27,7 +27,7 @@ class Weigher(Protocol):
         """The model, trained if need be, and what it makes of the corpus's domains."""
         ...
 
-    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, int] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
+    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, float] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
         """The mixture of embedded domains, old or new; `tokens` are their train tokens and `texts` how good their text is, where that is known."""
         ...
 

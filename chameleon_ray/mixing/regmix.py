@@ -29,7 +29,7 @@ from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss, possible
 from chameleon_ray.mixing.regressors.regressor import Array
 from chameleon_ray.mixing.runs import ONE_SIZE, first_of, prefix, runs_of, unseen
-from chameleon_ray.mixing.simplex import domain_names, effective_domains, in_order, named, normalised, spread
+from chameleon_ray.mixing.simplex import domain_names, effective_domains, in_order, named, normalised, spread, token_shares
 from chameleon_ray.mixing.swarm import MEAN, Swarm, dirichlet, draw_mixtures, swarm_files
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import PositiveInt, listed, nearest
@@ -87,6 +87,10 @@ class RegMix(Method):
         if self.proxy and self.proxy.model and self.proxy.model.pretrained:
             raise UserError(f"methods.{label}.proxy.model: the swarm trains from scratch; give a preset, or layers, heads and width")
 
+    def trainings(self, proxy: TrainingConfig) -> list[TrainingConfig]:
+        """Of the swarm, and of the experiment's proxy where the regression takes its embeddings."""
+        return [self.training(proxy), *([proxy] if self.embeds else [])]
+
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain that is empty, a corpus or target without held-out text, a target, prior or proxy that does not fit, or too few
         proxies."""
@@ -119,7 +123,7 @@ class RegMix(Method):
         """
         self.check(context)
         names, provenance = context.corpus.names, self.provenance(context)
-        prior = self._prior(names) or named(names, normalised([context.corpus.tokens("train")[name] for name in names]))
+        prior = self._prior(names) or token_shares(context.corpus.tokens(), names, f"methods.{context.label}.prior")
         if len(names) == 1:
             return Mixture(self.name, {names[0]: 1.0}, provenance=provenance)
         measured = context.corpus.heldout

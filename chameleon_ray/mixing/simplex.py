@@ -36,6 +36,14 @@ def normalised(weights: ArrayLike) -> NDArray[np.float64]:
     return values / total
 
 
+def token_shares(tokens: Mapping[str, float], names: Sequence[str], where: str) -> dict[str, float]:
+    """The domains' shares of all tokens; raises `UserError` for a domain of which it is not known how many it has, naming the setting `where`."""
+    for name in names:
+        if name not in tokens:
+            raise UserError(f"{where}: nothing tells how much text domain {name!r} has; set corpus.tokens_per_domain to null to read all of it, or give shares")
+    return named(names, normalised([tokens[name] for name in names]))
+
+
 def effective_number(weights: ArrayLike) -> float:
     """exp(entropy): k for uniform weights, 1 when one domain has everything."""
     values = np.asarray(weights, dtype=np.float64)  # [k]

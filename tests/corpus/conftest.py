@@ -11,27 +11,34 @@ import pytest
 import yaml
 
 from chameleon_ray.cli import main
-from chameleon_ray.corpus import ray_tokenize
+from chameleon_ray.corpus import ray_read, ray_tokenize
+from chameleon_ray.corpus.ray_tasks import Task
 from chameleon_ray.errors import as_outcome, from_outcome
 from chameleon_ray.ray_backend import RayBackend
 
 Refused = Callable[..., str]
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Runs the tasks one after the other in this process instead of on Ray; call it to change how many CPUs the cluster has."""
+def run_in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From now on tasks run one after the other in this process instead of on Ray; what is returned changes how many CPUs the cluster has."""
 
-    def run_tasks(tasks: Sequence[ray_tokenize.Task], *_: Any) -> Iterator[dict[str, Any]]:
+    def run_tasks(tasks: Sequence[Task], *_: Any) -> Iterator[dict[str, Any]]:
         return (from_outcome(as_outcome(task.function, *task.arguments)) for task in tasks)
 
     def set_cpus(count: int) -> None:
-        monkeypatch.setattr(ray_tokenize, "cluster_cpus", lambda: count)
+        monkeypatch.setattr(ray_read, "cluster_cpus", lambda: count)
 
-    monkeypatch.setattr(ray_tokenize, "run_tasks", run_tasks)
+    for module in (ray_read, ray_tokenize):
+        monkeypatch.setattr(module, "run_tasks", run_tasks)
     monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: None)))
     set_cpus(2)
-    yield set_cpus
+    return set_cpus
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Runs the tasks in this process, for one test."""
+    return run_in_process(monkeypatch)
 
 
 @pytest.fixture

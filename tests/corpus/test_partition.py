@@ -21,11 +21,11 @@ from safetensors.numpy import save_file
 
 from chameleon_ray import storage
 from chameleon_ray.config import CorpusConfig
-from chameleon_ray.corpus.documents import document_hash
+from chameleon_ray.corpus.documents import DomainStats, document_hash
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, heldout_borders
-from chameleon_ray.corpus.partition import MAX_BUCKETS, MAX_SKIPPED, DomainStats, check_skipped, count_bucket, num_buckets, partition, read_bucket
+from chameleon_ray.corpus.partition import MAX_BUCKETS, MAX_SKIPPED, Contents, check_skipped, count_bucket, num_buckets, partition, read_bucket
 from chameleon_ray.corpus.rows import Rows, write_shard
-from chameleon_ray.corpus.sources import Part, Source, plan_parts
+from chameleon_ray.corpus.sources import File, Origin, Part, Source, Wanted, parts_of, plan_sources
 from chameleon_ray.errors import UserError, as_user_error, from_outcome
 from chameleon_ray.errors import as_outcome as run_task
 from chameleon_ray.records import write_table
@@ -41,7 +41,7 @@ def json_lines(texts: Sequence[str]) -> bytes:
 def plan(files: Mapping[str, Sequence[Path]], heldout: Mapping[str, Sequence[Path]] | None = None) -> list[Part]:
     held = heldout or {}
     domains = {name: {"files": [str(path) for path in paths], "heldout": [str(path) for path in held.get(name, ())]} for name, paths in files.items()}
-    return plan_parts(CorpusConfig.model_validate({"domains": domains}))
+    return parts_of(plan_sources(CorpusConfig.model_validate({"domains": domains})))
 
 
 def plan_one(folder: Path, name: str, data: bytes) -> list[Part]:
@@ -71,7 +71,7 @@ class World:
                 held[name] = [folder / f"{name}-heldout.jsonl"]
                 held[name][0].write_bytes(json_lines(self.heldout[name]))
         whole = plan(paths, held)
-        split = [replace(part, sources=(source,)) for part in whole for source in part.sources]
+        split = [replace(part, files=(file,)) for part in whole for file in part.files]
         return [replace(part, index=index) for index, part in enumerate(split)]
 
 
@@ -87,6 +87,10 @@ def worlds(draw: st.DrawFn) -> World:
     return World(files, heldout)
 
 
+def contents_of(folder: Path, names: Sequence[str] = ("web",), groups: Sequence[str] = ("0",)) -> Contents:
+    return Contents(str(folder), tuple(groups), tuple(names), {})
+
+
 def keep(
     parts: Sequence[Part], names: Sequence[str], num_groups: int, buckets: int, split_tokens: int, folder: Path
 ) -> tuple[Kept, set[str], dict[str, int], dict[str, int]]:
@@ -95,17 +99,18 @@ def keep(
     groups = [str(i) for i in range(num_groups)]
     stats: dict[str, DomainStats] = {}
     for i, group in enumerate(groups):
-        for name, found in partition(group, list(parts[i::num_groups]), "text", str(folder), buckets).items():
+        for name, found in partition(group, list(parts[i::num_groups]), "text", str(folder), buckets)["stats"].items():
             stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
     counts = {name: np.zeros((buckets, 2, 2), np.int64) for name in names}
+    contents = contents_of(folder, names, groups)
     for bucket in range(buckets):
-        for name, count in count_bucket(str(folder), groups, bucket, names).items():
+        for name, count in count_bucket(contents, bucket).items():
             counts[name][bucket] = count
-    borders = heldout_borders(counts, {name for name in names if stats[name].heldout_documents}, FRACTION, split_tokens)
+    borders = heldout_borders(counts, {name for name in names if stats[name].heldout_documents}, FRACTION, split_tokens, {})
     kept: Kept = []
     copies, unused = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for bucket in range(buckets):
-        found_here = read_bucket(str(folder), groups, bucket, names, borders)
+        found_here = read_bucket(contents, bucket, borders)
         kept += list(found_here)
         for total, here in ((copies, found_here.duplicates), (unused, found_here.unused)):
             for name, number in here.items():
@@ -198,7 +203,7 @@ def test_the_order_of_the_domains_decides_whose_a_copy_is_and_nothing_else(world
 def test_held_out_documents_leave_some_to_train_on(count: int, fraction: float, buckets: int) -> None:
     documents = np.bincount(np.random.default_rng(count).integers(buckets, size=count), minlength=buckets)
     plain = np.stack([documents, 10 * documents], axis=1)
-    border = heldout_borders({"web": np.stack([plain, 0 * plain], axis=1)}, (), fraction, 1 << 20)["web"]
+    border = heldout_borders({"web": np.stack([plain, 0 * plain], axis=1)}, (), fraction, 1 << 20, {})["web"]
     held = sum(border.count(bucket, np.full(number, 10)) for bucket, number in enumerate(documents))
     assert 2 <= held < count
     assert held == 2 or held == count - 1 or held - 1 <= fraction * count <= held + 1
@@ -217,7 +222,7 @@ def test_copies_do_not_change_how_much_is_held_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("distinct", [0, 1, 2])
 def test_fewer_than_three_documents_are_not_split(distinct: int) -> None:
-    assert heldout_borders({"web": np.array([[[distinct, 10 * distinct], [0, 0]]])}, (), 0.1, 1 << 20) == {}
+    assert heldout_borders({"web": np.array([[[distinct, 10 * distinct], [0, 0]]])}, (), 0.1, 1 << 20, {}) == {}
 
 
 def test_copies_in_other_domains_leave_each_of_1000_small_domains_enough_to_be_measured(tmp_path: Path) -> None:
@@ -250,12 +255,12 @@ def test_what_is_counted_is_not_counted_again_and_the_text_is_not_read(tmp_path:
         return pa.PythonFile(files[-1], "r")
 
     monkeypatch.setattr(storage, "open_input", opened)
-    first = count_bucket(str(tmp_path / "pieces"), ["0"], 0, ["web"])
+    first = count_bucket(contents_of(tmp_path / "pieces"), 0)
     assert first == {"web": [[100, sum(len(text.encode()) for text in texts)], [0, 0]]}
     assert sum(file.num_bytes for file in files) < stored / 20
     monkeypatch.undo()
     (tmp_path / "pieces" / "group-0" / "bucket-00000.arrow").unlink()
-    assert count_bucket(str(tmp_path / "pieces"), ["0"], 0, ["web"]) == first
+    assert count_bucket(contents_of(tmp_path / "pieces"), 0) == first
 
 
 class CountingFile(io.FileIO):
@@ -270,14 +275,15 @@ class CountingFile(io.FileIO):
 
 
 def test_the_bucket_count_follows_the_size() -> None:
-    def part(name: str, size: int) -> Part:
-        return Part(0, "web", False, "files", (Source(name, size, ""),))
+    def source(name: str, size: int, wanted: Wanted | None = None) -> Source:
+        return Source(0, Origin("web"), (File(name, size, ""),), wanted)
 
-    assert num_buckets([part("a.jsonl", 1)]) == 1
-    assert num_buckets([part("a.jsonl", 40 << 20)]) == 3
-    assert num_buckets([part("a.jsonl.gz", 40 << 20)]) == 10
-    assert num_buckets([part("a.jsonl", 40 << 20), part("b.jsonl", 40 << 20)]) == 5
-    assert num_buckets([part("a.jsonl", 1 << 40)]) == MAX_BUCKETS
+    assert num_buckets([source("a.jsonl", 1)]) == 1
+    assert num_buckets([source("a.jsonl", 40 << 20)]) == 3
+    assert num_buckets([source("a.jsonl.gz", 40 << 20)]) == 10
+    assert num_buckets([source("a.jsonl", 40 << 20), source("b.jsonl", 40 << 20)]) == 5
+    assert num_buckets([source("a.jsonl", 1 << 40)]) == MAX_BUCKETS
+    assert num_buckets([source("a.jsonl", 1 << 40, Wanted(None, 40 << 20, 0, None))]) == 3, "of a sampled source what is wanted"
 
 
 def test_a_finished_group_is_not_read_again(tmp_path: Path) -> None:
@@ -285,14 +291,14 @@ def test_a_finished_group_is_not_read_again(tmp_path: Path) -> None:
     first = partition("0", parts, "text", str(tmp_path / "pieces"), 3)
     (tmp_path / "a.jsonl").unlink()
     assert partition("0", parts, "text", str(tmp_path / "pieces"), 3) == first
-    assert first["web"]["documents"] == 4
+    assert first["stats"]["web"]["documents"] == 4
 
 
 @pytest.mark.parametrize(("bad", "refused"), [(1, False), (2, True)])
 def test_one_percent_of_unusable_documents_is_the_limit(tmp_path: Path, bad: int, refused: bool) -> None:
     good = json_lines([f"text {i}" for i in range(100 - bad)])
     data = good + b'{"text": "\xff"}\n' + b'{"text": "a\x00b"}\n' * (bad - 1) + b'{"text": ""}\n' * 50
-    (found,) = partition("0", plan_one(tmp_path, "a.jsonl", data), "text", str(tmp_path / "pieces"), 1).values()
+    (found,) = partition("0", plan_one(tmp_path, "a.jsonl", data), "text", str(tmp_path / "pieces"), 1)["stats"].values()
     stats = DomainStats(**found)
     assert (stats.documents, stats.skipped["empty"], stats.skipped["invalid_utf8"]) == (100 - bad, 50, 1)
     assert MAX_SKIPPED == 0.01
@@ -346,7 +352,7 @@ def test_a_repaired_file_is_read_afresh(tmp_path: Path) -> None:
         partition("0", parts, "text", str(tmp_path / "pieces"), 2)
     (tmp_path / "a.jsonl.zst").write_bytes(whole)
     partition("0", parts, "text", str(tmp_path / "pieces"), 2)
-    found = [text for bucket in range(2) for *_, text in read_bucket(str(tmp_path / "pieces"), ["0"], bucket, ["web"], {})]
+    found = [text for bucket in range(2) for *_, text in read_bucket(contents_of(tmp_path / "pieces"), bucket, {})]
     assert sorted(found) == sorted(texts)
 
 

@@ -12,7 +12,7 @@ from chameleon_ray.corpus import python_environment
 from chameleon_ray.corpus.documents import Document
 from chameleon_ray.corpus.python_environment import DOMAINS, document_bytes, environment_files
 from chameleon_ray.corpus.readers import read_part
-from chameleon_ray.corpus.sources import plan_parts
+from chameleon_ray.corpus.sources import parts_of, plan_sources
 
 BYTES = 300_000
 
@@ -98,9 +98,10 @@ def test_rules_on_a_made_up_environment(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_python_environment_is_a_plan_of_documents() -> None:
     corpus = CorpusConfig.model_validate({"domains_from": {"python_environment": True, "bytes_per_domain": 100_000}})
-    parts = plan_parts(corpus)
-    assert len({part.domain for part in parts}) >= 6
+    sources = plan_sources(corpus)
+    parts = parts_of(sources)
+    assert len({part.origin.domain for part in parts}) >= 6
     items = [item for part in parts for item in read_part(part, corpus.text_column)]
     assert all(isinstance(item, Document) for item in items)
-    assert len(items) == sum(len(part.manifest()) for part in parts)
-    assert [part.fingerprint for part in plan_parts(corpus)] == [part.fingerprint for part in parts]
+    assert len(items) == sum(len(source.files) for source in sources)
+    assert [source.fingerprint for source in plan_sources(corpus)] == [source.fingerprint for source in sources]

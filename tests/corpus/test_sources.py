@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import Document, Skip, Skipped, document_hash, make_document, normalise
 from chameleon_ray.corpus.readers import read_part
-from chameleon_ray.corpus.sources import Part, plan_parts
+from chameleon_ray.corpus.sources import Origin, Part, manifest, parts_of, plan_sources
 from chameleon_ray.errors import UserError
 
 TEXTS = ["one", "two\nlines", "drei Wörter hier", "四"]
@@ -33,8 +33,12 @@ def corpus_of(domains: dict[str, Any] | None = None, **settings: Any) -> CorpusC
     return CorpusConfig.model_validate({"domains": domains or {}, **settings})
 
 
+def plan(corpus: CorpusConfig) -> list[Part]:
+    return parts_of(plan_sources(corpus))
+
+
 def plan_of(*paths: Path) -> list[Part]:
-    return plan_parts(corpus_of({"web": {"files": [str(path) for path in paths]}}))
+    return plan(corpus_of({"web": {"files": [str(path) for path in paths]}}))
 
 
 def read(parts: Sequence[Part], text_column: str = "text") -> list[Document | Skip]:
@@ -96,7 +100,7 @@ def test_a_text_that_cannot_be_a_document_says_why(value: bytes | str | None, re
 def test_json_lines_round_trip(tmp_path: Path, extension: str, compression: str) -> None:
     path = write(tmp_path / f"a{extension}{compression}", COMPRESS[compression](json_lines(TEXTS)))
     (part,) = plan_of(path)
-    assert (part.index, part.domain, part.heldout, part.kind, part.size_bytes) == (0, "web", False, "files", path.stat().st_size)
+    assert (part.index, part.origin, part.size_bytes) == (0, Origin("web"), path.stat().st_size)
     assert read([part]) == [Document("web", False, text) for text in TEXTS]
 
 
@@ -275,16 +279,16 @@ def test_globs_follow_the_file_and_heldout_is_marked(tmp_path: Path) -> None:
         "second": {"files": [f"{tmp_path}/b/**/*.jsonl", f"{tmp_path}/b/*.jsonl"]},
         "first": {"files": [f"{tmp_path}/a.jsonl"], "heldout": [f"{tmp_path}/valid.jsonl"]},
     }
-    parts = plan_parts(corpus_of(domains))
-    assert [(part.index, part.domain, part.heldout) for part in parts] == [(0, "second", False), (1, "first", False), (2, "first", True)]
+    parts = plan(corpus_of(domains))
+    assert [(part.index, part.origin.domain, part.origin.heldout) for part in parts] == [(0, "second", False), (1, "first", False), (2, "first", True)]
     assert texts(read(parts)) == ["b/1.jsonl", "b/2.jsonl", "b/deep/3.jsonl", "a.jsonl", "valid.jsonl"]
     assert pickle.loads(pickle.dumps(parts)) == parts
-    manifest = [entry for part in parts for entry in part.manifest()]
-    assert json.loads(json.dumps(manifest)) == manifest
-    assert [entry["address"] for entry in manifest][-1] == str(tmp_path / "valid.jsonl")
-    assert len({entry["fingerprint"] for entry in manifest}) == 5
+    entries = [entry for source in plan_sources(corpus_of(domains)) for entry in manifest(source, source.files)]
+    assert json.loads(json.dumps(entries)) == entries
+    assert [entry["address"] for entry in entries][-1] == str(tmp_path / "valid.jsonl")
+    assert len({entry["fingerprint"] for entry in entries}) == 5
     (copy,) = plan_of((tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl"))
-    assert copy.fingerprint == parts[1].fingerprint, "it follows the content, not the path"
+    assert copy.files[0].fingerprint == parts[1].files[0].fingerprint, "it follows the content, not the path"
 
 
 def test_small_files_share_a_part_and_large_ones_do_not(tmp_path: Path) -> None:
@@ -293,7 +297,7 @@ def test_small_files_share_a_part_and_large_ones_do_not(tmp_path: Path) -> None:
     for name in ("x.jsonl", "y.jsonl"):
         write(tmp_path / name, json_lines(["a" * (9 << 20)]))
     parts = plan_of(tmp_path / "*.txt", tmp_path / "*.jsonl")
-    assert [len(part.sources) for part in parts] == [1000, 2, 1]
+    assert [len(part.files) for part in parts] == [1000, 2, 1]
     assert len(read(parts)) == 1003
 
 
@@ -312,87 +316,4 @@ def test_a_wrong_pattern_names_the_field(tmp_path: Path, domain: dict[str, list[
         write(tmp_path / name, json_lines(["a"]))
     found = {key: [f"{tmp_path}/{pattern}" for pattern in patterns] for key, patterns in domain.items()}
     with pytest.raises(UserError, match=message):
-        plan_parts(corpus_of({"web": found}))
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    import datasets.config
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture(params=["parquet", "jsonl"])
-def hub_folder(request: pytest.FixtureRequest, tmp_path: Path, offline: None) -> Path:
-    """Two files of five records, whose domains alternate, in the layout of the hub."""
-    folder = tmp_path / "hub"
-    (folder / "data").mkdir(parents=True)
-    for shard in range(2):
-        records = [{"text": f"text {shard}{i}", "meta": {"source": "wiki" if i % 2 else "book"}} for i in range(5)]
-        path = folder / "data" / f"train-{shard:05d}-of-00002.{request.param}"
-        if request.param == "parquet":
-            pq.write_table(pa.Table.from_pylist(records), path)
-        else:
-            path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
-
-
-def test_a_data_set_with_a_domain_column(hub_folder: Path) -> None:
-    settings = {"huggingface": str(hub_folder), "domain_column": "meta.source"}
-    parts = plan_parts(corpus_of(domains_from=settings))
-    assert [(part.index, part.domain, part.kind, part.options["shard"]) for part in parts] == [
-        (0, None, "huggingface", 0),
-        (1, None, "huggingface", 1),
-    ]
-    assert parts[0].fingerprint != parts[1].fingerprint
-    expected = [Document("wiki" if i % 2 else "book", False, f"text {shard}{i}") for shard in range(2) for i in range(5)]
-    assert read(pickle.loads(pickle.dumps(parts))) == expected
-    only = plan_parts(corpus_of(domains_from={**settings, "only": ["wiki"]}))
-    assert read(only) == [document for document in expected if document.domain == "wiki"]
-    assert json.loads(json.dumps([part.manifest() for part in only]))
-
-
-def test_a_data_set_per_domain(hub_folder: Path, tmp_path: Path) -> None:
-    heldout = write(tmp_path / "valid.jsonl", json_lines(["held out"]))
-    parts = plan_parts(corpus_of({"whole": {"huggingface": {"path": str(hub_folder)}, "heldout": [str(heldout)]}}))
-    items = read(parts)
-    assert texts(items) == [f"text {shard}{i}" for shard in range(2) for i in range(5)] + ["held out"]
-    assert {item.domain for item in items} == {"whole"}
-    assert [item.heldout for item in items if isinstance(item, Document)] == [False] * 10 + [True]
-    moved = plan_parts(corpus_of({"whole": {"huggingface": {"path": str(hub_folder.rename(tmp_path / "moved"))}}}))
-    assert [part.fingerprint for part in moved] == [part.fingerprint for part in parts[:2]], "the fingerprint follows the content, not the path"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"split": "nope"},
-            r"^corpus\.domains_from\.huggingface: .* cannot be opened \(datasets: Bad split: nope.*train.*\); correct path, name, split",
-        ),
-        ({"name": "nope"}, r"cannot be opened \(datasets: BuilderConfig 'nope' not found"),
-        ({"huggingface": "/no/such/folder"}, r"'/no/such/folder' cannot be opened \(datasets: Couldn't find"),
-        ({"huggingface": "nobody/nothing"}, r"'nobody/nothing' cannot be opened \(datasets: "),
-    ],
-)
-def test_a_data_set_that_cannot_be_opened(hub_folder: Path, settings: dict[str, str], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        plan_parts(corpus_of(domains_from={"huggingface": str(hub_folder), "domain_column": "meta.source", **settings}))
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (b'{"text": "a", "domain": "x"}\n{"text": "b", "domain": null}\n', r"hub, split train, shard 0 of 1, row 2: 'domain' holds no domain name"),
-        (b'{"text": "a", "domain": "x"}\n{"text": "b", "domain": "all"}\n', r"row 2: 'domain' holds 'all': 'all' names the average over domains"),
-        (b'{"text": "a", "source": "x"}\n', r"shard 0 of 1: no 'domain', found text, source; set corpus\.domains_from\.domain_column"),
-        (b'{"body": "a", "domain": "x"}\n', r"shard 0 of 1: no 'text', found body, domain; set corpus\.text_column"),
-        (b'{"text": "a", "domain": "x"}\n{"text": nope}\n', r"hub, split train, shard 0 of 1: not readable \(datasets: "),
-    ],
-)
-def test_a_wrong_record_of_a_data_set_is_named(tmp_path: Path, offline: None, lines: bytes, message: str) -> None:
-    write(tmp_path / "hub" / "a.jsonl", lines)
-    with pytest.raises(UserError, match=message):
-        read(plan_parts(corpus_of(domains_from={"huggingface": str(tmp_path / "hub"), "domain_column": "domain"})))
+        plan(corpus_of({"web": found}))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from chameleon_ray.artifacts import Cost, Quality, TrainedModel
+from chameleon_ray.artifacts import Cost, TrainedModel
+from chameleon_ray.counts import Quality
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, TextQuality, factors, losses_of, quality_warnings, text_quality

@@ -51,7 +51,7 @@ def backend(experiment: Experiment) -> RayBackend:
 
 @pytest.fixture(scope="module")
 def corpus(experiment: Experiment, backend: RayBackend) -> TokenCorpus:
-    return backend.tokenize(experiment.corpus, experiment.seeds[0])
+    return backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
 
 
 def test_corpus_counts_and_splits(corpus: TokenCorpus) -> None:

@@ -38,7 +38,7 @@ def test_a_pretrained_proxy_is_taken_as_it_is(asked: dict) -> None:
     pretrained, tuned = (mix(experiment, label, backend) for label in experiment.methods)
     folder = asked["proxy"]["model"]["pretrained"]
     assert experiment.corpus.tokenizer.pretrained == folder
-    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
+    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
     model = backend.open_model(folder, corpus)
     assert pretrained.provenance["proxy"] == tuned.provenance["proxy"] == model.digest
     assert pretrained.provenance["layer"] == 2, "the middle of four blocks"

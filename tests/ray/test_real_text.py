@@ -45,7 +45,7 @@ def test_real_domains_become_a_mixture(tmp_path: Path) -> None:
     ]
     experiment = load_experiment(EXPERIMENT, [f"storage={tmp_path}", *quick])
     backend = RayBackend(experiment.storage, experiment.resources, Reporter.silent())
-    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0])
+    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
     files = {entry["path"]: entry for entry in json.loads(Path(DATA, "MANIFEST.json").read_text())["files"]}
     for name, counts in corpus.domains.items():
         listed = {split: files[f"pretrain7/{name}/{split}.jsonl.zst"]["documents"] for split in ("train", "valid")}

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from chameleon_ray.artifacts import Cost, DocumentLosses, DomainCounts, Embeddings, SplitCounts, SplitLosses, TokenCorpus
+from chameleon_ray.artifacts import Cost, DocumentLosses, Embeddings, SplitLosses, TokenCorpus
+from chameleon_ray.counts import DomainCounts, SplitCounts
 from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.experiment import parse_experiment
 from chameleon_ray.mixture import Mixture

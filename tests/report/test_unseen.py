@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from chameleon_ray.artifacts import Quality
+from chameleon_ray.counts import Quality
 from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.report import ReportData, tables, write_report
 from chameleon_ray.report.numbers import perplexity_numbers

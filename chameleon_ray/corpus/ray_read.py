@@ -1,0 +1,89 @@
+"""The first pass over the text: whole sources at once, and of the others as much as is wanted, in waves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus.documents import DomainStats, add_up
+from chameleon_ray.corpus.partition import partition
+from chameleon_ray.corpus.ray_tasks import Task, run_tasks
+from chameleon_ray.corpus.sampling import Estimate, Found, Sample, Stretches
+from chameleon_ray.corpus.sources import Part, Source, manifest, parts_of
+from chameleon_ray.corpus.token_bytes import bytes_per_token
+from chameleon_ray.progress import Phase
+from chameleon_ray.ray_session import cluster_cpus
+
+GROUP_BYTES = 64 << 20
+MAX_GROUPS = 256
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a corpus.
+
+    Attributes:
+        groups: names of the groups of parts and stretches, in the order of the plan.
+        stats: by domain, copies included.
+        limits: (domain, held out) -> order from which on documents were read beyond what is wanted.
+        estimates: of the train text of every domain that was not read whole.
+        manifest: one JSON object for every file that was read.
+    """
+
+    groups: tuple[str, ...]
+    stats: dict[str, DomainStats]
+    limits: dict[tuple[str, bool], int]
+    estimates: dict[str, Estimate]
+    manifest: list[dict[str, Any]]
+
+
+def read(config: CorpusConfig, sources: Sequence[Source], folder: str, buckets: int, phase: Phase) -> Reading:
+    """Read the sources into the buckets of a folder. The text of a source that is not read whole is sampled until every domain has what is wanted; how many
+    bytes that takes is known by a look at the beginning of it, tokenized."""
+    sampled = [source for source in sources if source.wanted is not None]
+    sizes: dict[str, float] = {}
+    if trained := [source for source in sampled if not source.origin.heldout]:
+        (sizes,) = run_tasks([Task(bytes_per_token, (trained, config.text_column, config.tokenizer))], phase, "look at the text")
+    mean = sum(sizes.values()) / len(sizes) if sizes else 0.0
+    samples = {source.index: Sample(source, sizes, mean) for source in sampled}
+    groups: list[str] = []
+    stats: dict[str, DomainStats] = {}
+    work: list[Part | Stretches] = list(parts_of(sources))
+    while work := [*work, *(stretches for sample in samples.values() for stretches in sample.next_wave())]:
+        named = {_group_name(len(groups) + i, group): group for i, group in enumerate(_groups(work))}
+        tasks = [Task(partition, (name, group, config.text_column, folder, buckets)) for name, group in named.items()]
+        for result in run_tasks(tasks, phase, "read on" if groups else "read"):
+            stats = add_up([stats, {name: DomainStats(**found) for name, found in result["stats"].items()}])
+            for found in map(Found.of, result["stretches"]):
+                samples[found.source].note(found)
+        groups += named
+        work = []
+    limits = {(name, sample.source.origin.heldout): limit for sample in samples.values() for name, limit in sample.limits().items()}
+    estimates = {name: samples[source.index].estimate(name) for source in trained for name in samples[source.index].names}
+    files = [(source, samples[source.index].files_read() if source.index in samples else source.files) for source in sources]
+    entries = [entry for source, read_of_it in files for entry in manifest(source, read_of_it)]
+    return Reading(tuple(groups), add_up([stats, *(sample.stats() for sample in samples.values())]), limits, estimates, entries)
+
+
+def _groups(work: Sequence[Part | Stretches]) -> list[list[Part | Stretches]]:
+    """What is read by one task: consecutive parts of some 64 MB or a 256th of everything; at least one group per CPU where there are parts."""
+    total = sum(each.size_bytes for each in work)
+    limit = min(max(GROUP_BYTES, total // MAX_GROUPS), max(1, total // cluster_cpus()))
+    groups: list[list[Part | Stretches]] = [[]]
+    size = 0
+    for each in work:
+        if groups[-1] and size + each.size_bytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(each)
+        size += each.size_bytes
+    return groups
+
+
+def _group_name(number: int, group: Sequence[Part | Stretches]) -> str:
+    """With what is in it: an interrupted run may go on where another number of CPUs cuts other groups, and must not take one for another."""
+    content = hashlib.sha256("\n".join(each.fingerprint for each in group).encode()).hexdigest()
+    return f"{number:05d}-{content[:12]}"
