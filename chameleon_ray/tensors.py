@@ -26,7 +26,7 @@ def write_tensors(address: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     for name, array in sorted(arrays.items(), key=lambda item: -item[1].itemsize):
         start, end = end, end + array.nbytes
         header[name] = {"dtype": codes[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
-        data.append(np.ascontiguousarray(array).data.cast("B"))
+        data.append(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     storage.write_bytes(address, len(text).to_bytes(8, "little"), text, *data)
@@ -40,6 +40,6 @@ def read_tensors(address: str) -> dict[str, NDArray[Any]]:
         found = {}
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
             found[name] = np.empty(entry["shape"], _CODES[entry["dtype"]])
-            count = stream.readinto(found[name].data.cast("B"))  # type: ignore[attr-defined]
+            count = stream.readinto(found[name].data.cast("B")) if found[name].size else 0  # type: ignore[attr-defined]
             assert count == found[name].nbytes, f"{address}: ends after {count} of {found[name].nbytes} bytes of {name}"
     return found

@@ -12,6 +12,7 @@ BENCHMARKS = (
     "krls_100k",
     "weigh_100k",
     "tokenize_memory",
+    "sample_reads",
     "doge_step_k7",
     "doge_step_k17",
     "doremi_step_k7",

@@ -93,4 +93,4 @@ def _write_split(folder: str, split: str, domain: str, text: DomainText, tokeniz
     histogram = np.bincount(rows.tokens.ravel())
     text_bytes = sum(len(text) for text in tokenizer.decode_batch(rows.tokens.tolist()))
     counts = SplitCounts(len(np.unique(rows.document)), num_rows * row_tokens, text_bytes, (num_rows,))
-    return counts, entropy_nats({token: int(count) for token, count in enumerate(histogram) if count})
+    return counts, entropy_nats(histogram)

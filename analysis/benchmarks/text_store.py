@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
@@ -25,55 +25,49 @@ from analysis.benchmarks.synthetic import DomainText
 
 BUCKET = "text"
 BLOCK_BYTES = 64 << 10
-STORED_BYTES = 26 << 10  # of a compressed block
-TEMPLATES = 16  # blocks of each domain
+STORED_BYTES = 32 << 10  # of a compressed block
 PAGE_KEYS = 1000
 NUMBER = b"################"
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Text of one domain, from which blocks are made: their bytes with a place for a number in every document."""
+@lru_cache(maxsize=64)
+def blocks_without_numbers(domain: int, count: int, num_words: int) -> list[bytes]:
+    """Blocks of one domain, with a place for a number in every document."""
+    text, found = DomainText(domain, num_words=num_words), []
+    for _ in range(count):
+        lines, left = [], BLOCK_BYTES
+        while left > 400:
+            record = json.dumps({"text": f"{NUMBER.decode()} {text.document()}"[: left - 40]}).encode() + b"\n"
+            lines.append(record)
+            left -= len(record)
+        lines[-1] = lines[-1].removesuffix(b'"}\n') + b"." * left + b'"}\n'
+        found.append(b"".join(lines))
+    return found
 
-    domain: int
 
-    @cache  # noqa: B019 - as many as there are domains
-    def templates(self) -> list[bytes]:
-        """Blocks without numbers."""
-        text, found = DomainText(self.domain), []
-        for _ in range(TEMPLATES):
-            lines, left = [], BLOCK_BYTES
-            while left > 400:
-                record = json.dumps({"text": f"{NUMBER.decode()} {text.document()}"[: left - 40]}).encode() + b"\n"
-                lines.append(record)
-                left -= len(record)
-            lines[-1] = lines[-1].removesuffix(b'"}\n') + b"." * left + b'"}\n'
-            found.append(b"".join(lines))
-        return found
-
-    def plain(self, file: int, block: int) -> bytes:
-        """A block of a file."""
-        place = zlib.crc32(f"{self.domain} {file} {block}".encode())
-        first, *others = self.templates()[place % TEMPLATES].split(NUMBER)
-        numbers = (f"{self.domain:04x}{file:05x}{block:05x}{i:02x}".encode() for i in range(len(others)))
-        return b"".join([first, *(part for number, other in zip(numbers, others, strict=True) for part in (number, other))])
-
-    def compressed(self, file: int, block: int) -> bytes:
-        """The same as a gzip member of `STORED_BYTES`: a field of its header pads it."""
-        member = gzip.compress(self.plain(file, block), 1, mtime=0)
-        padding = STORED_BYTES - len(member) - 2
-        assert 4 <= padding < 1 << 16, len(member)
-        extra = b"pd" + (padding - 4).to_bytes(2, "little") + bytes(padding - 4)
-        return member[:3] + bytes([member[3] | 4]) + member[4:10] + len(extra).to_bytes(2, "little") + extra + member[10:]
+def as_member(block: bytes) -> bytes:
+    """A block as a gzip member of `STORED_BYTES`: a field of its header pads it."""
+    member = gzip.compress(block, 1, mtime=0)
+    padding = STORED_BYTES - len(member) - 2
+    assert 4 <= padding < 1 << 16, len(member)
+    extra = b"pd" + (padding - 4).to_bytes(2, "little") + bytes(padding - 4)
+    return member[:3] + bytes([member[3] | 4]) + member[4:10] + len(extra).to_bytes(2, "little") + extra + member[10:]
 
 
 @dataclass
 class TextStore:
-    """Files `text/domain-DD/part-FFFFF.jsonl[.gz]` of so many blocks each; even domains are compressed. Counts what it sends."""
+    """Files `text/domain-DDDDD/part-FFFFF.jsonl[.gz]` of so many blocks each; even domains are compressed. Counts what it sends.
+
+    `templates`: different blocks of each domain, beside the numbers in them. `vocabularies`: so many domains have words of their own, the others share them.
+    """
 
     domains: int
     files: int
     blocks: int
+    compressed: bool = True
+    templates: int = 16
+    num_words: int = 2000
+    vocabularies: int = 64
     sent_bytes: int = 0
     requests: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -85,13 +79,13 @@ class TextStore:
 
     def patterns(self) -> dict[str, str]:
         """Domain -> pattern of its files."""
-        return {f"domain-{i:02d}": f"s3://{BUCKET}/domain-{i:02d}/*" for i in range(self.domains)}
+        return {f"domain-{i:05d}": f"s3://{BUCKET}/domain-{i:05d}/*" for i in range(self.domains)}
 
     def all_keys(self) -> Iterator[str]:
         """All keys, in order."""
         for domain in range(self.domains):
             for file in range(self.files):
-                yield f"domain-{domain:02d}/part-{file:05d}.jsonl{'' if domain % 2 else '.gz'}"
+                yield f"domain-{domain:05d}/part-{file:05d}.jsonl{'' if domain % 2 or not self.compressed else '.gz'}"
 
     def size(self, key: str) -> int:
         """Of an object, in bytes."""
@@ -99,12 +93,18 @@ class TextStore:
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         """A range of an object."""
-        folder, name = key.split("/")
-        domain, file, of = int(folder[-2:]), int(name[5:10]), Blocks(int(folder[-2:]))
-        assert domain < self.domains
-        make, size = (of.compressed, STORED_BYTES) if key.endswith(".gz") else (of.plain, BLOCK_BYTES)
-        data = b"".join(make(file, block) for block in range(start // size, -(-stop // size)))
+        domain, file = int(key[7:12]), int(key[18:23])
+        size = STORED_BYTES if key.endswith(".gz") else BLOCK_BYTES
+        made = (self._block(domain, file, block) for block in range(start // size, -(-stop // size)))
+        data = b"".join(map(as_member, made) if key.endswith(".gz") else made)
         return data[start - start // size * size :][: stop - start]
+
+    def _block(self, domain: int, file: int, block: int) -> bytes:
+        """A block of a file, plain: one of its domain's, with numbers that no other document has."""
+        blocks = blocks_without_numbers(domain % self.vocabularies, self.templates, self.num_words)
+        first, *others = blocks[zlib.crc32(f"{domain} {file} {block}".encode()) % self.templates].split(NUMBER)
+        numbers = (f"{domain:04x}{file:05x}{block:05x}{i:02x}".encode() for i in range(len(others)))
+        return b"".join([first, *(part for number, other in zip(numbers, others, strict=True) for part in (number, other))])
 
     @contextmanager
     def serve(self) -> Iterator[TextStore]:

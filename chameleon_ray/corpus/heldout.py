@@ -6,17 +6,26 @@ trained on. Nothing but the text and the order of the domains decides: not the f
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from chameleon_ray.errors import UserError
 
+COUNTS = ("bucket", "domain", "declared", "documents", "bytes")  # columns of what is counted of a bucket; the domain by its place, copies left out
 MIN_DOCUMENTS = 2  # one for valid, one for test
+MARGIN = 1.1  # more bytes than tokens should take by a look at the text: copies are left out, and other documents have other tokens
 BYTES_PER_TOKEN = 6  # generous for most tokenizers, so that the documents held out have the tokens that are wanted
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Of a domain that was not read whole: bytes of all its text (infinite where that is not known), and how many make a token."""
+
+    text_bytes: float
+    bytes_per_token: float
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,18 @@ class Border:
 
 
 def heldout_bytes(split_tokens: int) -> int:
-    """At most so many bytes of a domain are held out, for `split_tokens` tokens in each of valid and test."""
+    """At most so many bytes of a domain are held out, for `split_tokens` tokens in each of valid and test, where it is not known how many make a token."""
     return 2 * split_tokens * BYTES_PER_TOKEN
 
 
 def heldout_borders(
-    counts: Mapping[str, NDArray[np.int64]], declared: Collection[str], fraction: float, split_tokens: int, of_all: Mapping[str, float]
+    names: Sequence[str],
+    totals: Mapping[str, ArrayLike],
+    counts: Iterable[NDArray[np.int64]],
+    declared: Collection[str],
+    fraction: float,
+    split_tokens: int,
+    sampled: Mapping[str, Sampled],
 ) -> dict[str, Border]:
     """The borders of the domains that can be measured.
 
@@ -55,28 +70,41 @@ def heldout_borders(
     or two declared ones, has no border. Of a domain that was not read whole `fraction` is of all its bytes, and at least half of what was read is trained on.
 
     Args:
-        counts: domain -> [buckets, 2, 2]: of the documents that are not declared held-out and of those that are, how many and how many bytes,
-            without copies.
+        names: of the domains.
+        totals: domain -> [2, 2]: of the documents that are not declared held-out and of those that are, how many and how many bytes, without copies.
+        counts: arrays of `COUNTS`, from bucket to bucket; no more of them are read than are needed.
         declared: domains with `heldout` files.
         split_tokens: at most so many tokens of a domain are measured in each of valid and test.
-        of_all: domain -> bytes of all its text, where it was not read whole.
+        sampled: what is known of domains that were not read whole.
     """
-    most_bytes = heldout_bytes(split_tokens)
-    borders = {}
-    for name, found in counts.items():
-        is_declared = name in declared
-        mine = found[:, int(is_declared)]
-        documents, sizes = mine.cumsum(axis=0).T
-        at_most = int(documents[-1]) - (not is_declared)
-        if at_most < MIN_DOCUMENTS:
-            continue
-        read = int(sizes[-1])
-        part = min(fraction * max(of_all[name], read), read / 2) if name in of_all else fraction * read
-        wanted = most_bytes if is_declared else min(most_bytes, math.ceil(part))
-        bucket = int(np.argmax(((sizes >= wanted) & (documents >= MIN_DOCUMENTS)) | (documents >= at_most)))
-        documents_before, bytes_before = (int(total[bucket] - own) for total, own in zip((documents, sizes), mine[bucket], strict=True))
-        borders[name] = Border(is_declared, bucket, wanted - bytes_before, MIN_DOCUMENTS - documents_before, at_most - documents_before)
-    return borders
+    k = len(names)
+    is_declared = np.array([name in declared for name in names])
+    found = np.array([totals.get(name, [[0, 0], [0, 0]]) for name in names], np.int64).reshape(k, 2, 2)[np.arange(k), is_declared.astype(int)]
+    documents, sizes = found[:, 0], found[:, 1].astype(np.float64)
+    of_all = np.array([sampled[name].text_bytes if name in sampled else size for name, size in zip(names, sizes, strict=True)])
+    part = np.where([name in sampled for name in names], np.minimum(fraction * np.maximum(of_all, sizes), sizes / 2), fraction * sizes)
+    most_bytes = np.array([2 * split_tokens * (MARGIN * sampled[name].bytes_per_token if name in sampled else BYTES_PER_TOKEN) for name in names])
+    wanted = np.where(is_declared, most_bytes, np.minimum(most_bytes, np.ceil(part))).astype(np.int64)
+    at_most = documents - ~is_declared
+    looking = at_most >= MIN_DOCUMENTS
+    before = np.zeros((k, 2), np.int64)
+    borders: dict[str, Border] = {}
+    for rows in (rows for array in counts for rows in np.split(array, np.flatnonzero(np.diff(array[:, 0])) + 1)):
+        mine = rows[looking[rows[:, 1]] & (rows[:, 2] == is_declared[rows[:, 1]])]
+        for bucket, rank, *_ in mine[_reached(before[mine[:, 1]] + mine[:, 3:], wanted[mine[:, 1]], at_most[mine[:, 1]])].tolist():
+            so_far, text_bytes = before[rank].tolist()
+            limits = int(wanted[rank]) - text_bytes, MIN_DOCUMENTS - so_far, int(at_most[rank]) - so_far
+            borders[names[rank]] = Border(bool(is_declared[rank]), bucket, *limits)
+            looking[rank] = False
+        before[mine[:, 1]] += mine[:, 3:]
+        if not looking.any():
+            break
+    return {name: borders[name] for name in names if name in borders}
+
+
+def _reached(found: NDArray[np.int64], wanted: NDArray[np.int64], at_most: NDArray[np.int64]) -> NDArray[np.bool_]:
+    documents, sizes = found[:, 0], found[:, 1]
+    return ((sizes >= wanted) & (documents >= MIN_DOCUMENTS)) | (documents >= at_most)
 
 
 def refuse_unmeasured(names: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import DomainStats, add_up
+from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.partition import partition
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sampling import Estimate, Found, Sample, Stretches
@@ -17,8 +18,8 @@ from chameleon_ray.corpus.token_bytes import bytes_per_token
 from chameleon_ray.progress import Phase
 from chameleon_ray.ray_session import cluster_cpus
 
-GROUP_BYTES = 64 << 20
-MAX_GROUPS = 256
+GROUP_BYTES, MOST_GROUP_BYTES = 64 << 20, 1 << 30
+MAX_GROUPS = 1024
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Reading:
         groups: names of the groups of parts and stretches, in the order of the plan.
         stats: by domain, copies included.
         limits: (domain, held out) -> order from which on documents were read beyond what is wanted.
-        estimates: of the train text of every domain that was not read whole.
+        estimates: of the train text of every domain of a source that was not to be read whole.
+        bytes_per_token: of these domains, about.
         manifest: one JSON object for every file that was read.
     """
 
@@ -37,10 +39,11 @@ class Reading:
     stats: dict[str, DomainStats]
     limits: dict[tuple[str, bool], int]
     estimates: dict[str, Estimate]
+    bytes_per_token: dict[str, float]
     manifest: list[dict[str, Any]]
 
 
-def read(config: CorpusConfig, sources: Sequence[Source], folder: str, buckets: int, phase: Phase) -> Reading:
+def read(config: CorpusConfig, sources: Sequence[Source], folder: str, layout: Layout, phase: Phase) -> Reading:
     """Read the sources into the buckets of a folder. The text of a source that is not read whole is sampled until every domain has what is wanted; how many
     bytes that takes is known by a look at the beginning of it, tokenized."""
     sampled = [source for source in sources if source.wanted is not None]
@@ -54,7 +57,7 @@ def read(config: CorpusConfig, sources: Sequence[Source], folder: str, buckets: 
     work: list[Part | Stretches] = list(parts_of(sources))
     while work := [*work, *(stretches for sample in samples.values() for stretches in sample.next_wave())]:
         named = {_group_name(len(groups) + i, group): group for i, group in enumerate(_groups(work))}
-        tasks = [Task(partition, (name, group, config.text_column, folder, buckets)) for name, group in named.items()]
+        tasks = [Task(partition, (name, group, config.text_column, folder, layout)) for name, group in named.items()]
         for result in run_tasks(tasks, phase, "read on" if groups else "read"):
             stats = add_up([stats, {name: DomainStats(**found) for name, found in result["stats"].items()}])
             for found in map(Found.of, result["stretches"]):
@@ -65,13 +68,14 @@ def read(config: CorpusConfig, sources: Sequence[Source], folder: str, buckets: 
     estimates = {name: samples[source.index].estimate(name) for source in trained for name in samples[source.index].names}
     files = [(source, samples[source.index].files_read() if source.index in samples else source.files) for source in sources]
     entries = [entry for source, read_of_it in files for entry in manifest(source, read_of_it)]
-    return Reading(tuple(groups), add_up([stats, *(sample.stats() for sample in samples.values())]), limits, estimates, entries)
+    per_token = {name: sizes.get(name, mean) for name in estimates}
+    return Reading(tuple(groups), add_up([stats, *(sample.stats() for sample in samples.values())]), limits, estimates, per_token, entries)
 
 
 def _groups(work: Sequence[Part | Stretches]) -> list[list[Part | Stretches]]:
-    """What is read by one task: consecutive parts of some 64 MB or a 256th of everything; at least one group per CPU where there are parts."""
+    """What is read by one task: consecutive parts of some 64 MB, or a 1024th of everything up to 1 GB; at least one group per CPU where there are parts."""
     total = sum(each.size_bytes for each in work)
-    limit = min(max(GROUP_BYTES, total // MAX_GROUPS), max(1, total // cluster_cpus()))
+    limit = min(max(GROUP_BYTES, total // MAX_GROUPS), MOST_GROUP_BYTES, max(1, total // cluster_cpus()))
     groups: list[list[Part | Stretches]] = [[]]
     size = 0
     for each in work:

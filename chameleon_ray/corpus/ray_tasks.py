@@ -13,6 +13,8 @@ from chameleon_ray.errors import as_outcome, from_outcome
 from chameleon_ray.progress import Phase
 from chameleon_ray.ray_session import quiet_data
 
+WAVE_TASKS = 2048  # at a time: what Ray Data and every worker keep of them grows with their number
+
 
 @dataclass(frozen=True)
 class Task:
@@ -28,6 +30,11 @@ def run_tasks(tasks: Sequence[Task], phase: Phase, label: str) -> Iterator[dict[
     Raises:
         UserError: as soon as a task finds something that the user must mend.
     """
+    for start in range(0, len(tasks), WAVE_TASKS):
+        yield from _run_wave(tasks[start : start + WAVE_TASKS], phase, label, start, len(tasks))
+
+
+def _run_wave(tasks: Sequence[Task], phase: Phase, label: str, before: int, total: int) -> Iterator[dict[str, Any]]:
     quiet_data()
     shared = ray.put(list(tasks))
 
@@ -39,9 +46,9 @@ def run_tasks(tasks: Sequence[Task], phase: Phase, label: str) -> Iterator[dict[
 
     results: dict[int, dict[str, Any]] = {}
     delivered = 0
-    for done, row in enumerate(ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(call, num_cpus=1).iter_rows()):
+    for done, row in enumerate(ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(call, num_cpus=1).iter_rows(), before + 1):
         results[row["id"]] = from_outcome(row["outcome"])
-        phase.update(label, done + 1, len(tasks))
+        phase.update(label, done, total)
         while delivered in results:
             yield results.pop(delivered)
             delivered += 1

@@ -1,8 +1,9 @@
 """From raw text to a `TokenCorpus` on Ray Data: read -> normalise -> drop copies -> tokenize -> pack -> shuffle once -> write.
 
-Four passes, each a stream of tasks over files: `partition` sorts documents into buckets by hash, `count_bucket` counts what is left of them
-without copies, which decides what is held out, `tokenize_bucket` makes rows of them, `gather_*` writes shuffled shards. What passes between them
-lies on disk and not in the object store, so memory stays flat when the corpus grows, and an interrupted run goes on with the tasks that are missing.
+Passes, each a stream of tasks over files: `partition` sorts documents into buckets by hash (with `split`, where they are too many for one step), `count`
+counts what is left of them without copies, which decides what is held out, `tokenize_buckets` makes rows of them, `gather_…` writes shuffled shards. What
+passes between them lies on disk and not in the object store, so memory stays flat when the corpus grows, and an interrupted run goes on with the tasks that
+are missing.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from numpy.typing import NDArray
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import CorpusConfig
-from chameleon_ray.corpus import scatter
+from chameleon_ray.corpus.buckets import Contents, count, read_counts
 from chameleon_ray.corpus.documents import DomainStats
-from chameleon_ray.corpus.heldout import heldout_borders, refuse_unmeasured
-from chameleon_ray.corpus.partition import Contents, check_skipped, count_bucket, num_buckets
+from chameleon_ray.corpus.gather import condense_rest, gather_lane, gather_rest
+from chameleon_ray.corpus.heldout import Sampled, heldout_borders, heldout_bytes, refuse_unmeasured
+from chameleon_ray.corpus.layout import Lanes, Layout
+from chameleon_ray.corpus.partition import check_skipped, split, text_bytes_of
 from chameleon_ray.corpus.quality import sample_bytes
 from chameleon_ray.corpus.ray_read import Reading, read
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sampling import Estimate
+from chameleon_ray.corpus.scatter import TokenizeSpec, tokenize_buckets
 from chameleon_ray.corpus.sources import Source
 from chameleon_ray.corpus.tokenizer import load_tokenizer
-from chameleon_ray.corpus.unigrams import entropy_nats
+from chameleon_ray.corpus.train_text import make_tokenizer, measure_quality, publish_tokenizer
 from chameleon_ray.counts import DomainCounts, Excerpt, Quality, SplitCounts
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Phase, Reporter
@@ -46,13 +50,15 @@ def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address
     """
     started = time.perf_counter()
     with reporter.phase("reading and tokenizing the corpus") as phase:
-        buckets = num_buckets(sources)
+        layout = Layout.of(text_bytes_of(sources))
         pieces = storage.join(address, "scratch", "pieces")
-        reading = read(config, sources, pieces, buckets, phase)
+        reading = read(config, sources, pieces, layout, phase)
         check_skipped(reading.stats, config.targets)
         names = _names(config, reading.stats)
-        contents = Contents(pieces, reading.groups, (*names, *config.targets), reading.limits)
-        spec = _specify(config, address, contents, reading.stats, buckets, seed)
+        contents = Contents(pieces, layout, reading.groups, (*names, *config.targets), reading.limits)
+        for _ in run_tasks([Task(split, (contents, *place)) for place in contents.all_splits()], phase, "sort"):
+            pass
+        spec = _specify(config, address, contents, reading.stats, seed)
         spec = _with_tokenizer(config, _with_borders(config, spec, reading, phase), phase)
         domains = _write_rows(config, spec, reading, phase)
     targets = tuple(config.targets)
@@ -79,22 +85,24 @@ def _names(config: CorpusConfig, stats: Mapping[str, DomainStats]) -> tuple[str,
     return tuple(listed)
 
 
-def _specify(config: CorpusConfig, address: str, contents: Contents, stats: Mapping[str, DomainStats], buckets: int, seed: int) -> scatter.TokenizeSpec:
-    shards = {name: scatter.num_shards(stats.get(name, DomainStats()).text_bytes) for name in contents.names}
-    return scatter.TokenizeSpec(address, contents, buckets, {}, shards, config.row_tokens, config.heldout_tokens, 0, 0, "", seed, targets=tuple(config.targets))
+def _specify(config: CorpusConfig, address: str, contents: Contents, stats: Mapping[str, DomainStats], seed: int) -> TokenizeSpec:
+    text_bytes = {name: stats.get(name, DomainStats()).text_bytes for name in contents.names}
+    trained = [name not in config.targets for name in contents.names]
+    lanes = Lanes.of(contents.layout, text_bytes, trained, config.row_tokens, heldout_bytes(config.heldout_tokens))
+    return TokenizeSpec(address, contents, {}, lanes, config.row_tokens, config.heldout_tokens, 0, 0, "", seed, targets=tuple(config.targets))
 
 
-def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, reading: Reading, phase: Phase) -> scatter.TokenizeSpec:
-    """What is held out, chosen from 32 bytes for every domain and bucket."""
-    counts = {name: np.zeros((spec.buckets, 2, 2), np.int64) for name in spec.names}
-    tasks = [Task(count_bucket, (spec.contents, bucket)) for bucket in range(spec.buckets)]
-    for bucket, result in enumerate(run_tasks(tasks, phase, "drop copies")):
+def _with_borders(config: CorpusConfig, spec: TokenizeSpec, reading: Reading, phase: Phase) -> TokenizeSpec:
+    """What is held out: where the totals of every domain say, found by going over what was counted of bucket after bucket."""
+    runs, totals = spec.contents.layout.runs(), {name: np.zeros((2, 2), np.int64) for name in spec.names}
+    for result in run_tasks([Task(count, (spec.contents, run)) for run in runs], phase, "drop copies"):
         for name, found in result.items():
-            counts[name][bucket] = found
+            totals[name] += found
     stats = reading.stats
     declared = {name for name in spec.names if name in config.targets or stats[name].heldout_documents}
-    of_all = {name: math.inf if found.text_bytes is None else found.text_bytes for name, found in reading.estimates.items()}
-    borders = heldout_borders(counts, declared, config.heldout_fraction, config.heldout_tokens, of_all)
+    sampled = {name: Sampled(found.text_bytes or math.inf, reading.bytes_per_token[name]) for name, found in reading.estimates.items()}
+    counts = (read_counts(spec.contents, run) for run in runs)
+    borders = heldout_borders(spec.names, totals, counts, declared, config.heldout_fraction, config.heldout_tokens, sampled)
     for name in config.targets:
         if name not in borders:
             raise UserError(f"corpus.targets.{name}: too little text to be measured: two distinct documents are needed that nothing else holds out; add some")
@@ -103,14 +111,14 @@ def _with_borders(config: CorpusConfig, spec: scatter.TokenizeSpec, reading: Rea
     return replace(spec, borders=borders)
 
 
-def _with_tokenizer(config: CorpusConfig, spec: scatter.TokenizeSpec, phase: Phase) -> scatter.TokenizeSpec:
+def _with_tokenizer(config: CorpusConfig, spec: TokenizeSpec, phase: Phase) -> TokenizeSpec:
     training, pretrained = config.tokenizer.train, config.tokenizer.pretrained
     if training is not None:
-        task = Task(scatter.make_tokenizer, (spec, training.vocab_size, training.bytes_per_domain))
+        task = Task(make_tokenizer, (spec, training.vocab_size, training.bytes_per_domain))
         (found,) = run_tasks([task], phase, "train tokenizer")
     else:
         assert pretrained is not None
-        found = scatter.publish_tokenizer(spec.address, *load_tokenizer(pretrained))
+        found = publish_tokenizer(spec.address, *load_tokenizer(pretrained))
     return replace(spec, **found)
 
 
@@ -124,31 +132,50 @@ class Totals:
     unused: Counter[str]
 
 
-def _write_rows(config: CorpusConfig, spec: scatter.TokenizeSpec, reading: Reading, phase: Phase) -> dict[str, DomainCounts]:
+def _write_rows(config: CorpusConfig, spec: TokenizeSpec, reading: Reading, phase: Phase) -> dict[str, DomainCounts]:
     totals = _tokenize(spec, phase)
     spec = replace(spec, trained_whole=_trained_whole(spec, totals))
     if config.require_heldout:
         refuse_unmeasured(spec.trained_whole)
     trained = [name for name in spec.names if name not in spec.targets]
     _check_train(trained, spec, totals)
-    places = [(name, shard) for name in trained for shard in range(spec.shards[name])]
-    train = run_tasks([Task(scatter.gather_train, (spec, *place)) for place in places], phase, "shuffle")
-    rows: dict[str, list[int]] = {name: [] for name in spec.names}
-    histograms: dict[str, Counter[int]] = {name: Counter() for name in spec.names}
-    for (name, _), result in zip(places, train, strict=True):
-        rows[name].append(result["rows"])
-        histograms[name].update(dict(result["unigrams"]))
-    heldout = dict(zip(spec.names, run_tasks([Task(scatter.gather_heldout, (spec, name)) for name in spec.names], phase, "hold out"), strict=True))
+    rows = _gather_lanes(spec, phase)
+    rests: dict[str, dict[str, Any]] = {}
+    for result in run_tasks([Task(gather_rest, (spec, rest)) for rest in range(spec.lanes.num_rests)], phase, "hold out"):
+        rests.update(result)
     most = sample_bytes(len(trained))
     wanted = {name: min(most, int(totals.train[name][2])) for name in trained}
-    (quality,) = run_tasks([Task(scatter.measure_quality, (spec, wanted))], phase, "look at quality")
-    return {name: _counts(name, reading, totals, rows[name], histograms[name], heldout[name], quality.get(name)) for name in spec.names}
+    (quality,) = run_tasks([Task(measure_quality, (spec, wanted))], phase, "look at quality")
+    return {name: _counts(name, reading, totals, [*rows[name], rests[name]["rows"]], rests[name], quality.get(name)) for name in spec.names}
 
 
-def _tokenize(spec: scatter.TokenizeSpec, phase: Phase) -> Totals:
+def _gather_lanes(spec: TokenizeSpec, phase: Phase) -> dict[str, list[int]]:
+    """Write the shards of all lanes; by domain the rows of each, slice after slice."""
+    lanes, slices = spec.lanes, range(spec.lanes.layout.slices)
+    condensed = [[0] * len(spec.names) for _ in slices]
+    if len(slices) > 1:
+        places = [(each, rest) for each in slices for rest in range(lanes.num_rests)]
+        place_of = {name: i for i, name in enumerate(spec.names)}
+        for (each, _), result in zip(places, run_tasks([Task(condense_rest, (spec, *place)) for place in places], phase, "condense"), strict=True):
+            for name, count in result["rows"].items():
+                condensed[each][place_of[name]] = count
+    tasks = [Task(gather_lane, (spec, each, lane)) for each in slices for lane in range(lanes.num_lanes)]
+    found = [count for result in run_tasks(tasks, phase, "shuffle") for count in result["rows"]]
+    rows: dict[str, list[int]] = {}
+    per_slice = int(lanes.first_slot[-1])
+    for i, name in enumerate(spec.names):
+        first, stop = int(lanes.first_slot[i]), int(lanes.first_slot[i + 1])
+        rows[name] = []
+        for each in slices:
+            rows[name] += found[each * per_slice + first : each * per_slice + stop]
+            rows[name] += [condensed[each][i]] if len(slices) > 1 else []
+    return rows
+
+
+def _tokenize(spec: TokenizeSpec, phase: Phase) -> Totals:
     train, heldout = ({name: np.zeros(3, np.int64) for name in spec.names} for _ in range(2))
     totals = Totals(train, heldout, Counter(), Counter())
-    for result in run_tasks([Task(scatter.tokenize_bucket, (spec, bucket)) for bucket in range(spec.buckets)], phase, "tokenize"):
+    for result in run_tasks([Task(tokenize_buckets, (spec, run)) for run in spec.contents.layout.runs()], phase, "tokenize"):
         for total, found in ((totals.train, result["train"]), (totals.heldout, result["heldout"])):
             for name, sizes in found.items():
                 total[name] += sizes
@@ -157,7 +184,7 @@ def _tokenize(spec: scatter.TokenizeSpec, phase: Phase) -> Totals:
     return totals
 
 
-def _trained_whole(spec: scatter.TokenizeSpec, totals: Totals) -> tuple[str, ...]:
+def _trained_whole(spec: TokenizeSpec, totals: Totals) -> tuple[str, ...]:
     """Domains whose held-out documents were split off, and left less than a row to train on; those documents become train documents in `totals`."""
     whole = tuple(name for name, border in spec.borders.items() if not border.declared and totals.train[name][1] < spec.row_tokens)
     for name in whole:
@@ -166,7 +193,7 @@ def _trained_whole(spec: scatter.TokenizeSpec, totals: Totals) -> tuple[str, ...
     return whole
 
 
-def _check_train(names: Sequence[str], spec: scatter.TokenizeSpec, totals: Totals) -> None:
+def _check_train(names: Sequence[str], spec: TokenizeSpec, totals: Totals) -> None:
     for name in names:
         documents, tokens, _ = totals.train[name]
         if tokens < spec.row_tokens:
@@ -181,13 +208,12 @@ def _counts(
     reading: Reading,
     totals: Totals,
     rows: Sequence[int],
-    histogram: Mapping[int, int],
-    heldout: Mapping[str, Any],
+    rest: Mapping[str, Any],
     quality: Mapping[str, Any] | None,
 ) -> DomainCounts:
     documents, tokens, text_bytes = totals.train[name].tolist()
     train = SplitCounts(documents, tokens, text_bytes, tuple(rows))
-    valid, test = (SplitCounts(**{**heldout[split], "shard_rows": tuple(heldout[split]["shard_rows"])}) for split in ("valid", "test"))
+    valid, test = (SplitCounts(**{**rest[split], "shard_rows": tuple(rest[split]["shard_rows"])}) for split in ("valid", "test"))
     unused = totals.unused[name] + int(totals.heldout[name][0]) - valid.documents - test.documents
     stats = reading.stats.get(name, DomainStats())
     return DomainCounts(
@@ -197,7 +223,7 @@ def _counts(
         stats.text_bytes,
         totals.duplicates[name],
         dict(sorted(stats.skipped.items())),
-        entropy_nats(histogram),
+        rest["entropy"],
         unused,
         Quality(**quality) if quality else None,
         _excerpt(reading.estimates.get(name), totals.train[name], totals.heldout[name]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,13 @@ from chameleon_ray.backend import Reads
 from chameleon_ray.config import CorpusConfig, HuggingFaceSource
 from chameleon_ray.corpus.data_sets import find_data_set
 from chameleon_ray.corpus.formats import KNOWN, file_format, is_plain, likely_text_bytes
-from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, heldout_bytes
+from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, MARGIN
 from chameleon_ray.corpus.python_environment import environment_files
 from chameleon_ray.errors import UserError, naming
 
 _MAX_PART_BYTES = 16 << 20  # small files are read together, so that 100,000 text files are not as many worker tasks
 _MAX_PART_FILES = 1000
 _SPAN_BYTES = 64 << 20  # large files of lines are read in pieces
-MARGIN = 1.1  # what is read beyond what is wanted: copies and unusable documents are left out, and tokens are counted on a glance at the text
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,23 @@ class Wanted:
 
     Attributes:
         reads: what the experiment needs to train on; None where nothing of the source is trained on.
-        heldout_bytes: to be measured, of each of its domains.
+        heldout_tokens: to be measured, of each of its domains; of a source that held-out text is split off at most `heldout_bytes` of it.
         least_bytes: of each domain to train on, whatever the experiment needs.
         num_domains: of the corpus; None where they are yet to be discovered.
     """
 
     reads: Reads | None
-    heldout_bytes: int
+    heldout_tokens: int
+    heldout_bytes: float
     least_bytes: int
     num_domains: int | None
 
     def text_bytes(self, bytes_per_token: float, num_domains: int) -> int:
         """Bytes of text of one domain."""
+        heldout = round(min(self.heldout_bytes, MARGIN * self.heldout_tokens * bytes_per_token))
         if self.reads is None:
-            return self.heldout_bytes
-        tokens = MARGIN * self.reads.per_domain(num_domains)
-        return max(round(tokens * bytes_per_token), self.least_bytes) + self.heldout_bytes
+            return heldout
+        return max(round(MARGIN * self.reads.per_domain(num_domains) * bytes_per_token), self.least_bytes) + heldout
 
 
 @dataclass(frozen=True)
@@ -250,13 +251,13 @@ class _Plan:
         if self._reads is None or source.origin.kind == "environment":
             return None
         corpus, there = self._corpus, source.likely_text_bytes
-        most = heldout_bytes(corpus.heldout_tokens)
-        part = most if there is None else min(most, round(corpus.heldout_fraction * there))
+        measured = 2 * corpus.heldout_tokens
         if source.origin.heldout:
-            wanted = Wanted(None, most, 0, num_domains)
+            wanted = Wanted(None, measured, math.inf, 0, num_domains)
         else:
+            part = math.inf if there is None else corpus.heldout_fraction * there
             training = corpus.tokenizer.train
-            wanted = Wanted(self._reads, part if splits else 0, training.bytes_per_domain if training else 0, num_domains)
+            wanted = Wanted(self._reads, measured if splits else 0, part, training.bytes_per_domain if training else 0, num_domains)
         k = num_domains or 1
         return None if there is not None and there <= max(wanted.text_bytes(BYTES_PER_TOKEN, k), self._reads.small_bytes // k) else wanted
 

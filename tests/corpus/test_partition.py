@@ -20,10 +20,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from chameleon_ray import storage
+from chameleon_ray.backend import Reads
 from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus.buckets import Contents, count, read_bucket, read_counts
 from chameleon_ray.corpus.documents import DomainStats, document_hash
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, heldout_borders
-from chameleon_ray.corpus.partition import MAX_BUCKETS, MAX_SKIPPED, Contents, check_skipped, count_bucket, num_buckets, partition, read_bucket
+from chameleon_ray.corpus.layout import Layout
+from chameleon_ray.corpus.partition import MAX_SKIPPED, check_skipped, partition, split, text_bytes_of
 from chameleon_ray.corpus.rows import Rows, write_shard
 from chameleon_ray.corpus.sources import File, Origin, Part, Source, Wanted, parts_of, plan_sources
 from chameleon_ray.errors import UserError, as_user_error, from_outcome
@@ -32,6 +35,7 @@ from chameleon_ray.records import write_table
 
 RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 Kept = list[tuple[bytes, str, bool, str]]
+ONE = Layout(1, 1)
 
 
 def json_lines(texts: Sequence[str]) -> bytes:
@@ -87,29 +91,33 @@ def worlds(draw: st.DrawFn) -> World:
     return World(files, heldout)
 
 
-def contents_of(folder: Path, names: Sequence[str] = ("web",), groups: Sequence[str] = ("0",)) -> Contents:
-    return Contents(str(folder), tuple(groups), tuple(names), {})
+def contents_of(folder: Path, names: Sequence[str] = ("web",), groups: Sequence[str] = ("0",), layout: Layout = ONE) -> Contents:
+    return Contents(str(folder), layout, tuple(groups), tuple(names), {})
 
 
 def keep(
-    parts: Sequence[Part], names: Sequence[str], num_groups: int, buckets: int, split_tokens: int, folder: Path
+    parts: Sequence[Part], names: Sequence[str], num_groups: int, layout: Layout, split_tokens: int, folder: Path
 ) -> tuple[Kept, set[str], dict[str, int], dict[str, int]]:
     """Documents that are kept, the domains that can be measured, copies left out and held-out documents not used, with parts dealt to groups and
     documents to buckets."""
     groups = [str(i) for i in range(num_groups)]
     stats: dict[str, DomainStats] = {}
     for i, group in enumerate(groups):
-        for name, found in partition(group, list(parts[i::num_groups]), "text", str(folder), buckets)["stats"].items():
+        for name, found in partition(group, list(parts[i::num_groups]), "text", str(folder), layout)["stats"].items():
             stats[name] = stats.get(name, DomainStats()).merge(DomainStats(**found))
-    counts = {name: np.zeros((buckets, 2, 2), np.int64) for name in names}
-    contents = contents_of(folder, names, groups)
-    for bucket in range(buckets):
-        for name, count in count_bucket(contents, bucket).items():
-            counts[name][bucket] = count
-    borders = heldout_borders(counts, {name for name in names if stats[name].heldout_documents}, FRACTION, split_tokens, {})
+    contents = contents_of(folder, names, groups, layout)
+    for place in contents.all_splits():
+        split(contents, *place)
+    totals = {name: np.zeros((2, 2), np.int64) for name in names}
+    runs = [layout.buckets_of(each) for each in range(layout.slices)]
+    for run in runs:
+        for name, counted in count(contents, run).items():
+            totals[name] += counted
+    declared = {name for name in names if stats[name].heldout_documents}
+    borders = heldout_borders(names, totals, (read_counts(contents, run) for run in runs), declared, FRACTION, split_tokens, {})
     kept: Kept = []
     copies, unused = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for bucket in range(buckets):
+    for bucket in range(layout.buckets):
         found_here = read_bucket(contents, bucket, borders)
         kept += list(found_here)
         for total, here in ((copies, found_here.duplicates), (unused, found_here.unused)):
@@ -155,15 +163,16 @@ def expected(world: World, split_tokens: int) -> tuple[dict[str, tuple[str, bool
 
 
 @RELAXED
-@given(worlds(), st.integers(1, 4), st.integers(1, 9), st.sampled_from([1, 2, 1 << 20]))
-def test_copies_never_straddle_splits_however_the_work_is_cut(world: World, num_groups: int, buckets: int, split_tokens: int) -> None:
+@given(worlds(), st.integers(1, 4), st.integers(1, 9), st.integers(1, 4), st.sampled_from([1, 2, 1 << 20]))
+def test_copies_never_straddle_splits_however_the_work_is_cut(world: World, num_groups: int, buckets: int, slices: int, split_tokens: int) -> None:
     names = list(world.files)
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         parts = world.parts(folder)
-        found = keep(parts, names, num_groups, buckets, split_tokens, folder / "many")
-        assert found == keep(parts, names, 1, 1, split_tokens, folder / "one")
-        assert found == keep(Random(buckets).sample(parts, len(parts)), names, num_groups, buckets, split_tokens, folder / "shuffled")
+        layout = Layout(slices, buckets)
+        found = keep(parts, names, num_groups, layout, split_tokens, folder / "many")
+        assert found == keep(parts, names, 1, ONE, split_tokens, folder / "one")
+        assert found == keep(Random(buckets).sample(parts, len(parts)), names, num_groups, layout, split_tokens, folder / "shuffled")
     kept, measured, copies, unused = found
     oracle, oracle_unused = expected(world, split_tokens)
     assert {text: (domain, held) for _, domain, held, text in kept} == oracle
@@ -191,7 +200,7 @@ def test_the_order_of_the_domains_decides_whose_a_copy_is_and_nothing_else(world
         turned = random.sample(names, len(names))
         with tempfile.TemporaryDirectory() as home:
             parts = either.parts(Path(home))
-            first, second = (keep(parts, order, 2, 3, 1 << 20, Path(home) / str(i)) for i, order in enumerate((names, turned)))
+            first, second = (keep(parts, order, 2, Layout(1, 3), 1 << 20, Path(home) / str(i)) for i, order in enumerate((names, turned)))
         if copies_cross:
             assert [text for *_, text in first[0]] == [text for *_, text in second[0]]
         else:
@@ -202,8 +211,8 @@ def test_the_order_of_the_domains_decides_whose_a_copy_is_and_nothing_else(world
 @given(st.integers(3, 300), st.floats(0.01, 0.5), st.integers(1, 7))
 def test_held_out_documents_leave_some_to_train_on(count: int, fraction: float, buckets: int) -> None:
     documents = np.bincount(np.random.default_rng(count).integers(buckets, size=count), minlength=buckets)
-    plain = np.stack([documents, 10 * documents], axis=1)
-    border = heldout_borders({"web": np.stack([plain, 0 * plain], axis=1)}, (), fraction, 1 << 20, {})["web"]
+    counted = [np.array([[bucket, 0, 0, number, 10 * number]]) for bucket, number in enumerate(documents) if number]
+    border = heldout_borders(["web"], {"web": [[count, 10 * count], [0, 0]]}, counted, (), fraction, 1 << 20, {})["web"]
     held = sum(border.count(bucket, np.full(number, 10)) for bucket, number in enumerate(documents))
     assert 2 <= held < count
     assert held == 2 or held == count - 1 or held - 1 <= fraction * count <= held + 1
@@ -214,7 +223,7 @@ def test_copies_do_not_change_how_much_is_held_out(tmp_path: Path) -> None:
     found = []
     for copies in (1, 20):
         parts = plan_one(tmp_path, f"{copies}.jsonl", json_lines(texts * copies))
-        kept, *_ = keep(parts, ["web"], 1, 2, 1 << 20, tmp_path / str(copies))
+        kept, *_ = keep(parts, ["web"], 1, Layout(1, 2), 1 << 20, tmp_path / str(copies))
         found.append([text for *_, held, text in kept if held])
     assert found[0] == found[1]
     assert 2 < len(found[0]) < 30
@@ -222,7 +231,7 @@ def test_copies_do_not_change_how_much_is_held_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("distinct", [0, 1, 2])
 def test_fewer_than_three_documents_are_not_split(distinct: int) -> None:
-    assert heldout_borders({"web": np.array([[[distinct, 10 * distinct], [0, 0]]])}, (), 0.1, 1 << 20, {}) == {}
+    assert heldout_borders(["web"], {"web": [[distinct, 10 * distinct], [0, 0]]}, [np.array([[0, 0, 0, distinct, 10 * distinct]])], (), 0.1, 1 << 20, {}) == {}
 
 
 def test_copies_in_other_domains_leave_each_of_1000_small_domains_enough_to_be_measured(tmp_path: Path) -> None:
@@ -235,7 +244,7 @@ def test_copies_in_other_domains_leave_each_of_1000_small_domains_enough_to_be_m
             path = tmp_path / f"{pair}-{side}.jsonl"
             path.write_bytes(json_lines([*texts[:3], *texts[3 + side :: 2]]))
             files[path.stem] = [path]
-    kept, measured, copies, _ = keep(plan(files), list(files), 3, 4, 1 << 20, tmp_path / "pieces")
+    kept, measured, copies, _ = keep(plan(files), list(files), 3, Layout(2, 2), 1 << 20, tmp_path / "pieces")
     assert measured == set(files)
     assert sum(copies.values()) == 500 * 3
     held = [domain for _, domain, is_held, _ in kept if is_held]
@@ -246,8 +255,8 @@ def test_copies_in_other_domains_leave_each_of_1000_small_domains_enough_to_be_m
 def test_what_is_counted_is_not_counted_again_and_the_text_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = Random(0)
     texts = ["".join(chr(chance.randrange(0x4E00, 0x9FA5)) for _ in range(4000)) for _ in range(100)]
-    partition("0", plan_one(tmp_path, "a.jsonl", json_lines(texts)), "text", str(tmp_path / "pieces"), 1)
-    stored = (tmp_path / "pieces" / "group-0" / "bucket-00000.arrow").stat().st_size
+    partition("0", plan_one(tmp_path, "a.jsonl", json_lines(texts)), "text", str(tmp_path / "pieces"), ONE)
+    stored = (tmp_path / "pieces" / "group-0.pieces").stat().st_size
     files: list[CountingFile] = []
 
     def opened(address: str) -> pa.PythonFile:
@@ -255,12 +264,12 @@ def test_what_is_counted_is_not_counted_again_and_the_text_is_not_read(tmp_path:
         return pa.PythonFile(files[-1], "r")
 
     monkeypatch.setattr(storage, "open_input", opened)
-    first = count_bucket(contents_of(tmp_path / "pieces"), 0)
+    first = count(contents_of(tmp_path / "pieces"), range(1))
     assert first == {"web": [[100, sum(len(text.encode()) for text in texts)], [0, 0]]}
     assert sum(file.num_bytes for file in files) < stored / 20
     monkeypatch.undo()
-    (tmp_path / "pieces" / "group-0" / "bucket-00000.arrow").unlink()
-    assert count_bucket(contents_of(tmp_path / "pieces"), 0) == first
+    (tmp_path / "pieces" / "group-0.pieces").unlink()
+    assert count(contents_of(tmp_path / "pieces"), range(1)) == first
 
 
 class CountingFile(io.FileIO):
@@ -278,19 +287,21 @@ def test_the_bucket_count_follows_the_size() -> None:
     def source(name: str, size: int, wanted: Wanted | None = None) -> Source:
         return Source(0, Origin("web"), (File(name, size, ""),), wanted)
 
-    assert num_buckets([source("a.jsonl", 1)]) == 1
-    assert num_buckets([source("a.jsonl", 40 << 20)]) == 3
-    assert num_buckets([source("a.jsonl.gz", 40 << 20)]) == 10
-    assert num_buckets([source("a.jsonl", 40 << 20), source("b.jsonl", 40 << 20)]) == 5
-    assert num_buckets([source("a.jsonl", 1 << 40)]) == MAX_BUCKETS
-    assert num_buckets([source("a.jsonl", 1 << 40, Wanted(None, 40 << 20, 0, None))]) == 3, "of a sampled source what is wanted"
+    def buckets(*sources: Source) -> int:
+        return Layout.of(text_bytes_of(sources)).buckets
+
+    assert buckets(source("a.jsonl", 1)) == 1
+    assert buckets(source("a.jsonl", 40 << 20)) == 3
+    assert buckets(source("a.jsonl.gz", 40 << 20)) == 10
+    assert buckets(source("a.jsonl", 40 << 20), source("b.jsonl", 40 << 20)) == 5
+    assert buckets(source("a.jsonl", 1 << 40, Wanted(Reads(0), 0, 0, 40 << 20, None))) == 3, "of a sampled source what is wanted"
 
 
 def test_a_finished_group_is_not_read_again(tmp_path: Path) -> None:
     parts = plan_one(tmp_path, "a.jsonl", json_lines(["one", "two", "two", "three"]))
-    first = partition("0", parts, "text", str(tmp_path / "pieces"), 3)
+    first = partition("0", parts, "text", str(tmp_path / "pieces"), Layout(1, 3))
     (tmp_path / "a.jsonl").unlink()
-    assert partition("0", parts, "text", str(tmp_path / "pieces"), 3) == first
+    assert partition("0", parts, "text", str(tmp_path / "pieces"), Layout(1, 3)) == first
     assert first["stats"]["web"]["documents"] == 4
 
 
@@ -298,7 +309,7 @@ def test_a_finished_group_is_not_read_again(tmp_path: Path) -> None:
 def test_one_percent_of_unusable_documents_is_the_limit(tmp_path: Path, bad: int, refused: bool) -> None:
     good = json_lines([f"text {i}" for i in range(100 - bad)])
     data = good + b'{"text": "\xff"}\n' + b'{"text": "a\x00b"}\n' * (bad - 1) + b'{"text": ""}\n' * 50
-    (found,) = partition("0", plan_one(tmp_path, "a.jsonl", data), "text", str(tmp_path / "pieces"), 1)["stats"].values()
+    (found,) = partition("0", plan_one(tmp_path, "a.jsonl", data), "text", str(tmp_path / "pieces"), ONE)["stats"].values()
     stats = DomainStats(**found)
     assert (stats.documents, stats.skipped["empty"], stats.skipped["invalid_utf8"]) == (100 - bad, 50, 1)
     assert MAX_SKIPPED == 0.01
@@ -337,11 +348,11 @@ def test_unreadable_input_is_one_line_and_leaves_the_group_unfinished(tmp_path: 
     }[name]
     parts = plan_one(tmp_path, name, data)
     with pytest.raises(UserError) as refusal:
-        from_outcome(run_task(partition, 0, parts, "text", str(tmp_path / "pieces"), 2))
+        from_outcome(run_task(partition, 0, parts, "text", str(tmp_path / "pieces"), Layout(1, 2)))
     assert str(refusal.value).startswith(str(tmp_path / name))
     assert expected in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    assert not list(tmp_path.rglob("stats.json"))
+    assert not list(tmp_path.rglob("group-*.json"))
 
 
 def test_a_repaired_file_is_read_afresh(tmp_path: Path) -> None:
@@ -349,10 +360,10 @@ def test_a_repaired_file_is_read_afresh(tmp_path: Path) -> None:
     whole = zstandard.ZstdCompressor().compress(json_lines(texts))
     parts = plan_one(tmp_path, "a.jsonl.zst", whole[:-20])
     with pytest.raises(UserError):
-        partition("0", parts, "text", str(tmp_path / "pieces"), 2)
+        partition("0", parts, "text", str(tmp_path / "pieces"), Layout(1, 2))
     (tmp_path / "a.jsonl.zst").write_bytes(whole)
-    partition("0", parts, "text", str(tmp_path / "pieces"), 2)
-    found = [text for bucket in range(2) for *_, text in read_bucket(contents_of(tmp_path / "pieces"), bucket, {})]
+    partition("0", parts, "text", str(tmp_path / "pieces"), Layout(1, 2))
+    found = [text for bucket in range(2) for *_, text in read_bucket(contents_of(tmp_path / "pieces", layout=Layout(1, 2)), bucket, {})]
     assert sorted(found) == sorted(texts)
 
 
@@ -361,8 +372,8 @@ def test_a_full_disk_is_told_and_leaves_the_group_unfinished(tmp_path: Path, sma
     texts = ["".join(chr(random.randrange(0x4E00, 0x9FA5)) for _ in range(2000)) for _ in range(400)]
     parts = plan_one(tmp_path, "a.jsonl", json_lines(texts))
     with pytest.raises(UserError, match=r"^storage: no space left on device .*; free some space or set storage to another place"):
-        from_outcome(run_task(partition, 0, parts, "text", str(small_disk), 2))
-    assert not list(small_disk.rglob("stats.json"))
+        from_outcome(run_task(partition, 0, parts, "text", str(small_disk), Layout(1, 2)))
+    assert not list(small_disk.rglob("group-*.json"))
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {

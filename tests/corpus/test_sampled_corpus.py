@@ -56,7 +56,7 @@ def corpus(store: TextStore, tmp_path_factory: pytest.TempPathFactory) -> TokenC
 
 
 def test_what_is_read_of_ten_terabytes(store: TextStore, corpus: TokenCorpus) -> None:
-    counts = corpus.domains["domain-00"]
+    counts = corpus.domains["domain-00000"]
     assert store.sent_bytes < 5e6, "of four domains"
     for name, found in corpus.domains.items():
         assert found.train.tokens > 0.98 * TOKENS, name
@@ -77,14 +77,14 @@ def test_what_there_is_of_it_all_is_estimated(store: TextStore, corpus: TokenCor
         tokens_per_byte = found.train.tokens / found.train.text_bytes
         assert excerpt.tokens == pytest.approx(excerpt.text_bytes * tokens_per_byte, rel=0.02)
         assert excerpt.stderr_tokens < 0.05 * excerpt.tokens
-    assert corpus.tokens()["domain-00"] > 1e11
+    assert corpus.tokens()["domain-00000"] > 1e11
 
 
 def test_the_record_lists_what_was_read(corpus: TokenCorpus) -> None:
     sources = read_record(corpus.address)["content"]["sources"]
-    read = corpus.domains["domain-01"].excerpt
+    read = corpus.domains["domain-00001"].excerpt
     assert read is not None
-    assert sum(entry["domain"] == "domain-01" for entry in sources) == read.files_read
+    assert sum(entry["domain"] == "domain-00001" for entry in sources) == read.files_read
     assert all(entry["size_bytes"] > 0 and entry["fingerprint"] for entry in sources)
 
 
@@ -164,9 +164,9 @@ def test_a_changed_file_is_another_source(tmp_path: Path, in_process: Callable[[
 
 def test_declared_held_out_text_and_targets_are_sampled_too(store: TextStore, tmp_path: Path, in_process: Callable[[int], None]) -> None:
     patterns = store.patterns()
-    domains = {"web": {"files": [patterns["domain-00"]], "heldout": [patterns["domain-01"]]}}
+    domains = {"web": {"files": [patterns["domain-00000"]], "heldout": [patterns["domain-00001"]]}}
     store.sent_bytes = 0
-    corpus = corpus_of(store, tmp_path / "runs", domains=domains, targets={"use": {"files": [patterns["domain-02"]]}})
+    corpus = corpus_of(store, tmp_path / "runs", domains=domains, targets={"use": {"files": [patterns["domain-00002"]]}})
     assert store.sent_bytes < 5e6
     assert corpus.rows("valid").keys() == {"web", "use"}
     assert all(HELDOUT_TOKENS * 0.8 < corpus.domains[name].valid.tokens <= HELDOUT_TOKENS for name in ("web", "use"))

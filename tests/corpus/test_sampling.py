@@ -118,7 +118,7 @@ def test_a_truncated_stream_matters_only_where_it_is_read(tmp_path: Path) -> Non
 
 def source_of(files: Sequence[File], text_bytes: int, domain: str | None = "web", column: str | None = None) -> Source:
     """A source of which so many bytes are wanted of every domain."""
-    return Source(0, Origin(domain, domain_column=column), tuple(files), Wanted(Reads(0, 0, 0), 0, text_bytes, 1))
+    return Source(0, Origin(domain, domain_column=column), tuple(files), Wanted(Reads(0), 0, 0, text_bytes, 1))
 
 
 def take(source: Source, waves: list[list[Stretches]] | None = None) -> Sample:
@@ -214,7 +214,7 @@ def test_domains_that_a_column_names(tmp_path: Path) -> None:
         path = tmp_path / f"{i}.jsonl"
         path.write_text("".join(json.dumps(record) + "\n" for record in common[i::10]))
         listed.append(File(str(path), path.stat().st_size, "", path.name))
-    source = Source(0, Origin(None, domain_column="of"), tuple(listed), Wanted(Reads(0, 0, 0), 0, 10_000, None))
+    source = Source(0, Origin(None, domain_column="of"), tuple(listed), Wanted(Reads(0), 0, 0, 10_000, None))
     sample = take(source)
     stats, limits = sample.stats(), sample.limits()
     assert sample.names == ("common", "rare")

@@ -1,0 +1,182 @@
+"""Third pass: rows of tokenized buckets gathered, shuffled and written as shards, and what buckets left over.
+
+The train shards of a domain are, slice after slice, those of its lanes and, where there are several slices, one of what the slice's buckets left over; last
+comes one of what is left over then.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from chameleon_ray import storage
+from chameleon_ray.corpus.packing import deal, pack, pack_all
+from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
+from chameleon_ray.corpus.rows import Rows, write_shard
+from chameleon_ray.corpus.scatter import TokenizeSpec, rest_batch
+from chameleon_ray.corpus.unigrams import entropy_nats
+from chameleon_ray.counts import SplitCounts
+
+UNIGRAMS = pa.schema([("token", pa.int64()), ("count", pa.int64())])  # a slot for every domain
+Piece = tuple[bool, int, int, NDArray[Any]]  # held out, document, bytes, tokens
+
+
+def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int) -> dict[str, Any]:
+    """Write the shuffled train shards of a lane, and how often each token is in them.
+
+    Returns:
+        `rows` of the lane's shards, in their order.
+    """
+    parts = [batch for bucket in _buckets(spec, slice_number) for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1))]
+    slots = np.flatnonzero(spec.lanes.lane_of == lane)
+    shards = _concatenated(parts, "shard")
+    order = np.argsort(shards, kind="stable")
+    borders = np.searchsorted(shards[order], [*slots, slots[-1] + 1])
+    documents = _concatenated(parts, "document")
+    tokens = np.concatenate([batch["tokens"].flatten().to_numpy() for batch in parts]).reshape(-1, spec.row_tokens) if parts else None
+    parts.clear()
+    unigrams: dict[int, NDArray[np.int64]] = defaultdict(lambda: np.zeros(spec.vocab_size, np.int64))
+    counts = []
+    for slot, start, stop in zip(slots.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        counts.append(stop - start)
+        if stop > start:
+            assert tokens is not None
+            domain = int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1
+            number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
+            mine = order[start:stop]
+            _write_train(spec, domain, number, tokens[mine], documents[mine])
+            unigrams[domain] += np.bincount(tokens[mine].ravel(), minlength=spec.vocab_size)
+    _write_unigrams(_unigrams_address(spec, slice_number, lane), unigrams)
+    return {"rows": counts}
+
+
+def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str, Any]:
+    """Where there are several slices: full rows of what a slice's buckets left over, as a shard for each domain; what is left over then, and held-out
+    documents, are kept for `gather_rest`.
+
+    Returns:
+        `rows`: domain -> rows.
+    """
+    kept: list[tuple[int, bool, int, int, NDArray[Any]]] = []
+    rows, unigrams = {}, {}
+    for domain, pieces in _by_domain(spec, (spec.tokens_address(bucket) for bucket in _buckets(spec, slice_number)), spec.lanes.num_lanes + rest):
+        tails = [piece for piece in pieces if not piece[0]]
+        full, left = pack([piece[3] for piece in tails], [piece[1] for piece in tails], spec.row_tokens, spec.vocab_size)
+        if len(full):
+            shards = shards_of_slice(spec, domain)
+            _write_train(spec, domain, slice_number * shards + shards - 1, full.tokens, full.document)
+            rows[spec.names[domain]] = len(full)
+            unigrams[domain] = np.bincount(full.tokens.ravel(), minlength=spec.vocab_size)
+        kept += [(domain, False, document, 0, tokens) for document, tokens in left]
+        kept += [(domain, *piece) for piece in pieces if piece[0]]
+    _write_unigrams(_unigrams_address(spec, slice_number, f"rest-{rest}"), unigrams)
+    with PieceWriter(_condensed_address(spec, slice_number, rest)) as writer:
+        if kept:
+            writer.add(rest, rest_batch(spec, kept))
+    return {"rows": rows}
+
+
+def gather_rest(spec: TokenizeSpec, rest: int) -> dict[str, Any]:
+    """The last train shard of some domains, and their held-out documents, in the order of their hashes, dealt to valid and test, `heldout_tokens` each at
+    most. With fewer than two documents neither split gets any: the domain is not measured.
+
+    Returns:
+        By domain `rows` of the shard, `entropy` of all train tokens, and the counts of `valid` and `test`.
+    """
+    layout = spec.lanes.layout
+    one = layout.slices == 1
+    files = (spec.tokens_address(bucket) for bucket in range(layout.buckets)) if one else (_condensed_address(spec, s, rest) for s in range(layout.slices))
+    found = dict(_by_domain(spec, files, spec.lanes.num_lanes + rest if one else rest))
+    return {spec.names[domain]: _finish(spec, domain, rest, found.get(domain, [])) for domain in np.flatnonzero(spec.lanes.rest_of == rest).tolist()}
+
+
+def shards_of_slice(spec: TokenizeSpec, domain: int) -> int:
+    """How many shards of a domain come from one slice."""
+    return int(spec.lanes.shards[domain]) + (spec.lanes.layout.slices > 1)
+
+
+def _finish(spec: TokenizeSpec, domain: int, rest: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    whole = spec.names[domain] in spec.trained_whole
+    tails = [piece for piece in pieces if whole or not piece[0]]
+    full, _ = pack([piece[3] for piece in tails], [piece[1] for piece in tails], spec.row_tokens, spec.vocab_size)
+    if len(full):
+        _write_train(spec, domain, spec.lanes.layout.slices * shards_of_slice(spec, domain), full.tokens, full.document)
+    heldout = [] if whole else [piece for piece in pieces if piece[0]]
+    return {"rows": len(full), "entropy": _entropy(spec, domain, rest, full), **_heldout(spec, spec.names[domain], heldout)}
+
+
+def _heldout(spec: TokenizeSpec, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
+    halves = deal((tokens for *_, tokens in pieces), spec.heldout_tokens)
+    result = {}
+    for split, mine in zip(("valid", "test"), halves if all(halves) else ([], []), strict=True):
+        shard_rows: tuple[int, ...] = ()
+        if mine:
+            rows = pack_all([tokens for _, tokens in mine], range(len(mine)), spec.row_tokens, spec.vocab_size, spec.end_of_document)
+            write_shard(storage.join(spec.address, split, quote(name, safe=""), "shard-00000.arrow"), name, rows)
+            shard_rows = (len(rows),)
+        text_bytes = round(sum(pieces[place][2] / len(pieces[place][3]) * len(tokens) for place, tokens in mine))
+        result[split] = asdict(SplitCounts(len(mine), int(sum(len(tokens) for _, tokens in mine)), text_bytes, shard_rows))
+    return result
+
+
+def _write_train(spec: TokenizeSpec, domain: int, number: int, tokens: NDArray[Any], documents: NDArray[np.int64]) -> None:
+    name = spec.names[domain]
+    order = np.random.default_rng([spec.seed, number, *name.encode()]).permutation(len(tokens))
+    rows = Rows(tokens[order], np.full(len(tokens), spec.row_tokens, np.int32), documents[order])
+    write_shard(storage.join(spec.address, "train", quote(name, safe=""), f"shard-{number:05d}.arrow"), name, rows)
+
+
+def _entropy(spec: TokenizeSpec, domain: int, rest: int, rows: Rows) -> float:
+    """Of all train tokens of a domain: those of its shards as they were counted, and of its last rows."""
+    histogram = np.bincount(rows.tokens.ravel(), minlength=spec.vocab_size)
+    slices = range(spec.lanes.layout.slices)
+    files = [_unigrams_address(spec, each, lane) for each in slices for lane in spec.lanes.lanes_of_domain(domain)]
+    if len(slices) > 1:
+        files += [_unigrams_address(spec, each, f"rest-{rest}") for each in slices]
+    for address in files:
+        for _, batch in read_pieces(address, UNIGRAMS, range(domain, domain + 1)):
+            np.add.at(histogram, batch["token"].to_numpy(), batch["count"].to_numpy())
+    return entropy_nats(histogram)
+
+
+def _write_unigrams(address: str, unigrams: Mapping[int, NDArray[np.int64]]) -> None:
+    """How often each token is in shards of some domains."""
+    with PieceWriter(address) as writer:
+        for domain, histogram in unigrams.items():
+            tokens = np.flatnonzero(histogram)
+            writer.add(domain, pa.record_batch([pa.array(tokens), pa.array(histogram[tokens])], schema=UNIGRAMS))
+
+
+def _by_domain(spec: TokenizeSpec, files: Iterable[str], slot: int) -> Iterator[tuple[int, list[Piece]]]:
+    """What the files have of a rest, domain by domain, in their order."""
+    found: dict[int, list[Piece]] = defaultdict(list)
+    for address in files:
+        for _, batch in read_pieces(address, spec.rest_schema, range(slot, slot + 1)):
+            offsets, values = batch["tokens"].offsets.to_numpy(), batch["tokens"].values.to_numpy()
+            columns = (batch[name].to_pylist() for name in ("domain", "heldout", "document", "bytes"))
+            for i, (domain, *fields) in enumerate(zip(*columns, strict=True)):
+                found[domain].append((*fields, values[offsets[i] : offsets[i + 1]]))
+    yield from sorted(found.items())
+
+
+def _buckets(spec: TokenizeSpec, slice_number: int) -> range:
+    return spec.lanes.layout.buckets_of(slice_number)
+
+
+def _concatenated(parts: Sequence[pa.RecordBatch], column: str) -> NDArray[np.int64]:
+    return np.concatenate([batch[column].to_numpy().astype(np.int64) for batch in parts] or [np.empty(0, np.int64)])
+
+
+def _unigrams_address(spec: TokenizeSpec, slice_number: int, lane: int | str) -> str:
+    return storage.join(spec.scratch, f"unigrams-{slice_number:05d}-{lane}.pieces")
+
+
+def _condensed_address(spec: TokenizeSpec, slice_number: int, rest: int) -> str:
+    return storage.join(spec.scratch, f"rest-{slice_number:05d}-{rest}.pieces")
