@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH = $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: quickstart test test-long lint bench install install-dev clean
+.PHONY: quickstart test test-long lint bench scale install install-dev clean
 
 quickstart: install
 	$(BIN)/chameleon compare jobs/quickstart.yaml
@@ -25,6 +25,9 @@ lint: install-dev
 
 bench: install-dev
 	$(BIN)/python -m analysis.benchmarks
+
+scale: install-dev
+	$(BIN)/python -m analysis.scale
 
 install: $(VENV)/installed
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, TrainingConfig
+from chameleon_ray.limits import Limits
 
 Array = NDArray[np.float64]
 Changes = Literal["loss", "nothing"]
@@ -224,8 +225,9 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class FitContext:
-    """What the spine knows and a method may need: what the experiment calls it, how the proxy is trained, what is embedded, the first seed, and the
-    pretrained model that the proxy starts from, if it does."""
+    """What the spine knows and a method may need: what the experiment calls it, how the proxy is trained, what is embedded, the first seed, the
+    pretrained model that the proxy starts from, if it does, and what weights may be; those that a method gives are brought within these limits, and one that
+    searches for weights may search there."""
 
     label: str
     corpus: TokenCorpus
@@ -234,6 +236,7 @@ class FitContext:
     embedding: EmbeddingConfig
     seed: int
     start: TrainedModel | None = None
+    limits: Limits | None = None
 
 
 def start_of(training: TrainingConfig, corpus: TokenCorpus, backend: Backend, where: str) -> TrainedModel | None:

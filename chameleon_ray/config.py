@@ -127,6 +127,49 @@ class CorpusConfig(Settings):
         return self
 
 
+class BudgetConfig(Settings):
+    """How much training the weights are for: `tokens`, and how many there are of every domain: by name, or as the corpus says where nothing is given."""
+
+    tokens: PositiveInt
+    domain_tokens: Literal["estimated"] | dict[DomainName, PositiveInt] = "estimated"
+
+
+class Share(Settings):
+    """What a weight may be, or the sum of several."""
+
+    min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Share:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} exceeds max {self.max}")
+        if self.min == 0 and self.max == 1:
+            raise ValueError("give min, max or both")
+        return self
+
+
+class GroupShare(Share):
+    """What the weights of some domains may be together."""
+
+    of: Annotated[tuple[DomainName, ...], Field(min_length=1)]
+
+
+class ConstraintsConfig(Settings):
+    """What the weights of single domains, and of named groups of them, may be."""
+
+    domains: dict[DomainName, Share] = Field(default_factory=dict)
+    groups: dict[str, GroupShare] = Field(default_factory=dict)
+
+
+class QuestionConfig(Settings):
+    """What is asked of every method beside the experiment's text and models; mixtures answer to it."""
+
+    budget: BudgetConfig | None
+    max_repetition: float | None
+    constraints: ConstraintsConfig
+
+
 class CorpusChanges(Settings):
     """What `extend` adds to an experiment's domains, or leaves out of them (null)."""
 

@@ -17,7 +17,15 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.backend import Reads
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources, TrainingConfig
+from chameleon_ray.config import (
+    BudgetConfig,
+    ConstraintsConfig,
+    CorpusConfig,
+    EmbeddingConfig,
+    QuestionConfig,
+    Resources,
+    TrainingConfig,
+)
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.methods import METHODS
@@ -52,6 +60,8 @@ class Experiment(Settings):
     proxy: TrainingConfig
     embedding: EmbeddingConfig = EmbeddingConfig()
     base: TrainingConfig
+    budget: BudgetConfig | None = None
+    constraints: ConstraintsConfig = ConstraintsConfig()
     methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda: dict[str, dict[str, Any]](uniform={}, chameleon={}))
     sweep: Sweep | None = None
     resources: Resources = Resources()
@@ -99,6 +109,21 @@ class Experiment(Settings):
         for label in self.methods:
             self.mixer(label)
         return self
+
+    @model_validator(mode="after")
+    def _repetition_in_a_budget(self) -> Experiment:
+        if self.corpus.max_repetition is not None and self.budget is None:
+            drawn = self.base.steps * self.base.batch_rows * self.corpus.row_tokens
+            raise ValueError(
+                f"corpus.max_repetition: says how often a domain may be repeated in budget.tokens, and there is no budget; add budget: {{tokens: N}} "
+                f"(a base model of this experiment draws {drawn})"
+            )
+        return self
+
+    @property
+    def question(self) -> QuestionConfig:
+        """What the methods' weights must keep to."""
+        return QuestionConfig(budget=self.budget, max_repetition=self.corpus.max_repetition, constraints=self.constraints)
 
     @property
     def fit_seeds(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
 from chameleon_ray.mixing.method import Method
+from chameleon_ray.mixing.question import Question
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.records import is_complete, once
 
@@ -55,7 +56,12 @@ class MixtureJob:
     def digest(self) -> str:
         """Of the mixture: covers what the method says that it needs."""
         sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.sections)}
-        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed, self.start)
+        return mixture_digest(self.method, self.mixer, {**sections, "question": self.experiment.question}, self.corpus, self.seed, self.start)
+
+    @property
+    def question(self) -> Question:
+        """What its weights must keep to; raises `UserError` for what cannot be."""
+        return Question.of(self.experiment.question, self.corpus.names, self.corpus.tokens())
 
     def address(self, backend: Backend) -> str:
         """Where the mixture is kept."""
@@ -64,7 +70,7 @@ class MixtureJob:
     def context(self, backend: Backend) -> FitContext:
         """What the method gets to work with."""
         experiment = self.experiment
-        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed, self.start)
+        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed, self.start, self.question.limits)
 
 
 def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
@@ -79,7 +85,7 @@ def mixture_jobs(experiment: Experiment, corpus: TokenCorpus, backend: Backend) 
     plain = {job.method: job.digest for job in jobs}
     points = _points(experiment, backend)
     changed = {job.method for job in points if job.digest != plain.get(job.method)}
-    if experiment.sweep and experiment.sweep.train_base and any(_base(job.experiment) != _base(experiment) for job in points):
+    if experiment.sweep and experiment.sweep.train_base and any(job.experiment.base != experiment.base for job in points):
         changed = set(experiment.methods)
     return jobs, [job for job in points if job.method in changed]
 
@@ -108,7 +114,7 @@ def fit(job: MixtureJob, backend: Backend) -> Mixture:
     path = storage.join(address, "mixture.json")
 
     def make() -> dict[str, Any]:
-        found = job.mixer.fit(job.context(backend))
+        found = job.question.answer(job.mixer.fit(job.context(backend)))
         for name, content in found.files.items():
             storage.write_bytes(storage.join(address, name), content)
         provenance = {**found.provenance, "corpus": job.corpus.digest, "seed": job.seed}
@@ -173,8 +179,3 @@ def _points(experiment: Experiment, backend: Backend) -> list[MixtureJob]:
         corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0], experiment.reads)
         found += [MixtureJob.of(label, describe(point), at, corpora[key], backend) for label in at.methods]
     return found
-
-
-def _base(experiment: Experiment) -> tuple[object, ...]:
-    """What a base model's run depends on beside its mixture."""
-    return experiment.base, experiment.corpus.max_repetition

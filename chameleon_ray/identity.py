@@ -39,8 +39,8 @@ VERSIONS: dict[str, int] = {
     "embeddings": 5,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
-    "mixture": 3,  # what is around a method; the method has a version of its own
-    "report": 6,  # what is shown of the results
+    "mixture": 4,  # what is around a method; the method has a version of its own
+    "report": 7,  # what is shown of the results
 }
 
 

@@ -45,6 +45,8 @@ class Mixture:
         weights: name -> fraction of tokens; non-negative, sums to 1 within 1e-9.
         label: what the experiment calls it; the method's name where nothing else is given.
         scores, weights_stderr, scores_stderr: per domain where the method has them.
+        unconstrained: the method's weights where those asked for had to keep to limits, which changed them; None otherwise.
+        epochs: how often each domain is read in the budget that the weights are for; empty without one.
         ledger: what was needed to get the weights: digest of an artifact -> its cost. Shared work has one digest, so that a sum over several mixtures
             counts it once (`total_cost`).
         tokenizer_sha256: of the tokenizer whose tokens the fractions count; None where that is not known.
@@ -62,6 +64,8 @@ class Mixture:
     scores: Mapping[str, float] | None = None
     weights_stderr: Mapping[str, float] | None = None
     scores_stderr: Mapping[str, float] | None = None
+    unconstrained: Mapping[str, float] | None = None
+    epochs: Mapping[str, float] = field(default_factory=dict)
     ledger: Mapping[str, Cost] = field(default_factory=dict)
     tokenizer_sha256: str | None = None
     domains: Mapping[str, DomainSize] = field(default_factory=dict)

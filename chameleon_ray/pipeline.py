@@ -18,8 +18,8 @@ from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits, with_sizes
-from chameleon_ray.mixing.budget import cap_repetition
 from chameleon_ray.mixing.methods import Weigher
+from chameleon_ray.mixing.question import Question
 from chameleon_ray.mixing.static import uniform_mixture
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import ReportData
@@ -51,6 +51,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     corpus.check_measured()
     start = start_of(experiment.base, corpus, backend, "base")
     backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed, start) for seed in experiment.seeds])
+    Question.of(experiment.question, corpus.names, corpus.tokens())
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     fits, failures = fit_all(refits([*jobs, *swept]), backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
@@ -111,11 +112,12 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     tokens = {name: count for corpus in changed.corpora for name, count in corpus.tokens().items()}
     with naming(f"methods.{label}"):
         mixture = method.weigh(changed.embeddings, tokens, changed.texts)
+    mixture = Question.of(experiment.question, tuple(mixture.weights), tokens, is_changed=True).answer(mixture)
     return replace(with_sizes(mixture, changed.corpora), label=label, ledger={**mixture.ledger, **changed.looking})
 
 
 def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed: int, start: TrainedModel | None = None) -> TrainJob:
-    """The base model's run on a mixture; `corpus.max_repetition` limits how often a domain is repeated, for every method alike.
+    """The base model's run on a mixture.
 
     Args:
         start: the pretrained model that it goes on from, where `base.model` names one.
@@ -125,8 +127,6 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
         side = "the mixture" if odd[0] in mixture.weights else "the corpus"
         raise UserError(f"mixture {mixture.label!r}: domain {odd[0]!r} is only in {side}; the corpus has {', '.join(corpus.names)}")
     weights = {name: mixture.weights[name] for name in corpus.names}
-    if experiment.corpus.max_repetition is not None:
-        weights = cap_repetition(weights, corpus.rows(), experiment.base.steps * experiment.base.batch_rows, experiment.corpus.max_repetition)
     return TrainJob("base", experiment.base, weights, seed, start=start)
 
 

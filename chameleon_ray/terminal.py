@@ -58,11 +58,17 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
     beside = [mixture.details[key] for key in titles]
     for title in titles.values():
         grid.add_column(title, justify="right")
+    if mixture.unconstrained:
+        grid.add_column("without limits", justify="right")
+    if mixture.epochs:
+        grid.add_column("epochs", justify="right")
     for name, weight in mixture.weights.items():
         cells = [measured(weight, (mixture.weights_stderr or {}).get(name))]
         if scores:
             cells.append(measured(scores[name], (mixture.scores_stderr or {}).get(name)))
         cells += [fixed(values[name], 4) for values in beside]
+        cells += [fixed(mixture.unconstrained[name], 4)] if mixture.unconstrained else []
+        cells += [number(mixture.epochs.get(name), 3)] if mixture.epochs else []
         grid.add_row(escape(name), *cells)
     console.print(grid)
     for sentence in mixture.explanation:

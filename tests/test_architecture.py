@@ -19,7 +19,23 @@ EVERYTHING = [path for folder in ("chameleon_ray", "analysis", "jobs", "tests") 
 
 # From the ground up: a file imports only from its own floor or from those before it. Folders follow the data.
 FLOORS = (
-    *("errors", "cache", "storage", "settings", "presets", "config", "tensors", "records", "counts", "artifacts", "mixture", "progress", "backend", "identity"),
+    *(
+        "errors",
+        "cache",
+        "storage",
+        "settings",
+        "presets",
+        "config",
+        "limits",
+        "tensors",
+        "records",
+        "counts",
+        "artifacts",
+        "mixture",
+        "progress",
+        "backend",
+        "identity",
+    ),
     *("ray_session", "ray_progress"),
     *("mixing", "experiment", "corpus", "models", "embedding", "training", "evaluation", "report"),
     *("fitting", "results", "transfer", "pipeline", "ray_trials", "ray_backend"),

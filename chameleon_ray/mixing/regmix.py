@@ -13,7 +13,7 @@ Deviations: `top` is 128 as in the released code (paper: 100); nothing is stoppe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -24,6 +24,7 @@ from chameleon_ray.artifacts import Embeddings, TokenCorpus
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
+from chameleon_ray.limits import Limits
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss, possible
@@ -140,7 +141,7 @@ class RegMix(Method):
             ledger = {proxy.run: proxy.cost, **embeddings.ledger, **ledger}
         by_size = {ONE_SIZE: swarm}
         correlations = self.rank_correlations(by_size, ONE_SIZE, context.seed, embeddings)
-        mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings)
+        mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings, context.limits)
         warnings = (*mixture.warnings, *self._target_warnings(context.corpus))
         return replace(mixture, ledger=ledger, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
 
@@ -187,12 +188,19 @@ class RegMix(Method):
         return {name: cross_validated_spearman(name, runs, parameters, seed) for name in tried}
 
     def optimum(
-        self, swarms: Mapping[float, Swarm], parameters: float, correlations: Mapping[str, float], seed: int, embeddings: Embeddings | None = None
+        self,
+        swarms: Mapping[float, Swarm],
+        parameters: float,
+        correlations: Mapping[str, float],
+        seed: int,
+        embeddings: Embeddings | None = None,
+        limits: Limits | None = None,
     ) -> Mixture:
         """The mixture that the regression on the swarms predicts best: the mean of the `top` of `samples` draws from Dirichlet(prior).
 
         Args:
             correlations: what `rank_correlations` found of the same; the regressor with the largest is used, the first of equal ones.
+            limits: the search is among draws brought within them, and what is found without stands beside as `unconstrained`.
         Returns:
             A mixture whose `details` hold target, regressor, rank correlations, number of runs, prior, the loss predicted at the optimum, and the domains
             that no run has; `ledger` is empty, since what the swarm took is not known here. Neither the order of the domains nor that of the targets
@@ -212,23 +220,31 @@ class RegMix(Method):
         prior = normalised([given[name] for name in names] if given else near.ratios.mean(axis=0))  # [k]
         predict = mean_loss(fit(regressor, runs, parameters))
         draws = dirichlet(names, prior, self.samples, seed, "optimum")  # [samples, k]
-        best = draws[np.argsort(predict(draws), kind="stable")[: self.top]]
-        weights = normalised(best.mean(axis=0))
+        free = weights = self._best(draws, predict)
+        if limits is not None and limits.rows:
+            weights = self._best(replace(limits, names=tuple(names)).project(draws), predict)
         details = {
             "target": target,
             "regressor": regressor,
             "spearman": {target: dict(correlations)},
             "num_runs": len(runs) if REGRESSORS[regressor].across_sizes else int(here.sum()),
             "predicted_loss": float(predict(weights[None])[0]),
+            **({} if weights is free else {"predicted_loss_unconstrained": float(predict(free[None])[0])}),
             **({"best_loss_of_swarm": float(near.losses.mean(axis=1).min())} if here.any() else {}),
             "prior": named(names, prior),
             **({"unseen": new} if new else {}),
         }
-        by_name = named(names, weights)
+        by_name, beside = named(names, weights), named(names, free)
         warnings = (*_unseen_warnings(new), *self._quality_warnings(target, regressor, correlations[regressor]), *_collapse_warnings(weights, target))
         provenance = {"settings": self.model_dump(mode="json")}
         order = (*first.domains, *new)
-        return Mixture(self.name, {name: by_name[name] for name in order}, provenance=provenance, details=details, warnings=warnings)
+        unconstrained = None if weights is free else {name: beside[name] for name in order}
+        found = {name: by_name[name] for name in order}
+        return Mixture(self.name, found, unconstrained=unconstrained, provenance=provenance, details=details, warnings=warnings)
+
+    def _best(self, draws: Array, predict: Callable[[Array], Array]) -> Array:
+        """The mean of the draws [samples, k] that are predicted best."""
+        return normalised(draws[np.argsort(predict(draws), kind="stable")[: self.top]].mean(axis=0))
 
     def _unseen(self, swarms: Mapping[float, Swarm], embeddings: Embeddings | None) -> list[str]:
         """The domains of the prior that no run has and whose embeddings are known; raises `UserError` for a prior over other domains."""

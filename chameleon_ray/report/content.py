@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from chameleon_ray.report import comparison_tables, figures, numbers, tables
+from chameleon_ray.report import comparison_tables, corpus_tables, figures, numbers, tables
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.projection import MIN_UMAP_POINTS, embedding_map
@@ -83,6 +83,7 @@ def _numbers(data: ReportData) -> dict[str, pa.Table]:
         "spectrum": numbers.spectrum_numbers(data),
         "curves": numbers.curve_numbers(data.curves),
         "costs": numbers.cost_numbers(data),
+        "epochs": numbers.epoch_numbers(data),
     }
     if data.differences:
         measured["significance"] = numbers.significance_numbers(data.differences)
@@ -122,7 +123,8 @@ def _mixture(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Secti
     drawn = picture("mixture", "Weights per domain and method", caption, partial(figures.mixture_figure, table, names, labels, styles))
     priors = tuple(table for table in (tables.prior_table(data),) if table is not None)
     explained = tuple(f"{label}: {' '.join(mixture.explanation)}" for label, mixture in data.mixtures.items() if mixture.explanation)
-    return Section("mixture", "Mixture", (tables.mixture_table(data), drawn, *priors, *explained))
+    epochs = tuple(table for table in (corpus_tables.epochs_table(data),) if table is not None)
+    return Section("mixture", "Mixture", (tables.mixture_table(data), drawn, *priors, *explained, *epochs))
 
 
 def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:
@@ -228,8 +230,8 @@ def _settings(data: ReportData) -> Section:
     blocks: list[Block] = [seeds, Code("The experiment as YAML", _yaml(data.experiment.model_dump(mode="json", exclude_none=True)))]
     if methods:
         blocks.append(Code("Settings of every method, defaults included", _yaml(methods)))
-    quality = tuple(table for table in (tables.quality_table(data),) if table is not None)
-    return Section("settings", "Settings", (*blocks, tables.corpus_table(data), *quality, tables.version_table()))
+    text = tuple(table for table in (corpus_tables.reading_table(data), corpus_tables.quality_table(data)) if table is not None)
+    return Section("settings", "Settings", (*blocks, corpus_tables.corpus_table(data), *text, tables.version_table()))
 
 
 def _yaml(document: Mapping[str, Any]) -> str:

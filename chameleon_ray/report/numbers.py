@@ -48,6 +48,7 @@ SPECTRUM_SCHEMA = pa.schema([("method", pa.string()), ("index", pa.int64()), ("e
 COST_SCHEMA = pa.schema(
     [("method", pa.string()), ("tokens", pa.int64()), *((column, pa.float64()) for column in (*COSTS[1:], *(f"{column}_ratio" for column in COSTS)))]
 )
+EPOCH_SCHEMA = pa.schema([("method", pa.string()), ("domain", pa.string()), ("epochs", pa.float64()), ("of", pa.string())])
 SPREAD_SCHEMA = pa.schema([("method", pa.string()), ("l1_to_uniform", pa.float64()), ("effective_domains", pa.float64())])
 DRIFT_SCHEMA = pa.schema([("method", pa.string()), ("last_step", pa.int64()), ("part", pa.float64()), ("step", pa.int64()), ("l1_to_end", pa.float64())])
 DRIFT_PARTS = (0.1, 0.5)
@@ -93,6 +94,19 @@ def domains_won(data: ReportData, label: str) -> int:
     """Measured domains where the method's test perplexity is under uniform's, on average over the seeds that both have."""
     by_seed = reported(data.measurements)
     return sum(paired_difference(by_seed[label, name, "perplexity"], by_seed[BASELINE, name, "perplexity"]).mean < 0 for name in data.measured)
+
+
+def epoch_numbers(data: ReportData) -> pa.Table:
+    """How often every domain is read under every mixture: in the budget, or without one by a base model, of the rows that it has. Where nothing tells how much
+    there is of a domain it is left out."""
+    training, rows = data.experiment.base, []
+    for label, mixture in data.mixtures.items():
+        drawn = training.steps * training.batch_rows
+        stored = data.corpus.rows()
+        found = mixture.epochs or {name: mixture.weights[name] * drawn / stored[name] for name in data.names if stored[name]}
+        of = "base model" if data.experiment.budget is None else "budget"
+        rows += [{"method": label, "domain": name, "epochs": times, "of": of} for name, times in found.items()]
+    return pa.Table.from_pylist(rows, EPOCH_SCHEMA)
 
 
 def mixture_numbers(data: ReportData) -> pa.Table:

@@ -8,7 +8,6 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from chameleon_ray.artifacts import SPLITS
 from chameleon_ray.mixture import total_cost
 from chameleon_ray.records import versions
 from chameleon_ray.report.data import BASELINE, ReportData
@@ -196,41 +195,6 @@ def phase_table(data: ReportData) -> Table:
     rows = [text_row(phase, (duration(seconds),)) for phase, seconds in data.seconds.items()]
     total = text_row("total", (duration(sum(data.seconds.values())),))
     return Table(("phase", "wall time"), (*rows, total), num_summary_rows=1)
-
-
-def corpus_table(data: ReportData) -> Table:
-    """Documents, tokens and rows of every domain and split, and what was left out."""
-    rows = []
-    for name in (*data.names, *data.corpus.targets):
-        counts = data.corpus.domains[name]
-        splits = [counts.split(split) for split in SPLITS]
-        per_split = (" / ".join(count(getattr(split, field)) for split in splits) for field in ("documents", "tokens", "rows"))
-        left_out = {**counts.skipped, "held-out": counts.unused_heldout}
-        skipped = ", ".join(f"{count(number_skipped)} {reason}" for reason, number_skipped in left_out.items() if number_skipped) or "0"
-        entropy = DASH if name in data.corpus.targets else number(counts.unigram_entropy_nats)
-        rows.append(text_row(f"{name} (target)" if name in data.corpus.targets else name, (*per_split, count(counts.duplicates), skipped, entropy)))
-    columns = ("domain", "documents", "tokens", "rows", "duplicates", "skipped", "unigram entropy, nats")
-    note = f"Documents, tokens and rows are given as {' / '.join(SPLITS)}; a row has {count(data.corpus.row_tokens)} tokens."
-    if any(counts.unused_heldout for counts in data.corpus.domains.values()):
-        note += f" Held-out documents that are skipped are over the bound of {count(data.experiment.corpus.heldout_tokens)} tokens, or alone in their domain."
-    return Table(columns, tuple(rows), f"{note} Vocabulary: {count(data.corpus.vocab_size)} tokens.")
-
-
-def quality_table(data: ReportData) -> Table | None:
-    """What the domains' text shows of its quality; None where nothing was looked at."""
-    looked: Mapping[str, Any] = next((mixture.details["quality"] for mixture in data.mixtures.values() if "quality" in mixture.details), {})
-    sampled = {name: counts.quality for name in data.names if (counts := data.corpus.domains[name]).quality is not None}
-    if not sampled:
-        return None
-    rows = []
-    for name, quality in sampled.items():
-        structure = looked.get(name, {}).get("structure")
-        rows.append(text_row(name, (fixed(quality.compression, 2), fixed(quality.repeated, 3), DASH if structure is None else fixed(structure, 2))))
-    note = (
-        "Of a sample of each domain's train text: bytes to a byte compressed; share of passages of eight words that another document of the domain has too; "
-        "and 1 - the proxy's loss over the entropy of the domain's token frequencies, 0 where what stands before a token tells nothing of it."
-    )
-    return Table(("domain", "compression", "repeated", "structure"), tuple(rows), note)
 
 
 def version_table() -> Table:

@@ -60,7 +60,7 @@ def test_what_is_read_of_ten_terabytes(store: TextStore, corpus: TokenCorpus) ->
     assert store.sent_bytes < 5e6, "of four domains"
     for name, found in corpus.domains.items():
         assert found.train.tokens > 0.98 * TOKENS, name
-        assert found.train.tokens < 1.7 * TOKENS, "stretches are whole, and documents too"
+        assert found.train.tokens < 1.8 * TOKENS, "stretches are whole, and documents too"
         assert HELDOUT_TOKENS * 0.8 < found.valid.tokens <= HELDOUT_TOKENS
     assert counts.excerpt is not None
     assert counts.excerpt.files_read >= 3

@@ -12,7 +12,7 @@ import pytest
 from chameleon_ray.artifacts import DocumentLosses
 from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.report import formatting, tables
+from chameleon_ray.report import corpus_tables, formatting, tables
 from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, perplexity_numbers
 from chameleon_ray.report.projection import embedding_map, principal_components
 from chameleon_ray.report.statistics import Measurement, over_seeds, paired_change_percent, paired_difference, summarise
@@ -132,7 +132,7 @@ def test_mixture_score_and_cost_tables(make_data):
 
 
 def test_corpus_table(make_data):
-    row = texts(tables.corpus_table(make_data(TWO_SEEDS)))[0]
+    row = texts(corpus_tables.corpus_table(make_data(TWO_SEEDS)))[0]
     assert row == ["books", "1,200 / 60 / 61", "640,000 / 32,000 / 33,000", "1,250 / 62 / 64", "3", "2 empty", "7.000"]
 
 

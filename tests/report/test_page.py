@@ -56,7 +56,7 @@ def test_files(written):
     assert written.name == "report.html"
     folder = written.parent
     numbers = {path.stem for path in (folder / "numbers").glob("*.parquet")}
-    assert numbers == {"mixture", "spread", "perplexity", "affinity", "spectrum", "curves", "costs", "embedding_map"}
+    assert numbers == {"mixture", "spread", "perplexity", "affinity", "spectrum", "curves", "costs", "epochs", "embedding_map"}
     pictures = re.findall(r"\]\((pictures/[^)]+)\)", (folder / "report.md").read_text())
     assert len(pictures) == 6
     assert all((folder / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
@@ -133,8 +133,9 @@ def test_many_domains_are_all_in_the_tables_and_the_heaviest_are_drawn(make_data
     names = tuple(f"domain-{i:03d}" for i in range(60))
     data = make_data({}, names=names, embeddings=None)
     (mixture, *_) = build_report(data).sections
-    table, picture = mixture.blocks
+    table, picture, epochs = mixture.blocks
     assert len(table.rows) == 60 + table.num_summary_rows
+    assert len(epochs.rows) == 60
     assert isinstance(picture, Picture)
     assert f"the {MAX_DRAWN_DOMAINS} domains of 60" in picture.caption
     assert set(names[30:]) <= set(drawn_names(data)), "those whose largest weight is over the uniform one"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_ray.report import ReportData, tables, write_report
+from chameleon_ray.report import ReportData, corpus_tables, tables, write_report
 from chameleon_ray.report.content import build_report
 from chameleon_ray.report.numbers import perplexity_numbers
 from chameleon_ray.report.page import to_markdown
@@ -85,6 +85,6 @@ def test_the_page_is_written_and_its_counts_are_zero(data, tmp_path: Path):
 def test_held_out_documents_over_the_bound_are_counted(make_data):
     made = corpus(NAMES)
     made = replace(made, domains={**made.domains, "books": replace(made.domains["books"], unused_heldout=1234)})
-    table = tables.corpus_table(make_data({}, names=NAMES, corpus=made))
+    table = corpus_tables.corpus_table(make_data({}, names=NAMES, corpus=made))
     assert [row[5].text for row in table.rows] == ["2 empty, 1,234 held-out", "2 empty", "2 empty"]
     assert "over the bound of 1,048,576 tokens, or alone in their domain" in table.note

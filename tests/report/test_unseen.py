@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_ray.counts import Quality
 from chameleon_ray.evaluation.measurements import perplexity_measurements
-from chameleon_ray.report import ReportData, tables, write_report
+from chameleon_ray.report import ReportData, corpus_tables, tables, write_report
 from chameleon_ray.report.numbers import perplexity_numbers
 from chameleon_ray.report.verdict import verdict
 from tests.report.conftest import corpus, document_losses
@@ -57,9 +57,9 @@ def test_what_text_shows_of_its_quality_is_a_table(make_data) -> None:
     sampled = replace(plain, domains={name: replace(counts, quality=Quality(1 << 20, 2.71, 0.013)) for name, counts in plain.domains.items()})
     data = make_data({"uniform": [[20, 40]]}, names=NAMES, corpus=sampled)
     looked = replace(data.mixtures["chameleon"], details={**data.mixtures["chameleon"].details, "quality": {"books": {"structure": 0.456}, "code": {}}})
-    table = tables.quality_table(replace(data, mixtures={"chameleon": looked}))
+    table = corpus_tables.quality_table(replace(data, mixtures={"chameleon": looked}))
     assert table is not None and [[cell.text for cell in row] for row in table.rows] == [["books", "2.71", "0.013", "0.46"], ["code", "2.71", "0.013", "–"]]
-    assert tables.quality_table(make_data({"uniform": [[20, 40]]}, names=NAMES)) is None
+    assert corpus_tables.quality_table(make_data({"uniform": [[20, 40]]}, names=NAMES)) is None
 
 
 def test_without_targets_there_is_no_table(make_data) -> None:
