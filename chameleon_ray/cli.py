@@ -17,6 +17,7 @@ from typer.models import TyperInfo
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
+from chameleon_ray.cli_init import app as init_app
 from chameleon_ray.cli_judge import app as judge_app
 from chameleon_ray.cli_regmix import app as regmix_app
 from chameleon_ray.cli_regmix import check_out
@@ -35,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.registered_groups = [TyperInfo(regmix_app), TyperInfo(judge_app)]
+app.registered_groups = [TyperInfo(init_app), TyperInfo(regmix_app), TyperInfo(judge_app)]
 
 ExperimentFile = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings that replace those of the file.")]

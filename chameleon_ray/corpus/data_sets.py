@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +21,10 @@ from chameleon_ray.corpus.formats import JSON_LINES, file_format
 from chameleon_ray.errors import UserError, one_line
 
 # What `datasets` and its file systems raise for a data set, split or file they cannot open or read.
-DATASETS_ERRORS = (OSError, ValueError, RuntimeError, KeyError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
+DATASETS_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, EOFError),
+    *(zlib.error, zstandard.ZstdError, pa.ArrowException, tarfile.TarError, zipfile.BadZipFile),
+)
 _PEEKED_BYTES = 1 << 16
 
 
