@@ -89,10 +89,11 @@ class Question:
         warnings = list(mixture.warnings)
         often = {name: times for name, times in epochs.items() if times > MANY_EPOCHS}
         if often:
-            told = listed([f"{name} {times:.1f} times" for name, times in sorted(often.items(), key=lambda item: -item[1])])
-            warnings.append(
-                f"In {self.budget_tokens:,} tokens {told} is read over; beyond {MANY_EPOCHS} epochs repeated text is worth less: set corpus.max_repetition."
+            told = listed([f"{name} {times:.1f} times over" for name, times in sorted(often.items(), key=lambda item: -item[1])])
+            text = (
+                f"A budget of {self.budget_tokens:,} tokens reads {told}; beyond {MANY_EPOCHS} epochs repeated text is worth less: set corpus.max_repetition."
             )
+            warnings.append(text)
         return replace(mixture, epochs=epochs, explanation=tuple(sentences), warnings=tuple(warnings))
 
 

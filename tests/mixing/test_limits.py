@@ -187,7 +187,7 @@ def test_error_bars_of_weights_that_were_moved() -> None:
 def test_repetition_is_warned_of_where_nothing_caps_it() -> None:
     found = Question.of(asked({"tokens": 1000}), ("a", "b"), {"a": 50, "b": 5000}).answer(Mixture("fixed", {"a": 0.5, "b": 0.5}))
     assert found.epochs == pytest.approx({"a": 10, "b": 0.1})
-    assert "a 10.0 times is read over" in found.warnings[0] and "set corpus.max_repetition" in found.warnings[0]
+    assert "A budget of 1,000 tokens reads a 10.0 times over;" in found.warnings[0] and "set corpus.max_repetition" in found.warnings[0]
 
 
 def test_what_the_budget_says_of_a_domain_comes_before_the_corpus() -> None:

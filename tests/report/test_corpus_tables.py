@@ -11,6 +11,7 @@ from chameleon_ray.config import BudgetConfig
 from chameleon_ray.counts import Excerpt
 from chameleon_ray.report import corpus_tables, write_report
 from chameleon_ray.report.numbers import epoch_numbers
+from chameleon_ray.report.verdict import warnings
 from tests.report.conftest import corpus
 
 NAMES = ("books", "code")
@@ -55,3 +56,18 @@ def test_epochs_in_a_budget(make_data) -> None:
     assert table is not None and "in the budget of 1,000,000,000 tokens" in table.note
     assert [cell.text for cell in table.rows[0]] == ["books", *["12.3"] * len(asked.mixtures)]
     assert [cell.text for cell in table.rows[1]] == ["code", *["–"] * len(asked.mixtures)]
+
+
+def test_a_sample_that_base_models_read_over_and_over_is_warned_of(make_data) -> None:
+    plain = corpus(NAMES)
+    sampled = {name: replace(counts, excerpt=Excerpt(2_500_000, 2, 9, 5e9, 1e9, None)) for name, counts in plain.domains.items()}
+    data = make_data({"uniform": [[20, 40]]}, names=NAMES, corpus=replace(plain, domains=sampled))
+    shorter, longer = (
+        replace(data, experiment=data.experiment.model_copy(update={"base": data.experiment.base.model_copy(update={"steps": steps, "batch_rows": 100})}))
+        for steps in (50, 1000)
+    )
+    (found,) = [text for text in warnings(longer) if "Only part of the text was read" in text]
+    assert "books" in found and "code" in found and "Set corpus.tokens_per_domain to" in found
+    assert not any("Only part" in text for text in warnings(shorter))
+    whole = replace(longer, corpus=plain)
+    assert not any("Only part" in text for text in warnings(whole)), "who reads everything knows"
