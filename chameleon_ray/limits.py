@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from chameleon_ray.settings import listed
 Array = NDArray[np.float64]
 TOLERANCE = 1e-12
 SWEEPS = 20_000
+BORDER = 1e-9
+_HUGE = 1e300
 NOTHING = 1e-9  # what domains without weight begin from that must have some
 
 
@@ -66,10 +69,19 @@ class Limits:
     def binding(self, weights: Array) -> list[Row]:
         """The rows that weights lie at the border of."""
         sums = [(row, weights[self.places[row.name]].sum()) for row in self.rows]
-        return [row for row, total in sums if (row.least > 0 and total <= row.least + 1e-9) or (row.most < 1 and total >= row.most - 1e-9)]
+        return [row for row, total in sums if (row.least > 0 and total <= row.least + BORDER) or (row.most < 1 and total >= row.most - BORDER)]
+
+    def hold(self, weights: Array, within: float = BORDER) -> NDArray[np.bool_]:
+        """[n] whether weights [n, k] are a mixture and keep to the rows."""
+        least, most = self._boxes()
+        worst = np.maximum((least - weights).max(axis=1), (weights - most).max(axis=1))
+        for row in self.rows:
+            total = weights[:, self.places[row.name]].sum(axis=1)
+            worst = np.maximum(worst, np.maximum(row.least - total, total - row.most))
+        return (worst <= within) & (np.abs(weights.sum(axis=1) - 1) <= BORDER)
 
     def project(self, weights: Array) -> Array:
-        """The nearest weights that keep to the rows.
+        """The nearest weights that keep to the rows. What has no weight gets some only where the rows demand it.
 
         Args:
             weights: [..., k] on the simplex.
@@ -79,63 +91,74 @@ class Limits:
             UserError: no weights do.
         Cost: passes over the weights, hundreds where rows bind tightly.
         """
-        single, groups = self._boxes(), [row for row in self.rows if len(row.domains) != 1]
         flat = np.array(weights, np.float64).reshape(-1, len(self.names))
-        if self._violation(flat) <= TOLERANCE:
+        outside = ~self.hold(flat, TOLERANCE)
+        if not outside.any():
             return np.asarray(weights, np.float64)
         self.check()
-        given = self._with_something(flat)
-        alpha = fill(given, *single)
-        left = given / np.where(alpha > 0, alpha, 1.0)  # what the step onto the boxes has taken, to be offered again
+        found = flat.copy()
+        found[outside] = self._nearest(flat[outside])
+        if (wrong := ~self.hold(found)).any():  # domains without weight must have some
+            seeded = np.where(flat[wrong] > 0, flat[wrong], NOTHING)
+            found[wrong] = self._nearest(seeded / seeded.sum(axis=1, keepdims=True))
+        if (wrong := ~self.hold(found)).any():
+            found[wrong] = self._towards_the_middle(found[wrong])
+        assert self.hold(found).all(), "rows that can be kept are kept"
+        return found.reshape(np.shape(weights))
+
+    def _nearest(self, weights: Array) -> Array:
+        """What the sweeps come to; it need not keep to the rows where weights of 0 or hardly any room stand in the way."""
+        least, most = self._boxes()
+        groups = [(self.places[row.name], row) for row in self.rows if len(row.domains) != 1 and row.most > 0]
+        result = fill(weights, least, most)
+        if not groups:
+            return result
+        moving = np.arange(len(weights))
+        alpha = result.copy()
+        left = weights / np.where(alpha > 0, alpha, 1.0)  # what the step onto the boxes has taken, to be offered again
         duals = np.zeros((len(groups), len(alpha)))
-        for _ in range(SWEEPS if groups else 0):
+        for _ in range(SWEEPS):
             before = alpha.copy()
-            for number, row in enumerate(groups):
-                mine = self.places[row.name]
+            for number, (mine, row) in enumerate(groups):
                 total = alpha[:, mine].sum(axis=1)
                 with np.errstate(divide="ignore", invalid="ignore"):
                     step = np.where(total > 0, _median(duals[number], np.log(row.most / total), np.log(row.least / total)), 0.0)
                 alpha[:, mine] *= np.exp(step)[:, None]
                 duals[number] -= step
             offered = alpha * left
-            alpha = fill(offered, *single)
+            alpha = fill(offered, least, most)
             left = offered / np.where(alpha > 0, alpha, 1.0)
-            if self._violation(alpha) <= TOLERANCE and np.abs(alpha - before).max() <= TOLERANCE:
+            result[moving] = alpha
+            settled = self.hold(alpha, TOLERANCE) & (np.abs(alpha - before).max(axis=1) <= TOLERANCE)
+            if settled.all():
                 break
-        return alpha.reshape(np.shape(weights))
+            if settled.sum() > len(settled) // 2:
+                keep = ~settled
+                moving, alpha, left, duals = moving[keep], alpha[keep], left[keep], duals[:, keep]
+        return result
+
+    def _towards_the_middle(self, weights: Array) -> Array:
+        """Weights [n, k] moved towards a mixture with as much room on all sides as there is, until they keep to the rows."""
+        middle, usable = self._middle(), np.where(np.isfinite(weights), weights, 0.0)
+        total = usable.sum(axis=1, keepdims=True)
+        usable = np.where(total > 0, usable / np.where(total > 0, total, 1.0), middle)
+        low, high = np.zeros((len(usable), 1)), np.ones((len(usable), 1))
+        for _ in range(50):
+            part = (low + high) / 2
+            kept = self.hold((1 - part) * usable + part * middle, TOLERANCE)[:, None]
+            low, high = np.where(kept, low, part), np.where(kept, part, high)
+        return (1 - high) * usable + high * middle
 
     def _boxes(self) -> tuple[Array, Array]:
-        """[k] least and most of single domains."""
+        """[k] least and most of single domains; of groups that may have nothing, 0."""
         least, most = np.zeros(len(self.names)), np.ones(len(self.names))
         for row in self.rows:
-            if len(row.domains) == 1:
-                (i,) = self.places[row.name]
-                least[i], most[i] = max(least[i], row.least), min(most[i], row.most)
-        return least, most
-
-    def _violation(self, weights: Array) -> float:
-        """How far weights [n, k] are out of the rows at most."""
-        least, most = self._boxes()
-        worst = float(max((least - weights).max(initial=0), (weights - most).max(initial=0)))
-        for row in self.rows:
-            if len(row.domains) != 1:
-                total = weights[:, self.places[row.name]].sum(axis=1)
-                worst = max(worst, float((row.least - total).max()), float((total - row.most).max()))
-        return worst
-
-    def _with_something(self, weights: Array) -> Array:
-        """Weights with a little for the domains of rows that must have some and have none."""
-        found = weights.copy()
-        for row in self.rows:
             mine = self.places[row.name]
-            if row.least > 0:
-                found[:, mine] += np.where(found[:, mine].sum(axis=1, keepdims=True) < NOTHING, NOTHING / len(mine), 0.0)
-        most = self._boxes()[1]
-        capped = (found > 0) & (most < 1)
-        starved = np.where(found > 0, most, 0.0).sum(axis=1) < 1
-        if starved.any() and capped.any():  # what has weight may not take all of it: the others take the rest alike
-            found[starved] += np.where(found[starved] > 0, 0.0, NOTHING)
-        return found / found.sum(axis=1, keepdims=True)
+            if len(mine) == 1:
+                least[mine], most[mine] = np.maximum(least[mine], row.least), np.minimum(most[mine], row.most)
+            elif row.most == 0:
+                most[mine] = 0.0
+        return least, most
 
     def _contradiction(self) -> Sequence[Row]:
         least, most = self._boxes()
@@ -151,25 +174,38 @@ class Limits:
 
     def _by_program(self) -> Sequence[Row]:
         """Rows that cannot all be kept, by how much they must give way together: those whose price is not zero."""
+        found, m = self._program(np.ones(len(self.rows))), len(self.rows)
+        if found.fun <= BORDER:
+            return []
+        prices = np.abs(found.ineqlin.marginals).reshape(2, m).max(axis=0)
+        return [row for row, price in zip(self.rows, prices, strict=True) if price > BORDER]
+
+    def _middle(self) -> Array:
+        """[k] a mixture that keeps to all rows, with the same distance from all borders, as large as can be, where that is possible."""
+        found = self._program(None)
+        middle = np.clip(found.x[: len(self.names)], 0.0, None)
+        return np.asarray(middle / middle.sum())
+
+    def _program(self, prices: Array | None) -> Any:
+        """A linear program: A alpha - t <= u and -A alpha - t <= -l. With prices the rows give way by t >= 0, as little as they must; without, all rows keep
+        one distance -t, as much as they can."""
         from scipy.optimize import linprog
         from scipy.sparse import coo_array
 
         k, m = len(self.names), len(self.rows)
         index = np.concatenate([np.full(len(row.domains), r) for r, row in enumerate(self.rows)])
         columns = np.concatenate([self.places[row.name] for row in self.rows])
-        ones = np.ones(len(index))
-        slack = np.arange(m)
-        # A alpha - t <= u and -A alpha - t <= -l with t >= 0, whose sum is least
+        ones, slack = np.ones(len(index)), np.arange(m)
+        gives = slack if prices is not None else np.zeros(m, int)
+        extra = m if prices is not None else 1
         rows = np.concatenate([index, slack, m + index, m + slack])
-        places = np.concatenate([columns, k + slack, columns, k + slack])
+        places = np.concatenate([columns, k + gives, columns, k + gives])
         values = np.concatenate([ones, -np.ones(m), -ones, -np.ones(m)])
-        bounds = np.array([row.most for row in self.rows] + [-row.least for row in self.rows])
-        total = coo_array((np.ones(k), (np.zeros(k, int), np.arange(k))), shape=(1, k + m))
-        found = linprog(np.concatenate([np.zeros(k), np.ones(m)]), coo_array((values, (rows, places)), shape=(2 * m, k + m)), bounds, total, [1.0])
-        if found.fun <= 1e-9:
-            return []
-        prices = np.abs(found.ineqlin.marginals).reshape(2, m).max(axis=0)
-        return [row for row, price in zip(self.rows, prices, strict=True) if price > 1e-9]
+        borders = np.array([row.most for row in self.rows] + [-row.least for row in self.rows])
+        total = coo_array((np.ones(k), (np.zeros(k, int), np.arange(k))), shape=(1, k + extra))
+        aim = np.concatenate([np.zeros(k), np.ones(extra) if prices is None else prices])
+        bounds = [(0, 1)] * k + [(0, None) if prices is not None else (-1, 0)] * extra
+        return linprog(aim, coo_array((values, (rows, places)), shape=(2 * m, k + extra)), borders, total, [1.0], bounds)
 
 
 def fill(weights: Array, least: Array, most: Array) -> Array:
@@ -179,25 +215,24 @@ def fill(weights: Array, least: Array, most: Array) -> Array:
         weights: [n, k] not negative. What has none gets its least and no more.
         least, most: [k], with sums of at most and at least 1.
     Returns:
-        [n, k] summing to 1. Cost: one sort of 2 k levels at which a weight leaves its least or reaches its most.
+        [n, k] summing to 1. Cost: one sort of the 2 k levels at which a weight leaves its least or reaches its most, and log k passes.
     """
     divisor = np.where(weights > 0, weights, 1.0)
-    levels = np.concatenate([np.where(weights > 0, limit / divisor, 1e300) for limit in (least, most)], axis=1)
-    slopes = np.concatenate([weights, -weights], axis=1)
-    order = np.argsort(levels, axis=1, kind="stable")
-    levels, slopes = np.take_along_axis(levels, order, 1), np.take_along_axis(slopes, order, 1).cumsum(axis=1)
-    steps = np.concatenate([np.zeros((len(weights), 1)), slopes[:, :-1] * np.diff(levels, axis=1)], axis=1)
-    reached = least.sum() + steps.cumsum(axis=1)  # the sum of alpha at every level
-    last = np.clip((reached < 1).sum(axis=1, keepdims=True) - 1, 0, None)
-    level = np.take_along_axis(levels, last, 1)
-    slope = np.take_along_axis(slopes, last, 1)
-    level = level + np.where(slope > 0, (1 - np.take_along_axis(reached, last, 1)) / np.where(slope > 0, slope, 1.0), 0.0)
-    under, over = level * weights <= least, level * weights >= most
-    free = ~under & ~over
-    kept = np.where(under, least, np.where(over, most, 0.0)).sum(axis=1, keepdims=True)
+    leaves, reaches = (np.where(weights > 0, limit / divisor, np.inf) for limit in (least, most))
+    levels = np.sort(np.concatenate([np.zeros((len(weights), 1)), leaves, reaches], axis=1), axis=1)
+    low, high = np.zeros((len(weights), 1), np.int64), np.full((len(weights), 1), levels.shape[1] - 1)
+    while (low < high).any():
+        middle = (low + high) // 2
+        level = np.minimum(np.take_along_axis(levels, middle, 1), _HUGE)
+        enough = np.clip(level * weights, least, most).sum(axis=1, keepdims=True) >= 1
+        low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
+    above, below = np.take_along_axis(levels, high, 1), np.take_along_axis(levels, np.maximum(high - 1, 0), 1)
+    over, under = reaches <= below, leaves >= above
+    free = ~over & ~under
+    kept = np.where(over, most, np.where(under, least, 0.0)).sum(axis=1, keepdims=True)
     loose = np.where(free, weights, 0.0).sum(axis=1, keepdims=True)
     level = np.where(loose > 0, (1 - kept) / np.where(loose > 0, loose, 1.0), 0.0)
-    return np.clip(np.where(free, level * weights, np.where(under, least, most)), least, most)
+    return np.clip(np.where(free, level * weights, np.where(over, most, least)), least, most)
 
 
 def _median(first: Array, second: Array, third: Array) -> Array:

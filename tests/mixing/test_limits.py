@@ -71,6 +71,8 @@ def test_whole_units_after_a_cap_respect_it() -> None:
 def polytopes(draw: st.DrawFn) -> tuple[np.ndarray, Limits]:
     """Limits around a point, so that they can be met, and weights somewhere else; groups overlap."""
     inside, weights = (np.array(draw(st.lists(st.floats(0.02, 1), min_size=6, max_size=6))) for _ in range(2))
+    weights = weights * np.array(draw(st.lists(st.sampled_from([0, 1, 1, 1]), min_size=6, max_size=6)))
+    weights[0] = weights[0] or 0.3
     inside, weights = inside / inside.sum(), weights / weights.sum()
     rows = []
     for number in range(draw(st.integers(1, 5))):
@@ -89,6 +91,8 @@ def test_the_nearest_weights_within_groups(problem: tuple[np.ndarray, Limits]) -
     for row in limits.rows:
         total = found[[NAMES.index(name) for name in row.domains]].sum()
         assert row.least - CLOSE <= total <= row.most + CLOSE
+    if not (weights > 0).all():
+        return
     entropy = lambda alpha: float((alpha * np.log(alpha / weights)).sum())  # noqa: E731
     sides: list[dict[str, Any]] = [{"type": "eq", "fun": lambda alpha: alpha.sum() - 1}]
     for row in limits.rows:
@@ -105,6 +109,23 @@ def test_many_weights_at_once_are_each_their_own() -> None:
     draws = np.random.default_rng(0).dirichlet(np.ones(6), 500)
     together = limits.project(draws)
     assert np.allclose(together, [limits.project(draw) for draw in draws], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "expected"),
+    [
+        ((Row("ab", ("a", "b"), 0.0, 0.5),), [0.6, 0.4, 0, 0, 0, 0], [0.3, 0.2, 0.125, 0.125, 0.125, 0.125]),
+        ((Row("ab", ("a", "b"), 0.5), Row("a", ("a",), 0.0, 0.1)), [0.2, 0, 0.4, 0.4, 0, 0], [0.1, 0.4, 0.25, 0.25, 0, 0]),
+        ((Row("ab", ("a", "b"), 0.0, 0.0),), [1 / 6] * 6, [0, 0, 0.25, 0.25, 0.25, 0.25]),
+        ((Row("ab", ("a", "b"), 0.5, 0.5), Row("bc", ("b", "c"), 0.5, 0.5), Row("ac", ("a", "c"), 0.5, 0.5)), [0.2, 0.1, 0.1, 0.3, 0.2, 0.1], None),
+    ],
+)
+def test_nothing_and_no_room_are_no_obstacle(rows: tuple[Row, ...], weights: list[float], expected: list[float] | None) -> None:
+    found = Limits(NAMES, rows).project(np.array(weights))
+    assert found.sum() == pytest.approx(1, abs=CLOSE)
+    for row in rows:
+        assert row.least - CLOSE <= found[[NAMES.index(name) for name in row.domains]].sum() <= row.most + CLOSE
+    assert expected is None or found == pytest.approx(expected, abs=1e-6)
 
 
 def test_weights_of_nothing_get_what_they_must_have() -> None:
