@@ -84,9 +84,14 @@ class TokenCorpus:
         return {name: tokens for name in self.names if (tokens := self.domains[name].available_tokens) is not None}
 
     def sizes(self) -> dict[str, DomainSize]:
-        """How much train text every domain has."""
-        counts = {name: self.domains[name].train for name in self.names}
-        return {name: DomainSize(found.tokens, found.documents, found.tokens / max(1, found.documents)) for name, found in counts.items()}
+        """How much train text every domain has; of one that was not read whole by the estimate, where there is one."""
+        found = {}
+        for name in self.names:
+            counts = self.domains[name]
+            mean = counts.train.tokens / max(1, counts.train.documents)
+            tokens = counts.available_tokens or counts.train.tokens
+            found[name] = DomainSize(round(tokens), round(tokens / mean) if mean else 0, mean)
+        return found
 
     @property
     def measured(self) -> tuple[str, ...]:

@@ -118,7 +118,7 @@ class Reads:
     Attributes:
         domain_tokens: of every domain.
         run_tokens: of all domains together, shared alike: the longest run on uniform weights then reads nothing twice.
-        small_bytes: sources that have no more text than this, all domains together, are read whole.
+        small_bytes: shared by the domains: a source that has no more text than its share is read whole.
     """
 
     domain_tokens: int

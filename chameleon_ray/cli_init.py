@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from chameleon_ray.corpus.survey import survey
 from chameleon_ray.errors import UserError
-from chameleon_ray.experiment import load_experiment
+from chameleon_ray.experiment import parse_experiment
 from chameleon_ray.first_file import Machine, experiment_text, names_of
 from chameleon_ray.settings import listed
 
@@ -31,8 +32,8 @@ def init(
         raise UserError(f"--out: there is no folder {target.parent}; make it, or give another place")
     found = survey(place)
     text = experiment_text(place, found, Machine.here(), out)
+    parse_experiment(yaml.safe_load(text), "what would be written")
     target.write_text(text, encoding="utf-8")
-    load_experiment(target)
     names = names_of(found)
     if as_json:
         typer.echo(json.dumps({"file": out, "text_column": found.text_column, "domain_column": found.column, "domains": dict(names)}, ensure_ascii=False))

@@ -19,7 +19,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class HuggingFaceSource(Settings):
-    """One Hugging Face data set, streamed: a hub name or a local folder in the same layout."""
+    """One Hugging Face data set: a hub name or a local folder in the same layout."""
 
     path: str
     name: str | None = None
@@ -28,7 +28,7 @@ class HuggingFaceSource(Settings):
 
 
 class DomainConfig(Settings):
-    """Where one domain's documents come from; `heldout` documents never reach training."""
+    """Where one domain's documents come from; what is read of `heldout` never reaches training."""
 
     files: tuple[str, ...] = ()
     huggingface: HuggingFaceSource | None = None

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from chameleon_ray.corpus.survey import Survey, Text
 from chameleon_ray.errors import UserError
 
-NARROW = 100
-TINY_BYTES = 200_000  # of text in all: too little for anything to be learned from it
-
 
 @dataclass(frozen=True)
 class Machine:

@@ -15,7 +15,7 @@ from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.question import Question
+from chameleon_ray.mixing.question import Question, estimated
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.records import is_complete, once
 
@@ -61,7 +61,7 @@ class MixtureJob:
     @property
     def question(self) -> Question:
         """What its weights must keep to; raises `UserError` for what cannot be."""
-        return Question.of(self.experiment.question, self.corpus.names, self.corpus.tokens())
+        return Question.of(self.experiment.question, self.corpus.names, self.corpus.tokens(), estimates=estimated(self.corpus))
 
     def address(self, backend: Backend) -> str:
         """Where the mixture is kept."""
@@ -114,7 +114,7 @@ def fit(job: MixtureJob, backend: Backend) -> Mixture:
     path = storage.join(address, "mixture.json")
 
     def make() -> dict[str, Any]:
-        found = job.question.answer(job.mixer.fit(job.context(backend)))
+        found = job.question.answer(job.mixer.fit(job.context(backend)), job.mixer.by_size)
         for name, content in found.files.items():
             storage.write_bytes(storage.join(address, name), content)
         provenance = {**found.provenance, "corpus": job.corpus.digest, "seed": job.seed}
@@ -176,6 +176,7 @@ def _points(experiment: Experiment, backend: Backend) -> list[MixtureJob]:
     for point in experiment.sweep.points() if experiment.sweep else ():
         at = experiment.at(point)
         key = at.corpus.model_dump_json()
-        corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0], experiment.reads)
+        reads = at.reads if at.corpus.tokens_per_domain != experiment.corpus.tokens_per_domain else experiment.reads
+        corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0], reads)
         found += [MixtureJob.of(label, describe(point), at, corpora[key], backend) for label in at.methods]
     return found

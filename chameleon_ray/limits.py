@@ -66,6 +66,11 @@ class Limits:
         if wrong := self._contradiction():
             raise UserError(f"no mixture keeps to {listed([str(row) for row in wrong])}: raise what is the most, or lower what is the least, of one of them")
 
+    def broken(self, weights: Array) -> list[Row]:
+        """The rows that weights do not keep to."""
+        sums = [(row, weights[self.places[row.name]].sum()) for row in self.rows]
+        return [row for row, total in sums if total < row.least - TOLERANCE or total > row.most + TOLERANCE]
+
     def binding(self, weights: Array) -> list[Row]:
         """The rows that weights lie at the border of."""
         sums = [(row, weights[self.places[row.name]].sum()) for row in self.rows]

@@ -137,8 +137,11 @@ def averaged(fits: Sequence[Mixture]) -> Mixture:
     weights, weights_stderr = _mean_and_error([fit.weights for fit in fits])
     scores, scores_stderr = _mean_and_error([fit.scores for fit in fits if fit.scores is not None]) if first.scores is not None else (None, None)
     total = math.fsum(weights.values())
+    limited = [fit.unconstrained or fit.weights for fit in fits] if any(fit.unconstrained for fit in fits) else []
     return replace(
         first,
+        unconstrained=_mean_and_error(limited)[0] if limited else None,
+        epochs=_mean_and_error([fit.epochs for fit in fits])[0],
         weights={name: weight / total for name, weight in weights.items()},
         weights_stderr=weights_stderr,
         scores=scores,

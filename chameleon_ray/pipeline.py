@@ -79,9 +79,10 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
     """Base models on a mixture, one per seed.
 
     Raises:
-        UserError: the mixture's domains are not the corpus's.
+        UserError: the mixture's domains are not the corpus's, or its weights do not keep to the experiment's limits.
     """
     corpus = _corpus(experiment, backend)
+    Question.of(experiment.question, corpus.names, corpus.tokens()).check(mixture)
     start = start_of(experiment.base, corpus, backend, "base")
     return backend.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in seeds or experiment.seeds])
 

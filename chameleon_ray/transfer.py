@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus
 from chameleon_ray.backend import Backend
@@ -57,7 +57,8 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     added = {name: source.model_dump() for name, source in changes.domains.items() if source is not None}
     if added:
         section = {**experiment.corpus.model_dump(exclude={"domains", "domains_from", "targets"}), "domains": added, "tokenizer": {"pretrained": found.address}}
-        new = backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0], experiment.reads)
+        reads = experiment.reads and replace(experiment.reads, run_tokens=0)  # nothing is trained on them
+        new = backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0], reads)
         take(new, new.names)
     if not parts:
         raise UserError("corpus file: every domain is left out; keep or add at least one")

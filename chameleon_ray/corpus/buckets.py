@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class Contents:
         return storage.join(self.folder, f"group-{group}.pieces")
 
     def split_address(self, slice_number: int, number: int) -> str:
-        return storage.join(self.folder, f"split-{slice_number:05d}-{number:02d}.pieces")
+        content = hashlib.sha256("\n".join(self.groups_of(number)).encode()).hexdigest()  # other groups than an interrupted run had are other splits
+        return storage.join(self.folder, f"split-{slice_number:05d}-{number:02d}-{content[:12]}.pieces")
 
     @property
     def splits(self) -> int:

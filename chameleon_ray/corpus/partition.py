@@ -23,27 +23,30 @@ from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
 from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.sampling import Found, Stretches, order_of
-from chameleon_ray.corpus.sources import Part, Source
+from chameleon_ray.corpus.sources import UNKNOWN_BYTES, Part, Source
 from chameleon_ray.corpus.stretches import StretchReading
 from chameleon_ray.errors import UserError
 
-UNKNOWN_BYTES = 64 << 20
 FLUSH_BYTES = 1 << 17
 BUFFER_BYTES = 16 << 20
 MAX_SKIPPED = 0.01
 Row = tuple[bytes, str, bool, int, int, str]
 
 
-def text_bytes_of(sources: Sequence[Source]) -> int:
-    """How much text is read, about: of compressed files four times their size, of files of unknown size 64 MB."""
-    return sum(_text_bytes(source) for source in sources)
+def text_bytes_of(sources: Sequence[Source], num_discovered: int = 1) -> int:
+    """How much text is read, about: of compressed files four times their size, of files of unknown size 64 MB.
+
+    Args:
+        num_discovered: how many domains there may be where records name them.
+    """
+    return sum(_text_bytes(source, num_discovered) for source in sources)
 
 
-def _text_bytes(source: Source) -> int:
+def _text_bytes(source: Source, num_discovered: int) -> int:
     there = source.likely_text_bytes or len(source.files) * UNKNOWN_BYTES
     if source.wanted is None:
         return there
-    k = source.wanted.num_domains or 1
+    k = source.wanted.num_domains or num_discovered
     return min(there, source.wanted.text_bytes(BYTES_PER_TOKEN, k) * (k if source.origin.domain is None else 1))
 
 
@@ -80,7 +83,7 @@ def _partition_stretches(work: Stretches, text_column: str, sorter: _Sorter) -> 
         stats[stretch][found.domain].add(found)
         sorter.add(found, order_of(stretch, work.rank, next(numbers[stretch])))
     plain = {stretch: dict(found) for stretch, found in stats.items()}
-    return Found(work.source, work.rank, dict(reading.extent), plain, reading.whole, reading.exhausted)
+    return Found(work.source, work.rank, dict(reading.extent), plain, reading.whole, reading.exhausted, reading.other_bytes)
 
 
 def check_skipped(stats: Mapping[str, DomainStats], targets: Collection[str] = ()) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import DomainStats, add_up
+from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
 from chameleon_ray.corpus.layout import Layout
-from chameleon_ray.corpus.partition import partition
+from chameleon_ray.corpus.partition import partition, text_bytes_of
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sampling import Estimate, Found, Sample, Stretches
 from chameleon_ray.corpus.sources import Part, Source, manifest, parts_of
@@ -20,6 +21,7 @@ from chameleon_ray.ray_session import cluster_cpus
 
 GROUP_BYTES, MOST_GROUP_BYTES = 64 << 20, 1 << 30
 MAX_GROUPS = 1024
+MORE_DOMAINS = 4  # there may be so many times the domains that the beginnings of files show
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Reading:
     """What was read of a corpus.
 
     Attributes:
+        layout: of the buckets that it was sorted into.
         groups: names of the groups of parts and stretches, in the order of the plan.
         stats: by domain, copies included.
         limits: (domain, held out) -> order from which on documents were read beyond what is wanted.
@@ -35,6 +38,7 @@ class Reading:
         manifest: one JSON object for every file that was read.
     """
 
+    layout: Layout
     groups: tuple[str, ...]
     stats: dict[str, DomainStats]
     limits: dict[tuple[str, bool], int]
@@ -43,14 +47,15 @@ class Reading:
     manifest: list[dict[str, Any]]
 
 
-def read(config: CorpusConfig, sources: Sequence[Source], folder: str, layout: Layout, phase: Phase) -> Reading:
+def read(config: CorpusConfig, sources: Sequence[Source], folder: str, phase: Phase) -> Reading:
     """Read the sources into the buckets of a folder. The text of a source that is not read whole is sampled until every domain has what is wanted; how many
     bytes that takes is known by a look at the beginning of it, tokenized."""
     sampled = [source for source in sources if source.wanted is not None]
     sizes: dict[str, float] = {}
     if trained := [source for source in sampled if not source.origin.heldout]:
         (sizes,) = run_tasks([Task(bytes_per_token, (trained, config.text_column, config.tokenizer))], phase, "look at the text")
-    mean = sum(sizes.values()) / len(sizes) if sizes else 0.0
+    mean = sum(sizes.values()) / len(sizes) if sizes else float(BYTES_PER_TOKEN)
+    layout = Layout.of(text_bytes_of(sources, MORE_DOMAINS * max(1, len(sizes))))
     samples = {source.index: Sample(source, sizes, mean) for source in sampled}
     groups: list[str] = []
     stats: dict[str, DomainStats] = {}
@@ -65,11 +70,11 @@ def read(config: CorpusConfig, sources: Sequence[Source], folder: str, layout: L
         groups += named
         work = []
     limits = {(name, sample.source.origin.heldout): limit for sample in samples.values() for name, limit in sample.limits().items()}
-    estimates = {name: samples[source.index].estimate(name) for source in trained for name in samples[source.index].names}
+    estimates = {name: estimate for source in trained for name, estimate in samples[source.index].estimates().items()}
     files = [(source, samples[source.index].files_read() if source.index in samples else source.files) for source in sources]
     entries = [entry for source, read_of_it in files for entry in manifest(source, read_of_it)]
     per_token = {name: sizes.get(name, mean) for name in estimates}
-    return Reading(tuple(groups), add_up([stats, *(sample.stats() for sample in samples.values())]), limits, estimates, per_token, entries)
+    return Reading(layout, tuple(groups), add_up([stats, *(sample.stats() for sample in samples.values())]), limits, estimates, per_token, entries)
 
 
 def _groups(work: Sequence[Part | Stretches]) -> list[list[Part | Stretches]]:

@@ -25,8 +25,8 @@ from chameleon_ray.corpus.buckets import Contents, count, read_counts
 from chameleon_ray.corpus.documents import DomainStats
 from chameleon_ray.corpus.gather import condense_rest, gather_lane, gather_rest
 from chameleon_ray.corpus.heldout import Sampled, heldout_borders, heldout_bytes, refuse_unmeasured
-from chameleon_ray.corpus.layout import Lanes, Layout
-from chameleon_ray.corpus.partition import check_skipped, split, text_bytes_of
+from chameleon_ray.corpus.layout import Lanes
+from chameleon_ray.corpus.partition import check_skipped, split
 from chameleon_ray.corpus.quality import sample_bytes
 from chameleon_ray.corpus.ray_read import Reading, read
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
@@ -50,12 +50,11 @@ def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address
     """
     started = time.perf_counter()
     with reporter.phase("reading and tokenizing the corpus") as phase:
-        layout = Layout.of(text_bytes_of(sources))
         pieces = storage.join(address, "scratch", "pieces")
-        reading = read(config, sources, pieces, layout, phase)
+        reading = read(config, sources, pieces, phase)
         check_skipped(reading.stats, config.targets)
         names = _names(config, reading.stats)
-        contents = Contents(pieces, layout, reading.groups, (*names, *config.targets), reading.limits)
+        contents = Contents(pieces, reading.layout, reading.groups, (*names, *config.targets), reading.limits)
         for _ in run_tasks([Task(split, (contents, *place)) for place in contents.all_splits()], phase, "sort"):
             pass
         spec = _specify(config, address, contents, reading.stats, seed)
@@ -63,7 +62,7 @@ def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address
         domains = _write_rows(config, spec, reading, phase)
     targets = tuple(config.targets)
     corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256, targets)
-    _say(corpus, reporter)
+    _say(corpus, config.tokens_per_domain, reporter)
     return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": reading.manifest}
 
 
@@ -199,7 +198,7 @@ def _check_train(names: Sequence[str], spec: TokenizeSpec, totals: Totals) -> No
         if tokens < spec.row_tokens:
             raise UserError(
                 f"corpus.domains.{name}: no rows in split 'train' ({documents} distinct documents, rows of {spec.row_tokens} tokens); "
-                "add documents, or lower corpus.row_tokens"
+                "add documents, or lower corpus.row_tokens; where only part of the text was read, raise corpus.tokens_per_domain"
             )
 
 
@@ -226,12 +225,12 @@ def _counts(
         rest["entropy"],
         unused,
         Quality(**quality) if quality else None,
-        _excerpt(reading.estimates.get(name), totals.train[name], totals.heldout[name]),
+        _excerpt(reading.estimates.get(name), totals.train[name], totals.heldout[name] * (not stats.heldout_documents)),
     )
 
 
 def _excerpt(estimate: Estimate | None, train: NDArray[np.int64], heldout: NDArray[np.int64]) -> Excerpt | None:
-    """What was read of a domain; None where that is all of it."""
+    """What was read of a domain, some of which may be held out; None where that is all of it."""
     if estimate is None or estimate.text_bytes == estimate.read_bytes:
         return None
     found = Excerpt(estimate.read_bytes, estimate.files_read, estimate.num_files, estimate.text_bytes, None, None)
@@ -242,7 +241,7 @@ def _excerpt(estimate: Estimate | None, train: NDArray[np.int64], heldout: NDArr
     return replace(found, tokens=max(float(train[1]), estimate.text_bytes * per_byte - float(heldout[1])), stderr_tokens=stderr)
 
 
-def _say(corpus: TokenCorpus, reporter: Reporter) -> None:
+def _say(corpus: TokenCorpus, wanted: int | str | None, reporter: Reporter) -> None:
     skipped = Counter[str]()
     for counts in corpus.domains.values():
         skipped.update(counts.skipped)
@@ -253,6 +252,8 @@ def _say(corpus: TokenCorpus, reporter: Reporter) -> None:
     if unmeasured := corpus.unmeasured:
         reporter.say(f"trained on and not measured, for lack of held-out text: {listed(unmeasured)}")
     reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")
+    if isinstance(wanted, int) and (short := [name for name in corpus.names if corpus.domains[name].train.tokens < wanted]):
+        reporter.say(f"fewer than corpus.tokens_per_domain ({wanted:,}), all that there is or could be found: {listed(short)}")
     excerpts = {name: found for name in corpus.names if (found := corpus.domains[name].excerpt)}
     if excerpts:
         shares = [found.share for found in excerpts.values() if found.share is not None]

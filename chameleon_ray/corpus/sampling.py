@@ -27,6 +27,7 @@ SEARCH = 4  # a rare domain is looked for in so many times the text that all dom
 _CAUTION = 0.9  # of what is wanted is asked for at first, when little is known of what stretches yield
 _FIRST_BYTES = 4 << 20  # where the domains are yet to be discovered
 _PATIENT_WAVES = 4
+_LEAST_YIELD = 1 / 16  # of what a stretch should have: less is not counted on, or a beginning of empty documents would ask for everything at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Stretches:
 @dataclass
 class Found:
     """What a task found in stretches of a file: by stretch its extent and what it has of every domain; the extent of the whole file, as far as that can be
-    told; whether nothing is left (`StretchReading`)."""
+    told; whether nothing is left; how much text was of domains that are not wanted (`StretchReading`)."""
 
     source: int
     rank: int
@@ -60,6 +61,7 @@ class Found:
     stats: dict[int, dict[str, DomainStats]]
     whole: float | None
     exhausted: bool
+    other_bytes: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Found:
@@ -104,6 +106,7 @@ class Sample:
     _extent: dict[tuple[int, int], float] = field(default_factory=dict)
     _wholes: dict[int, float | None] = field(default_factory=dict)
     _exhausted: set[int] = field(default_factory=set)
+    _other_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.files = sorted(self.source.files, key=lambda file: (hashlib.blake2b(file.name.encode(), digest_size=8).digest(), file.address))
@@ -129,7 +132,7 @@ class Sample:
         if not missing:
             return []
         self.waves += 1
-        mean = sum(self._text().values()) / len(self._seen) if self._seen else None
+        mean = (sum(self._text().values()) + self._other_bytes) / len(self._seen) if self._seen else None
         wanted: dict[int, list[int]] = {}
         stretch, rank = self._next
         skipped = 0
@@ -138,7 +141,7 @@ class Sample:
                 skipped += 1
             else:
                 wanted.setdefault(rank, []).append(stretch)
-                skipped, missing = 0, missing - (self._likely(rank) if mean is None else max(1.0, mean))
+                skipped, missing = 0, missing - (self._likely(rank) if mean is None else max(mean, _LEAST_YIELD * self._likely(rank)))
             stretch, rank = (stretch + 1, 0) if rank + 1 == len(self.files) else (stretch, rank + 1)
         self._next = stretch, rank
         origin = self.source.origin
@@ -150,6 +153,7 @@ class Sample:
             self._extent[stretch, found.rank] = extent
             self._seen[stretch, found.rank] = found.stats.get(stretch, {})
         self._wholes[found.rank] = found.whole
+        self._other_bytes += found.other_bytes
         if found.exhausted:
             self._exhausted.add(found.rank)
 
@@ -171,44 +175,59 @@ class Sample:
         """The files that something was read of."""
         return [self.files[rank] for rank in sorted(self._wholes)]
 
-    def estimate(self, name: str) -> Estimate:
-        """How much text of a domain the whole source has."""
-        end = self._ends().get(name)
-        places = [place for place in self._places() if end is None or place <= end]
-        text = np.array([self._seen[place].get(name, DomainStats()).text_bytes for place in places], np.float64)
-        content = np.array([self._extent[place] for place in places], np.float64)
+    def estimates(self) -> dict[str, Estimate]:
+        """How much text of every domain the whole source has, by everything that was read of it; `read_bytes` are of the sample. Cost: one pass over what
+        each domain was seen in."""
+        places, kept = self._places(), self.stats()
         ranks = np.array([rank for _, rank in places], np.int64)
-        opened = np.unique(ranks)
-        read = int(text.sum())
-        if end is None and len(self._exhausted) == len(self.files):
-            return Estimate(float(read), 0.0, read, len(opened), len(self.files))
-        total, stderr = self._total(text, content, ranks, opened)
-        return Estimate(total, stderr, read, len(opened), len(self.files))
+        extent = np.array([self._extent[place] for place in places], np.float64)
+        opened, index = np.unique(ranks, return_inverse=True)
+        seen: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in self.names}
+        for number, place in enumerate(places):
+            for name, stats in self._seen[place].items():
+                if name in seen:
+                    seen[name][0].append(number)
+                    seen[name][1].append(stats.text_bytes)
+        is_all = len(self._exhausted) == len(self.files)
+        ends, found = self._ends(), {}
+        for name, (numbers, sizes) in seen.items():
+            read = kept.get(name, DomainStats()).text_bytes
+            total: float | None = float(read)
+            stderr = 0.0
+            if not is_all or name in ends:
+                total, stderr = self._total(np.array(numbers, np.int64), np.array(sizes, np.float64), extent, index, opened)
+            found[name] = Estimate(total, stderr, read, len(np.unique(index[numbers])), len(self.files))
+        return found
 
-    def _total(self, text: Array, extent: Array, ranks: NDArray[np.int64], opened: NDArray[np.int64]) -> tuple[float | None, float]:
+    def _total(self, numbers: NDArray[np.int64], text: Array, extent: Array, index: NDArray[np.int64], opened: NDArray[np.int64]) -> tuple[float | None, float]:
         """All text of a domain and its standard error, in two stages: some of the files, and some stretches of each.
 
         T = Z / z sum_f W_f t_f / w_f for text t_f in the extent w_f that was read of a file's W_f; z is the size of these files, Z that of all. Its variance
         has a part between files, (Z / z)^2 (1 - n / N) n / (n - 1) sum_f (W_f t_f / w_f - z_f T / Z)^2, and one within, (Z / z)^2 n / N sum_f
         (1 - w_f / W_f) m_f v (W_f / w_f)^2, with the variance v of one stretch about its file's ratio. With a single stretch of every file the first part
         shows all there is, and 1 - n / N is left out.
+
+        Args:
+            numbers, text: the stretches that have some of the domain, and how much.
+            extent, index: of all stretches, and the place of its file in `opened`.
         """
         held = [self._wholes[rank] for rank in opened]
         if any(each is None for each in held) or not extent.sum():
             return None, math.nan
-        whole = np.array(held, np.float64)
+        whole, n = np.array(held, np.float64), len(opened)
         sizes = np.array([self.files[rank].size_bytes or 1 for rank in opened], np.float64)
         scale = sum(file.size_bytes or 1 for file in self.files) / sizes.sum()
-        index, n = np.searchsorted(opened, ranks), len(opened)
-        read, seen, stretches = np.bincount(index, extent), np.bincount(index, text), np.bincount(index)
-        of_file = whole * seen / np.maximum(read, 1)
-        freedom = len(text) - n
-        residual = text - extent * (seen / np.maximum(read, 1))[index]
-        variance = (residual**2).sum() / freedom if freedom else 0.0
-        within = (np.maximum(0, 1 - read / np.maximum(whole, 1)) * stretches * variance * (whole / np.maximum(read, 1)) ** 2).sum()
+        mine = index[numbers]
+        read, stretches = np.maximum(np.bincount(index, extent, n), 1), np.bincount(index, minlength=n)
+        ratio = np.bincount(mine, text, n) / read
+        of_file = whole * ratio
+        freedom = len(index) - n
+        products = np.bincount(mine, text**2, n) - 2 * ratio * np.bincount(mine, text * extent[numbers], n) + ratio**2 * np.bincount(index, extent**2, n)
+        variance = max(0.0, float(products.sum())) / freedom if freedom else 0.0
+        within = (np.maximum(0, 1 - read / np.maximum(whole, 1)) * stretches * variance * (whole / read) ** 2).sum()
         between = n / (n - 1) * ((of_file - sizes * of_file.sum() / sizes.sum()) ** 2).sum() if n > 1 else 0.0
         part = n / len(self.files)
-        is_known = (n > 1 or len(self.files) == 1) and len(text) > 1
+        is_known = (n > 1 or len(self.files) == 1) and len(index) > 1
         stderr = math.sqrt(between * (1 - part if freedom else 1) + within * part) * scale if is_known else math.nan
         return float(of_file.sum()) * scale, stderr
 
@@ -217,7 +236,7 @@ class Sample:
         wanted, text = self.wanted(), self._text()
         if not self._seen:
             return _CAUTION * sum(wanted.values()) or float(_FIRST_BYTES)
-        read, most = sum(text.values()), SEARCH * sum(wanted.values())
+        read, most = sum(text.values()) + self._other_bytes, SEARCH * sum(wanted.values())
         short = {name: need - text.get(name, 0) for name, need in wanted.items() if text.get(name, 0) < need}
         if not short:
             return 0.0
@@ -226,7 +245,7 @@ class Sample:
         elif read >= most:
             return 0.0
         else:
-            more = min(most - read, max(math.ceil(left * read / max(1, text.get(name, 0))) for name, left in short.items()))
+            more = min(most - read, max(math.ceil(left * max(1, read) / max(1, text.get(name, 0))) for name, left in short.items()))
         return float(more) * 2 ** max(0, self.waves - _PATIENT_WAVES)
 
     def _likely(self, rank: int) -> float:

@@ -22,6 +22,7 @@ from chameleon_ray.errors import UserError, naming
 
 _MAX_PART_BYTES = 16 << 20  # small files are read together, so that 100,000 text files are not as many worker tasks
 _MAX_PART_FILES = 1000
+UNKNOWN_BYTES = 64 << 20  # what is taken for the size of a shard that does not tell it
 _SPAN_BYTES = 64 << 20  # large files of lines are read in pieces
 
 
@@ -116,7 +117,8 @@ class Part:
 
     @property
     def size_bytes(self) -> int:
-        return self.span[1] - self.span[0] if self.span else sum(file.size_bytes for file in self.files)
+        unknown = UNKNOWN_BYTES if self.origin.kind == "stream" else 0
+        return self.span[1] - self.span[0] if self.span else sum(file.size_bytes or unknown for file in self.files)
 
     @property
     def fingerprint(self) -> str:
@@ -226,7 +228,8 @@ class _Plan:
             stored = storage.stored(found.files)
             self._add(origin, [_file(each, found.folder) for each in stored], num_domains, splits)
             return
-        content = _combined(file if "://" in file else storage.fingerprint(file) for file in found.files) if found.files else found.builder
+        tags = [f"{each.address if '://' in each.address else ''} {each.size_bytes} {each.tag}" for each in storage.stored(found.files)]
+        content = _combined(tags) if tags else found.builder
         records = None if found.num_records is None else found.num_records // found.num_shards
         shards = range(found.num_shards)
         files = [File(f"{found.address}#{i}", 0, _combined([content, f"{i}/{len(shards)}"]), str(i), records) for i in shards]

@@ -56,6 +56,7 @@ class StretchReading:
 
     After that `extent` [stretch -> extent] says how much of the file begins in it, and `whole` how much the file has in all, as far as that can be told: of
     tables in rows, of other files in bytes of content. `exhausted`: whether nothing is left behind `stop`.
+    `other_bytes`: how much text was of domains that are not wanted.
     """
 
     origin: Origin
@@ -66,12 +67,16 @@ class StretchReading:
     extent: Counter[int] = field(default_factory=Counter)
     whole: float | None = None
     exhausted: bool = False
+    other_bytes: int = 0
 
     def __iter__(self) -> Iterator[tuple[int, Document | Skip]]:
         columns = Columns(self.text_column, self.origin.domain_column)
         for stretch, record in self._records(columns):
             self.extent[stretch] += 1 if self._is_table else record.size
-            for found in documents(self.origin, [record]):
+            found = next(documents(self.origin, [record]), None)
+            if found is None:
+                self.other_bytes += len(record.value or "")
+            else:
                 yield stretch, found
 
     @property

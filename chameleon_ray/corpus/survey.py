@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonpath
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -92,7 +93,8 @@ def _files(place: str) -> list[storage.Stored]:
     if any(sign in place for sign in "*?["):
         return storage.listing(place)
     found = storage.listing(f"{place.rstrip('/')}/**") or storage.listing(place)
-    return [file for file in found if not any(part.startswith(".") for part in file.address.removeprefix(place).split("/"))]
+    root = place.rstrip("/") if "://" in place else str(Path(place).expanduser().absolute())
+    return [file for file in found if not any(part.startswith(".") for part in file.address.removeprefix(root).split("/"))]
 
 
 def _root(place: str, files: Sequence[storage.Stored]) -> str:
@@ -106,13 +108,15 @@ def _of_files(root: str, files: Sequence[storage.Stored]) -> Survey:
     records = [record for file in _some(files) for record in peek(file.address)]
     text_column = _text_column(records, root) if records else "text"
     labels = {file.address: _labels(file.address.removeprefix(f"{root}/")) for file in files}
-    depth = max(len(found) for found, _ in labels.values())
-    for level in range(depth):
-        names = {found[level] if level < len(found) else None for found, _ in labels.values()}
-        if len(names) >= 2 and None not in names:
+    nested = [file for file in files if "/" in file.address.removeprefix(f"{root}/")]
+    # What lies beside folders of text (a README, a list of files) is no domain.
+    for members in (nested, files):
+        for level in range(max((len(labels[file.address][0]) for file in members), default=0)):
             groups: dict[str, list[storage.Stored]] = {}
-            for file in files:
-                groups.setdefault(str(labels[file.address][0][level]), []).append(file)
+            for file in members:
+                groups.setdefault(labels[file.address][0][level] if level < len(labels[file.address][0]) else "", []).append(file)
+            if len(groups) < 2 or "" in groups or (members is files and nested):
+                continue
             return Survey({name: _text(root, mine, labels) for name, mine in sorted(groups.items())}, text_column)
     if (column := _domain_column(records, text_column)) is not None:
         values = Counter(value for record in records if (value := _value(record, column)))
@@ -173,11 +177,12 @@ def _patterns(root: str, files: Sequence[storage.Stored]) -> tuple[str, ...]:
         return tuple(sorted(wanted))
     folder = _root(root, files)
     endings = sorted({"".join(file_format(address) or ("",)) for address in wanted})
-    for middle in ("*", "**/*", "*train*", "**/*train*", "**/train/**/*", "*valid*", "**/*valid*", "**/valid*/**/*", "**/*test*"):
+    common = commonpath([address.rpartition("/")[2] for address in wanted])
+    for middle in ("*", f"{common}*", "**/*", "*train*", "**/*train*", "**/train/**/*", "*valid*", "**/*valid*", "**/valid*/**/*", "**/*test*"):
         tried = [f"{folder}/{middle}{ending}" for ending in endings]
         if {file.address for pattern in tried for file in storage.listing(pattern)} == wanted:
             return tuple(tried)
-    return tuple(sorted(wanted))
+    return tuple(re.sub(r"([*?\[])", r"[\1]", address) for address in sorted(wanted))
 
 
 def _some(files: Sequence[storage.Stored]) -> Sequence[storage.Stored]:

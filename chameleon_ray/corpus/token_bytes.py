@@ -14,6 +14,7 @@ from chameleon_ray.errors import UserError
 
 ALL_BYTES = 16 << 20
 LEAST_BYTES, MOST_BYTES = 8 << 10, 256 << 10
+MOST_FILES = 64
 
 
 def bytes_per_token(sources: Sequence[Source], text_column: str, config: TokenizerConfig) -> dict[str, float]:
@@ -33,8 +34,10 @@ def bytes_per_token(sources: Sequence[Source], text_column: str, config: Tokeniz
             if taken >= most:
                 break
     if not texts:
-        where = f"corpus.domains.{sources[0].origin.domain}" if sources[0].origin.domain else "corpus.domains_from"
-        raise UserError(f"{where}: no documents at the beginning of its files; check them and corpus.text_column")
+        origin = sources[0].origin
+        where = f"corpus.domains.{origin.domain}" if origin.domain else "corpus.domains_from"
+        of = f" of {', '.join(origin.only)}" if origin.only else ""
+        raise UserError(f"{where}: no documents{of} at the beginning of its files; check them and corpus.text_column{', and only' if of else ''}")
     if config.pretrained is not None:
         tokenizer, _ = load_tokenizer(config.pretrained)
     else:
@@ -45,7 +48,7 @@ def bytes_per_token(sources: Sequence[Source], text_column: str, config: Tokeniz
 
 def _first_documents(source: Source, text_column: str) -> Iterator[Document]:
     """The documents of the first stretches of a source's files."""
-    for file in Sample(source, {}, 1.0).files:
+    for file in Sample(source, {}, 1.0).files[:MOST_FILES]:
         for _, found in StretchReading(source.origin, file, 0, 1, text_column):
             if isinstance(found, Document):
                 yield found

@@ -16,20 +16,24 @@ from chameleon_ray.corpus.scatter import TokenizeSpec
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, save_tokenizer, tokenizer_sha256, train_tokenizer
 
 TOKENIZER_BYTES = 256 << 20
+MOST_BUCKETS = 1024
 
 
 def train_text(spec: TokenizeSpec, wanted: Mapping[str, int]) -> dict[str, list[str]]:
-    """Train documents of some domains in the order of their hashes, which is as good as a random one, about so many characters of each."""
+    """Train documents of some domains in the order of their hashes, which is as good as a random one, about so many bytes of each.
+
+    No more than `MOST_BUCKETS` are read, 16 GB: of a corpus beyond that, domains with a thousandth of a millionth of it may have nothing there.
+    """
     texts: dict[str, list[str]] = {name: [] for name in wanted}
     taken = dict.fromkeys(wanted, 0)
     short = {name for name, most in wanted.items() if most}
-    for bucket in range(spec.contents.layout.buckets):
+    for bucket in range(min(spec.contents.layout.buckets, MOST_BUCKETS)):
         if not short:
             break
         for _, domain, heldout, text in read_bucket(spec.contents, bucket, spec.borders):
             if domain in short and (not heldout or domain in spec.trained_whole):
                 texts[domain].append(text[: wanted[domain] - taken[domain]])
-                taken[domain] += len(texts[domain][-1])
+                taken[domain] += len(texts[domain][-1].encode())
                 if taken[domain] >= wanted[domain]:
                     short.remove(domain)
     return {name: found for name, found in texts.items() if found}

@@ -83,6 +83,11 @@ class Chameleon(Method):
             raise ValueError("cap is for stage: finetune with temperature: {relative: …}, since it is a multiple of the mean score")
         return self
 
+    @property
+    def by_size(self) -> bool:
+        """Where the prior is."""
+        return self.prior == "tokens"
+
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
         """Raise `UserError` for finetuning weights of a fresh proxy: the paper takes them from the embeddings of the pretrained model itself (algorithm 1)."""
         if self.stage == "finetune" and proxy.model.pretrained is None:

@@ -76,6 +76,11 @@ class DoReMi(Method):
     reference: Literal["uniform", "proportional"] = "uniform"
     proxy: ProxyChanges | None = None
 
+    @property
+    def by_size(self) -> bool:
+        """Where the reference is trained on shares of tokens."""
+        return self.reference == "proportional"
+
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
         """Raise `UserError` where the experiment's proxy is pretrained and this method has none of its own."""
         check_own_proxy(label, proxy, self.proxy)

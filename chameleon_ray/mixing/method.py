@@ -28,6 +28,11 @@ class Method(Settings, ABC):
         """What is needed of the experiment with these settings."""
         return self.needs
 
+    @property
+    def by_size(self) -> bool:
+        """Whether its weights follow from how much there is of the domains, with these settings."""
+        return False
+
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
         """Raise `UserError` for settings with which nothing can be fitted, before anything is read; `label` is what the experiment calls the method, `proxy`
         its proxy."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import QuestionConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.limits import Limits, Row
@@ -19,19 +20,22 @@ MANY_EPOCHS = 4  # up to which repeated text is worth about what fresh text is (
 
 @dataclass(frozen=True)
 class Question:
-    """The limits of the weights of some domains; with a budget its tokens, and how many there are of each domain where that is known."""
+    """The limits of the weights of some domains; with a budget its tokens, and how many there are of each domain where that is known. `estimates` are sentences
+    on sizes that are not counted."""
 
     names: tuple[str, ...]
     limits: Limits
     budget_tokens: int | None
     available: Mapping[str, float]
+    estimates: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: QuestionConfig, names: Sequence[str], tokens: Mapping[str, float], is_changed: bool = False) -> Question:
+    def of(cls, config: QuestionConfig, names: Sequence[str], tokens: Mapping[str, float], is_changed: bool = False, estimates: Sequence[str] = ()) -> Question:
         """The question for some domains.
 
         Args:
             tokens: that there are of every domain, where known; what the budget says of a domain comes before it.
+            estimates: sentences on those of them that are not counted.
             is_changed: the domains are not those of the experiment: what is said of others does not count.
         Raises:
             UserError: a domain that does not exist, one of which nothing tells how much there is, or limits that no mixture keeps to.
@@ -59,7 +63,9 @@ class Question:
                 available[name] = float(count)
             if config.max_repetition is not None:
                 rows += [_cap(name, config.max_repetition, available, config.budget.tokens) for name in names]
-        question = cls(tuple(names), Limits(tuple(names), tuple(row for row in rows if row)), config.budget.tokens if config.budget else None, available)
+        question = cls(
+            tuple(names), Limits(tuple(names), tuple(row for row in rows if row)), config.budget.tokens if config.budget else None, available, tuple(estimates)
+        )
         question.limits.check()
         return question
 
@@ -69,20 +75,31 @@ class Question:
             return {}
         return {name: weights[name] * self.budget_tokens / count for name, count in self.available.items() if name in weights and count}
 
-    def answer(self, mixture: Mixture) -> Mixture:
-        """The mixture with the nearest weights that keep to the limits, those of the method beside, and how often each domain is read."""
+    def check(self, mixture: Mixture) -> None:
+        """Raise `UserError` for a mixture, made elsewhere, that does not keep to the limits; of other domains it is not known what it is."""
+        if set(mixture.weights) == set(self.names):
+            broken = self.limits.broken(np.array([mixture.weights[name] for name in self.names]))
+            if broken:
+                rows = listed([str(row) for row in broken])
+                raise UserError(f"mixture {mixture.label!r}: its weights do not keep to {rows}; make it anew with `chameleon mix`, or remove these limits")
+
+    def answer(self, mixture: Mixture, by_size: bool = False) -> Mixture:
+        """The mixture with the nearest weights that keep to the limits, those of the method beside, and how often each domain is read.
+
+        Args:
+            by_size: whether the weights follow from how much there is of the domains.
+        """
         weights = np.array([mixture.weights[name] for name in self.names])
+        before = np.array([(mixture.unconstrained or mixture.weights)[name] for name in self.names])
         kept = self.limits.project(weights)
-        moved = not np.array_equal(kept, weights)
-        sentences = list(mixture.explanation)
-        if moved or mixture.unconstrained is not None:
-            binding = self.limits.binding(kept)
-            sentences.append(f"Kept within {listed([str(row) for row in binding])}; without limits the weights would be those beside.")
-            before = np.array([(mixture.unconstrained or mixture.weights)[name] for name in self.names])
+        sentences = [*mixture.explanation, *(self.estimates if by_size or self.budget_tokens is not None else ())]
+        if not np.array_equal(kept, before):
+            broken = [str(row) for row in self.limits.broken(before)]
+            sentences.append(f"Without limits the weights would be those beside, outside of {listed(broken)}.")
             mixture = replace(
                 mixture,
                 weights=named(self.names, kept),
-                weights_stderr=_scaled(mixture.weights_stderr, self.names, weights, kept, binding),
+                weights_stderr=_scaled(mixture.weights_stderr, self.names, weights, kept, self.limits.binding(kept)),
                 unconstrained=named(self.names, before),
             )
         epochs = self.epochs(mixture.weights)
@@ -95,6 +112,16 @@ class Question:
             )
             warnings.append(text)
         return replace(mixture, epochs=epochs, explanation=tuple(sentences), warnings=tuple(warnings))
+
+
+def estimated(corpus: TokenCorpus) -> tuple[str, ...]:
+    """A sentence on the sizes of domains that were not read whole, for weights that follow from them."""
+    excerpts = {name: found for name in corpus.names if (found := corpus.domains[name].excerpt) is not None and found.tokens}
+    if not excerpts:
+        return ()
+    errors = [found.stderr_tokens / found.tokens for found in excerpts.values() if found.stderr_tokens is not None and found.tokens]
+    told = f", with relative standard errors up to {100 * max(errors):.2g} %" if errors else ""
+    return (f"The sizes of {listed(list(excerpts))} are estimates from what was read of them{told}.",)
 
 
 def _cap(name: str, most: float, available: Mapping[str, float], budget: int) -> Row | None:

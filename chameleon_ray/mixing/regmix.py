@@ -81,6 +81,11 @@ class RegMix(Method):
         """The embedding decides where the regression takes it."""
         return self.needs | {"embedding"} if self.embeds else self.needs
 
+    @property
+    def by_size(self) -> bool:
+        """Where mixtures are drawn around shares of tokens."""
+        return self.prior is None
+
     def check_settings(self, label: str, proxy: TrainingConfig) -> None:
         """Raise `UserError` for a swarm of pretrained models, or a regressor for several sizes of them."""
         if self.regressor != BEST and REGRESSORS[self.regressor].across_sizes:
@@ -221,8 +226,8 @@ class RegMix(Method):
         predict = mean_loss(fit(regressor, runs, parameters))
         draws = dirichlet(names, prior, self.samples, seed, "optimum")  # [samples, k]
         free = weights = self._best(draws, predict)
-        if limits is not None and limits.rows:
-            weights = self._best(replace(limits, names=tuple(names)).project(draws), predict)
+        if limits is not None and not (kept := replace(limits, names=tuple(names))).hold(free[None]).all():
+            weights = self._best(kept.project(draws), predict)
         details = {
             "target": target,
             "regressor": regressor,

@@ -17,7 +17,7 @@ from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.simplex import domain_names, named, softmax, token_shares, uniform
 from chameleon_ray.mixture import Mixture, check_weights
-from chameleon_ray.settings import PositiveFloat, listed
+from chameleon_ray.settings import PositiveFloat
 
 
 class Uniform(Method):
@@ -41,22 +41,17 @@ class Proportional(Method):
     name: ClassVar[str] = "proportional"
     temperature: PositiveFloat = 1.0
 
+    @property
+    def by_size(self) -> bool:
+        """Always."""
+        return True
+
     def fit(self, context: FitContext) -> Mixture:
         """Weights from how many tokens there are to train on. Raises `UserError` for an empty domain, or one of which that is not known."""
         names = domain_names(context.corpus)
         shares = token_shares(context.corpus.tokens(), names, f"methods.{context.label}")
         logits = np.log([shares[name] for name in names]) / self.temperature  # [k]
-        return Mixture(self.name, named(names, softmax(logits)), provenance=self.provenance(context), explanation=estimated(context.corpus))
-
-
-def estimated(corpus: TokenCorpus) -> tuple[str, ...]:
-    """A sentence on the sizes of domains that were not read whole, for weights that follow from them."""
-    excerpts = {name: found for name in corpus.names if (found := corpus.domains[name].excerpt) is not None and found.tokens}
-    if not excerpts:
-        return ()
-    errors = [found.stderr_tokens / found.tokens for found in excerpts.values() if found.stderr_tokens is not None and found.tokens]
-    told = f", with relative standard errors up to {100 * max(errors):.2g} %" if errors else ""
-    return (f"The sizes of {listed(list(excerpts))} are estimates from what was read of them{told}.",)
+        return Mixture(self.name, named(names, softmax(logits)), provenance=self.provenance(context))
 
 
 class Fixed(Method):

@@ -103,8 +103,8 @@ def epoch_numbers(data: ReportData) -> pa.Table:
     for label, mixture in data.mixtures.items():
         drawn = training.steps * training.batch_rows
         stored = data.corpus.rows()
-        found = mixture.epochs or {name: mixture.weights[name] * drawn / stored[name] for name in data.names if stored[name]}
         of = "base model" if data.experiment.budget is None else "budget"
+        found = mixture.epochs if of == "budget" else {name: mixture.weights[name] * drawn / stored[name] for name in data.names if stored[name]}
         rows += [{"method": label, "domain": name, "epochs": times, "of": of} for name, times in found.items()]
     return pa.Table.from_pylist(rows, EPOCH_SCHEMA)
 

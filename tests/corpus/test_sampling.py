@@ -132,7 +132,7 @@ def take(source: Source, waves: list[list[Stretches]] | None = None) -> Sample:
             stats: dict[int, dict[str, DomainStats]] = {}
             for stretch, item in reading:
                 stats.setdefault(stretch, {}).setdefault(item.domain, DomainStats()).add(item)
-            sample.note(Found(0, each.rank, dict(reading.extent), stats, reading.whole, reading.exhausted))
+            sample.note(Found(0, each.rank, dict(reading.extent), stats, reading.whole, reading.exhausted, reading.other_bytes))
     return sample
 
 
@@ -180,7 +180,7 @@ def test_what_was_read_beyond_the_end_does_not_count(files: list[File]) -> None:
 def test_a_small_source_is_used_up(files: list[File]) -> None:
     sample = take(source_of(files, 10**9))
     whole = sum(len(text) for i in range(12) for text in texts_of(i, 200 + 40 * i))
-    estimate = sample.estimate("web")
+    estimate = sample.estimates()["web"]
     assert sample.limits() == {}
     assert (estimate.text_bytes, estimate.stderr_bytes, estimate.read_bytes) == (whole, 0.0, whole)
 
@@ -196,7 +196,7 @@ def test_estimates_cover_the_truth(tmp_path: Path, extension: str) -> None:
         listed = [write_file(tmp_path / str(seed) / f"{i}{extension}", texts) for i, texts in enumerate(lists)]
         listed = [File(file.address, file.size_bytes, "", f"{seed} {file.name}") for file in listed]
         truth = sum(len(text) for texts in lists for text in texts)
-        estimate = take(source_of(listed, truth // 10)).estimate("web")
+        estimate = take(source_of(listed, truth // 10)).estimates()["web"]
         assert estimate.text_bytes is not None
         errors.append(estimate.text_bytes / truth - 1)
         told.append(estimate.stderr_bytes / truth)
@@ -222,5 +222,30 @@ def test_domains_that_a_column_names(tmp_path: Path) -> None:
     assert stats["rare"].text_bytes < 10_000, "looked for in four times what both want, and no further"
     assert list(limits) == ["common"]
     share = sum(len(record["text"]) for record in common if record["of"] == "rare")
-    estimate = sample.estimate("rare")
+    estimate = sample.estimates()["rare"]
     assert estimate.text_bytes == pytest.approx(share, abs=3 * estimate.stderr_bytes)
+
+
+def test_wanted_domains_are_looked_for_among_others_and_not_for_ever(tmp_path: Path) -> None:
+    """Of domains that are asked for by name the others count too when it is decided to look no further."""
+    chance = Random(1)
+    listed = []
+    for i in range(20):
+        names = ["common" if chance.random() < 0.999 else "rare" for _ in range(1500)]
+        path = tmp_path / f"{i}.jsonl"
+        path.write_text("".join(json.dumps({"text": "c" * chance.randint(10, 100), "of": name}) + "\n" for name in names))
+        listed.append(File(str(path), path.stat().st_size, "", path.name))
+    source = Source(0, Origin(None, domain_column="of", only=("rare",)), tuple(listed), Wanted(Reads(0), 0, 0, 20_000, 1))
+    sample = take(source)
+    assert sample.names == ("rare",)
+    assert sample._other_bytes > 20_000, "nothing of it at the beginning is no end"
+    assert sample._other_bytes < 2 * sampling.SEARCH * 20_000
+
+
+def test_a_beginning_of_empty_documents_does_not_ask_for_everything(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ""}\n' * 2000 + "".join(json.dumps({"text": text}) + "\n" for text in texts_of(1)))
+    sample = Sample(source_of([File(str(path), 10**12, "", path.name)], 10**8), {}, 4.0)
+    first = sample.next_wave()
+    sample.note(Found(0, 0, dict.fromkeys(range(first[0].stop), 2048), {}, 1e12, False))
+    assert sum(each.stop - each.first for each in sample.next_wave()) < 17 * 10**8 / 2048

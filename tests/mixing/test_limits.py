@@ -175,7 +175,7 @@ def test_every_method_answers_the_question(name: str, tmp_path: Path) -> None:
     assert 0.2 - CLOSE <= sum(mixture.weights[each] for each in ("web", "books", "news")) <= 0.5 + CLOSE
     assert mixture.epochs == pytest.approx({each: mixture.weights[each] * 8_000 / (16 * rows) for each, rows in ROWS.items()})
     assert mixture.unconstrained == pytest.approx(dict(free.weights)), "what the method said without limits stands beside"
-    assert "Kept within" in mixture.explanation[-1]
+    assert "Without limits the weights would be those beside, outside of" in mixture.explanation[-1]
     mixture.save(str(tmp_path / "mixture.json"))
     assert Mixture.load(str(tmp_path / "mixture.json")).unconstrained == mixture.unconstrained
     if name == "regmix":
