@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,7 +110,9 @@ class TextStore:
     @contextmanager
     def serve(self) -> Iterator[TextStore]:
         """Answer on a port of its own; the environment then points there."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self, "known": frozenset(self.all_keys())}))
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self, "known": frozenset(self.all_keys()), "keys": list(self.all_keys())})
+        )
         server.daemon_threads = True
         given = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
@@ -137,6 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     store: TextStore
     known: frozenset[str]
+    keys: list[str]
 
     def log_message(self, *_: Any) -> None:
         """Silent."""
@@ -186,9 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         keys: list[str] = []
         folders: dict[str, None] = {}
         truncated = False
-        for key in self.store.all_keys():
-            if not key.startswith(prefix) or key <= after:
-                continue
+        for key in self.keys[bisect_right(self.keys, max(prefix, after)) - (prefix > after and prefix in self.known) :]:
+            if not key.startswith(prefix):
+                break
             if len(keys) + len(folders) >= most:
                 truncated = True
                 break

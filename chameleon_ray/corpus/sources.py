@@ -22,6 +22,7 @@ from chameleon_ray.errors import UserError, naming
 
 _MAX_PART_BYTES = 16 << 20  # small files are read together, so that 100,000 text files are not as many worker tasks
 _MAX_PART_FILES = 1000
+_LISTINGS = 16  # at a time: each waits for an object store
 UNKNOWN_BYTES = 64 << 20  # what is taken for the size of a shard that does not tell it
 _SPAN_BYTES = 64 << 20  # large files of lines are read in pieces
 
@@ -173,15 +174,15 @@ class _Plan:
     """The sources of a corpus, as they are added."""
 
     def __init__(self, corpus: CorpusConfig, reads: Reads | None) -> None:
-        self._corpus, self._reads = corpus, reads
+        self._corpus, self._reads, self._listings = corpus, reads, _listings(corpus)
         self.sources: list[Source] = []
 
     def add_domains(self) -> None:
         discovered, k = self._corpus.domains_from, len(self._corpus.domains)
         for name, config in self._corpus.domains.items():
             where = f"corpus.domains.{name}"
-            files = _matches(f"{where}.files", config.files)
-            heldout = _matches(f"{where}.heldout", config.heldout)
+            files = _matches(f"{where}.files", config.files, self._listings)
+            heldout = _matches(f"{where}.heldout", config.heldout, self._listings)
             if shared := {file.address for file in files} & {file.address for file in heldout}:
                 raise UserError(f"{where}.heldout: {min(shared)} is also in files; a file is held out or trained on, narrow one pattern")
             if config.huggingface is not None:
@@ -195,7 +196,7 @@ class _Plan:
             source = HuggingFaceSource(path=discovered.huggingface, name=discovered.name, split=discovered.split, revision=discovered.revision)
             self._add_data_set("corpus.domains_from.huggingface", source, origin, len(discovered.only) or None, True)
         elif discovered.files:
-            self._add(origin, _matches("corpus.domains_from.files", discovered.files), len(discovered.only) or None, True)
+            self._add(origin, _matches("corpus.domains_from.files", discovered.files, self._listings), len(discovered.only) or None, True)
         else:
             self._add_environment(discovered.bytes_per_domain)
 
@@ -205,7 +206,7 @@ class _Plan:
             before = len(self.sources)
             if config.huggingface is not None:
                 self._add_data_set(f"corpus.targets.{name}.huggingface", config.huggingface, Origin(name, heldout=True), None)
-            self._add(Origin(name, heldout=True), _matches(f"corpus.targets.{name}.files", config.files), None)
+            self._add(Origin(name, heldout=True), _matches(f"corpus.targets.{name}.files", config.files, self._listings), None)
             for file in (file for source in self.sources[before:] for file in source.files):
                 if found := trained.get(file.fingerprint) or trained.get(file.address):
                     other, same = found
@@ -265,12 +266,30 @@ class _Plan:
         return None if there is not None and there <= max(wanted.text_bytes(BYTES_PER_TOKEN, k), self._reads.small_bytes // k) else wanted
 
 
-def _matches(where: str, patterns: Sequence[str]) -> list[File]:
+def _listings(corpus: CorpusConfig) -> dict[str, list[storage.Stored] | Exception]:
+    """What every pattern of a corpus matches, many at a time; what listing one raised is told where the pattern's turn comes."""
+    found = corpus.domains_from.files if corpus.domains_from else ()
+    patterns = {*found, *(each for domain in corpus.domains.values() for each in (*domain.files, *domain.heldout))}
+    patterns |= {each for target in corpus.targets.values() for each in target.files}
+
+    def listed(pattern: str) -> list[storage.Stored] | Exception:
+        try:
+            return storage.listing(pattern)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(_LISTINGS) as pool:
+        return dict(zip(patterns, pool.map(listed, patterns), strict=True))
+
+
+def _matches(where: str, patterns: Sequence[str], listings: Mapping[str, list[storage.Stored] | Exception]) -> list[File]:
     """The files of all patterns, each once; without fingerprints."""
     found: dict[str, File] = {}
     for i, pattern in enumerate(patterns):
+        listed = listings[pattern]
         with naming(f"{where}[{i}]"):
-            listed = storage.listing(pattern)
+            if isinstance(listed, Exception):
+                raise listed
         if not listed:
             raise UserError(f"{where}[{i}]: {pattern!r} matches no file; give a local path, s3://… or gs://… (wildcards *, ? and **)")
         for stored in listed:
