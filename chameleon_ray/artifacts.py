@@ -127,7 +127,7 @@ class TokenCorpus:
                     **counts,
                     **{split: SplitCounts(**_tuples(counts[split])) for split in SPLITS},
                     "quality": Quality(**counts["quality"]) if counts["quality"] else None,
-                    "excerpt": Excerpt(**counts["excerpt"]) if counts["excerpt"] else None,
+                    "excerpt": Excerpt.of(counts["excerpt"]) if counts["excerpt"] else None,
                 }
             )
             for name, counts in content["domains"].items()

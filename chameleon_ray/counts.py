@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Excerpt:
         text_bytes: of all text, an estimate; None where the source does not tell how much there is.
         tokens: of all text to train on, an estimate: as many to a byte as in what was read. None with `text_bytes`.
         stderr_tokens: its standard error, from how files and stretches of them differ; None where there is too little to tell.
+        share: of the text that was read; None with `text_bytes`.
     """
 
     read_bytes: int
@@ -52,11 +54,16 @@ class Excerpt:
     text_bytes: float | None
     tokens: float | None
     stderr_tokens: float | None
+    share: float | None = field(init=False)
 
-    @property
-    def share(self) -> float | None:
-        """Of the text that was read."""
-        return None if self.text_bytes is None else self.read_bytes / max(self.text_bytes, self.read_bytes)
+    def __post_init__(self) -> None:
+        share = None if self.text_bytes is None else self.read_bytes / max(self.text_bytes, self.read_bytes)
+        object.__setattr__(self, "share", share)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Excerpt:
+        """Back from the plain values of all attributes."""
+        return cls(**{name: value for name, value in fields.items() if name != "share"})
 
 
 @dataclass(frozen=True)

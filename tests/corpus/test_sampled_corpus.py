@@ -81,7 +81,9 @@ def test_what_there_is_of_it_all_is_estimated(store: TextStore, corpus: TokenCor
 
 
 def test_the_record_lists_what_was_read(corpus: TokenCorpus) -> None:
-    sources = read_record(corpus.address)["content"]["sources"]
+    content = read_record(corpus.address)["content"]
+    assert 0 < content["domains"]["domain-00000"]["excerpt"]["share"] < 1e-6
+    sources = content["sources"]
     read = corpus.domains["domain-00001"].excerpt
     assert read is not None
     assert sum(entry["domain"] == "domain-00001" for entry in sources) == read.files_read
