@@ -13,7 +13,7 @@ from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
 from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.partition import partition, text_bytes_of
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
-from chameleon_ray.corpus.sampling import Estimate, Found, Sample, Stretches
+from chameleon_ray.corpus.sampling import Estimate, Found, SourceSample, Stretches
 from chameleon_ray.corpus.sources import Part, Source, manifest, parts_of
 from chameleon_ray.corpus.token_bytes import bytes_per_token
 from chameleon_ray.progress import Phase
@@ -56,7 +56,7 @@ def read(config: CorpusConfig, sources: Sequence[Source], folder: str, phase: Ph
         (sizes,) = run_tasks([Task(bytes_per_token, (trained, config.text_column, config.tokenizer))], phase, "look at the text")
     mean = sum(sizes.values()) / len(sizes) if sizes else float(BYTES_PER_TOKEN)
     layout = Layout.of(text_bytes_of(sources, MORE_DOMAINS * max(1, len(sizes))))
-    samples = {source.index: Sample(source, sizes, mean) for source in sampled}
+    samples = {source.index: SourceSample(source, sizes, mean) for source in sampled}
     groups: list[str] = []
     stats: dict[str, DomainStats] = {}
     work: list[Part | Stretches] = list(parts_of(sources))

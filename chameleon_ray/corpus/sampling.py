@@ -89,7 +89,7 @@ def order_of(stretch: int, rank: int, document: int = 0) -> int:
 
 
 @dataclass
-class Sample:
+class SourceSample:
     """The sample of one source, as it is taken in waves.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from chameleon_ray.config import TokenizerConfig
 from chameleon_ray.corpus.documents import Document
-from chameleon_ray.corpus.sampling import Sample
+from chameleon_ray.corpus.sampling import SourceSample
 from chameleon_ray.corpus.sources import Source
 from chameleon_ray.corpus.stretches import StretchReading
 from chameleon_ray.corpus.tokenizer import encode, load_tokenizer, train_tokenizer
@@ -48,7 +48,7 @@ def bytes_per_token(sources: Sequence[Source], text_column: str, config: Tokeniz
 
 def _first_documents(source: Source, text_column: str) -> Iterator[Document]:
     """The documents of the first stretches of a source's files."""
-    for file in Sample(source, {}, 1.0).files[:MOST_FILES]:
+    for file in SourceSample(source, {}, 1.0).files[:MOST_FILES]:
         for _, found in StretchReading(source.origin, file, 0, 1, text_column):
             if isinstance(found, Document):
                 yield found

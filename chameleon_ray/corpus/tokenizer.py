@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.config import TokenizerConfig
-from chameleon_ray.errors import UserError
+from chameleon_ray.errors import UserError, one_line
 
 END_OF_DOCUMENT = "<|endoftext|>"
 PIECE_CHARACTERS = 1 << 15
@@ -54,8 +54,9 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
     try:
         found = AutoTokenizer.from_pretrained(**_source(name), use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"corpus.tokenizer.pretrained: {name!r} cannot be loaded ({first_line}); give a hub name or a folder with tokenizer.json") from None
+        raise UserError(
+            f"corpus.tokenizer.pretrained: {name!r} cannot be loaded ({one_line(error)}); give a hub name or a folder with tokenizer.json"
+        ) from None
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"corpus.tokenizer.pretrained: {name!r} has no tokenizer.json; choose a tokenizer with a fast implementation")

@@ -16,7 +16,7 @@ from typing import Any
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TrainedModel
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
-from chameleon_ray.errors import UserError
+from chameleon_ray.errors import UserError, one_line
 from chameleon_ray.identity import foreign_digest
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.records import once
@@ -87,7 +87,7 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
                 f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted give the model as "
                 "proxy.model or base.model with allow_remote_code: true"
             ) from None
-        raise UserError(f"{where}: {folder}: {_first_line(error)}") from None
+        raise UserError(f"{where}: {folder}: {one_line(error)}") from None
 
 
 def architecture_of(config: Any, where: str, allow_remote_code: bool = False) -> Architecture:
@@ -135,11 +135,6 @@ def architecture_of(config: Any, where: str, allow_remote_code: bool = False) ->
     )
 
 
-def _first_line(error: Exception) -> str:
-    """Of what a library says; its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _weights(address: str, where: str) -> list[str]:
     """The files with a model's weights."""
     files = storage.glob(storage.join(address, "*.safetensors"))
@@ -165,7 +160,7 @@ def _from_hub(name: str, root: str, where: str, allow_remote_code: bool) -> str:
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # whatever the network, the hub or its library say
-        raise UserError(f"{where}: {name!r} is no folder here and cannot be had from the hub ({_first_line(error)})") from None
+        raise UserError(f"{where}: {name!r} is no folder here and cannot be had from the hub ({one_line(error)})") from None
     commit = Path(folder).name
     read_config(folder, where, allow_remote_code)
     _weights(folder, where)
@@ -196,7 +191,7 @@ def _from_gguf(file: str, root: str, where: str) -> str:
         try:
             _convert(Path(storage.local_file(file)), address)
         except Exception as error:  # whatever the libraries say of a file that is cut short, or of an architecture they do not know
-            raise UserError(f"{where}: {file} cannot be read as GGUF ({_first_line(error)}); give another file, or a folder with safetensors") from None
+            raise UserError(f"{where}: {file} cannot be read as GGUF ({one_line(error)}); give another file, or a folder with safetensors") from None
         return {"pretrained": file}
 
     once(address, "pretrained", digest, convert)

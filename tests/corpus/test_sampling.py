@@ -19,7 +19,7 @@ import zstandard
 from chameleon_ray.backend import Reads
 from chameleon_ray.corpus import sampling, stretches
 from chameleon_ray.corpus.documents import Document, DomainStats
-from chameleon_ray.corpus.sampling import Found, Sample, Stretches
+from chameleon_ray.corpus.sampling import Found, SourceSample, Stretches
 from chameleon_ray.corpus.sources import File, Origin, Source, Wanted
 from chameleon_ray.corpus.stretches import StretchReading, spread
 from chameleon_ray.errors import UserError
@@ -121,9 +121,9 @@ def source_of(files: Sequence[File], text_bytes: int, domain: str | None = "web"
     return Source(0, Origin(domain, domain_column=column), tuple(files), Wanted(Reads(0), 0, 0, text_bytes, 1))
 
 
-def take(source: Source, waves: list[list[Stretches]] | None = None) -> Sample:
+def take(source: Source, waves: list[list[Stretches]] | None = None) -> SourceSample:
     """A sample, taken wave by wave."""
-    sample = Sample(source, {}, 4.0)
+    sample = SourceSample(source, {}, 4.0)
     while work := sample.next_wave():
         if waves is not None:
             waves.append(work)
@@ -170,7 +170,7 @@ def test_the_sample_depends_on_names_alone(files: list[File], tmp_path: Path) ->
 
 def test_what_was_read_beyond_the_end_does_not_count(files: list[File]) -> None:
     sample = take(source_of(files, 20_000))
-    more = Sample(sample.source, {}, 4.0)
+    more = SourceSample(sample.source, {}, 4.0)
     more._seen, more._extent, more._wholes = dict(sample._seen), dict(sample._extent), dict(sample._wholes)
     more.note(Found(0, 11, {7: 2048}, {7: {"web": DomainStats(5, 2000)}}, 10**6, False))
     assert more.limits() == sample.limits()
@@ -245,7 +245,7 @@ def test_wanted_domains_are_looked_for_among_others_and_not_for_ever(tmp_path: P
 def test_a_beginning_of_empty_documents_does_not_ask_for_everything(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": ""}\n' * 2000 + "".join(json.dumps({"text": text}) + "\n" for text in texts_of(1)))
-    sample = Sample(source_of([File(str(path), 10**12, "", path.name)], 10**8), {}, 4.0)
+    sample = SourceSample(source_of([File(str(path), 10**12, "", path.name)], 10**8), {}, 4.0)
     first = sample.next_wave()
     sample.note(Found(0, 0, dict.fromkeys(range(first[0].stop), 2048), {}, 1e12, False))
     assert sum(each.stop - each.first for each in sample.next_wave()) < 17 * 10**8 / 2048
