@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from chameleon_ray import storage
@@ -58,7 +59,7 @@ class MixtureJob:
         sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.sections)}
         return mixture_digest(self.method, self.mixer, {**sections, "question": self.experiment.question}, self.corpus, self.seed, self.start)
 
-    @property
+    @cached_property
     def question(self) -> Question:
         """What its weights must keep to; raises `UserError` for what cannot be."""
         return Question.of(self.experiment.question, self.corpus.names, self.corpus.tokens(), estimates=estimated(self.corpus))

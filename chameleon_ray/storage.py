@@ -355,13 +355,6 @@ def fingerprint(address: str) -> str:
     return hasher.hexdigest()
 
 
-@_told
-def size_bytes(address: str) -> int:
-    """Size of a file in bytes."""
-    filesystem, path = resolve(address)
-    return int(filesystem.get_file_info(path).size)
-
-
 def _check_credentials(address: str) -> None:
     if address.startswith("s3://") and not _aws_credentials():
         raise UserError(f"{address}: no credentials found; {_CREDENTIALS[True]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from chameleon_ray import storage
 from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.pieces import read_pieces
+from chameleon_ray.corpus.sources import combined
 from chameleon_ray.tensors import read_tensors, write_tensors
 
 SPLITS_OF_A_SLICE = 32  # tasks that sort a slice's documents into its buckets
@@ -43,7 +43,7 @@ class Contents:
         return storage.join(self.folder, f"group-{group}.pieces")
 
     def split_address(self, slice_number: int, number: int) -> str:
-        content = hashlib.sha256("\n".join(self.groups_of(number)).encode()).hexdigest()  # other groups than an interrupted run had are other splits
+        content = combined(self.groups_of(number))  # other groups than an interrupted run had are other splits
         return storage.join(self.folder, f"split-{slice_number:05d}-{number:02d}-{content[:12]}.pieces")
 
     @property

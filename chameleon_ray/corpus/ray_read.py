@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.partition import partition, text_bytes_of
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sampling import Estimate, Found, SourceSample, Stretches
-from chameleon_ray.corpus.sources import Part, Source, manifest, parts_of
+from chameleon_ray.corpus.sources import Part, Source, combined, manifest, parts_of
 from chameleon_ray.corpus.token_bytes import bytes_per_token
 from chameleon_ray.progress import Phase
 from chameleon_ray.ray_session import cluster_cpus
@@ -94,5 +93,4 @@ def _groups(work: Sequence[Part | Stretches]) -> list[list[Part | Stretches]]:
 
 def _group_name(number: int, group: Sequence[Part | Stretches]) -> str:
     """With what is in it: an interrupted run may go on where another number of CPUs cuts other groups, and must not take one for another."""
-    content = hashlib.sha256("\n".join(each.fingerprint for each in group).encode()).hexdigest()
-    return f"{number:05d}-{content[:12]}"
+    return f"{number:05d}-{combined(each.fingerprint for each in group)[:12]}"

@@ -97,7 +97,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        return _combined(file.fingerprint for file in self.files)
+        return combined(file.fingerprint for file in self.files)
 
     @property
     def likely_text_bytes(self) -> int | None:
@@ -123,7 +123,7 @@ class Part:
 
     @property
     def fingerprint(self) -> str:
-        return _combined([str(self.index), str(self.span), *(file.fingerprint for file in self.files)])
+        return combined([str(self.index), str(self.span), *(file.fingerprint for file in self.files)])
 
 
 def plan_sources(corpus: CorpusConfig, reads: Reads | None = None) -> list[Source]:
@@ -230,10 +230,10 @@ class _Plan:
             self._add(origin, [_file(each, found.folder) for each in stored], num_domains, splits)
             return
         tags = [f"{each.address if '://' in each.address else ''} {each.size_bytes} {each.tag}" for each in storage.stored(found.files)]
-        content = _combined(tags) if tags else found.builder
+        content = combined(tags) if tags else found.builder
         records = None if found.num_records is None else found.num_records // found.num_shards
         shards = range(found.num_shards)
-        files = [File(f"{found.address}#{i}", 0, _combined([content, f"{i}/{len(shards)}"]), str(i), records) for i in shards]
+        files = [File(f"{found.address}#{i}", 0, combined([content, f"{i}/{len(shards)}"]), str(i), records) for i in shards]
         self._add(replace(origin, kind="stream", options={**found.options, "num_shards": len(shards)}), files, num_domains, splits)
 
     def _add(self, origin: Origin, files: Sequence[File], num_domains: int | None, splits: bool = False) -> None:
@@ -320,5 +320,6 @@ def _by_tag(file: File) -> File:
     return replace(file, fingerprint=f"{file.name} {file.size_bytes} {file.fingerprint}")
 
 
-def _combined(fingerprints: Iterable[str]) -> str:
+def combined(fingerprints: Iterable[str]) -> str:
+    """What tells several things together from others, in their order."""
     return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()

@@ -78,9 +78,9 @@ class Question:
     def check(self, mixture: Mixture) -> None:
         """Raise `UserError` for a mixture, made elsewhere, that does not keep to the limits; of other domains it is not known what it is."""
         if set(mixture.weights) == set(self.names):
-            broken = self.limits.broken(np.array([mixture.weights[name] for name in self.names]))
-            if broken:
-                rows = listed([str(row) for row in broken])
+            weights = np.array([mixture.weights[name] for name in self.names])
+            if not self.limits.hold(weights[None]).all():
+                rows = listed([str(row) for row in self.limits.broken(weights)])
                 raise UserError(f"mixture {mixture.label!r}: its weights do not keep to {rows}; make it anew with `chameleon mix`, or remove these limits")
 
     def answer(self, mixture: Mixture, by_size: bool = False) -> Mixture:

@@ -245,3 +245,11 @@ def test_an_estimate_is_what_a_sampled_domain_has() -> None:
     question = Question.of(asked({"tokens": 1000}, 1.0), corpus.names, corpus.tokens())
     assert [row.domains for row in question.limits.rows] == [("b",)]
     assert METHODS["proportional"]().fit(replace(context, corpus=corpus)).weights["a"] == pytest.approx(250_000 / 250_160)
+
+
+def test_a_mixture_from_elsewhere_is_checked_and_an_answer_passes() -> None:
+    question = Question.of(asked(constraints={"groups": {"g": {"of": ["a", "b"], "max": 0.3}}, "domains": {"b": {"max": 0.1}}}), ("a", "b", "c"), {})
+    free = Mixture("fixed", {"a": 0.4, "b": 0.3, "c": 0.3})
+    question.check(question.answer(free))
+    with pytest.raises(UserError, match=r"^mixture 'fixed': its weights do not keep to constraints\.domains\.b .*chameleon mix"):
+        question.check(free)
