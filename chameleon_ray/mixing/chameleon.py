@@ -53,7 +53,7 @@ class Chameleon(Method):
     """
 
     name: ClassVar[str] = "chameleon"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs: ClassVar[frozenset[str]] = frozenset({"proxy", "embedding"})
     variant: Variant = "calibrated"
     stage: Stage = "pretrain"

@@ -2,17 +2,26 @@
 
     S_g, n_g     sum and count of the samples in hash group g of a domain (samples of one document are in one group)
     x, n         the domain's mean and its samples
-    d_g          sqrt(G / (G - 1)) (S_g - n_g x) / n over its G groups with samples; sum_g d_g d_g^T estimates the covariance of x
-    e_i          sum_g |d_g|^2, the expected square of what the domain's mean is off by
+    d_g          sqrt(G / (G - 1)) (S_g - n_g x) / n over its G groups with samples; C' = sum_g d_g d_g^T estimates the covariance of x
+    m            documents that the samples are of, about
+    V            covariance of one document's mean: sum_j (G_j - 1) m_j C'_j / sum_j (G_j - 1) over all domains
+    C            ((G - 1) C' + f V / m) / (G - 1 + f), f = 2 (1 - G / groups): what the samples say, and where they are of a handful of documents, from which a
+                 covariance is hardly known, what those of all domains say
+    e_i          tr C_i, the expected square of what the domain's mean is off by
     E            energy: the mean under the prior pi of the squared lengths of the embeddings as they are scored (krls.py)
     R            reliability: 1 - sum_i pi_i e_i / E, between 0 and 1
 
-Source: W. Cochran, Sampling Techniques, 1977, section 6.3 (the variance of a ratio of sums over groups).
+A domain of two documents that happen to be alike would otherwise have error bars of next to nothing. Measured in analysis/results/sampling.md.
+
+Sources: W. Cochran, Sampling Techniques, 1977, section 6.3 (the variance of a ratio of sums over groups); G. Smyth, Linear models and empirical Bayes methods
+for assessing differential expression, 2004, section 3 (variances moderated by a common one).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +31,42 @@ from chameleon_ray.artifacts import CHUNK_DOMAINS, Embeddings
 Array = NDArray[np.float64]
 # Under it most of what tells domains apart is chance.
 MIN_RELIABILITY = 0.5
+# f for a domain of a single group: so many degrees of freedom has what all domains say.
+COMMON_FREEDOM = 2.0
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How covariances are shared: C_i = own_i C'_i + common_i V with V = sum_j part_j C'_j, [n] each. `part` is all 0 where nothing tells how samples scatter."""
+
+    own: Array
+    common: Array
+    part: Array
+
+    @classmethod
+    def of(cls, counts: NDArray[np.int64]) -> Sharing:
+        """By the samples in the hash groups of n domains, [n, groups]."""
+        groups, filled = counts.shape[1], (counts > 0).sum(axis=1)
+        freedom, documents = np.maximum(filled - 1.0, 0.0), num_documents(counts)
+        of_all = COMMON_FREEDOM * (1 - filled / groups)
+        total = np.maximum(freedom + of_all, 1e-12)  # a domain in the only group has neither
+        return cls(freedom / total, of_all / total / documents, freedom * documents / max(1.0, freedom.sum()))
+
+
+def num_documents(counts: NDArray[np.int64]) -> Array:
+    """Documents that samples are of, [n], by how many of the groups they fill and how evenly; where they fill all, nothing tells, and each sample counts as one.
+
+    Args:
+        counts: [n, groups].
+    """
+    groups, filled, samples = counts.shape[1], (counts > 0).sum(axis=1), counts.sum(axis=1)
+    if groups == 1:
+        return samples.astype(np.float64)
+    drawn = np.full(len(counts), np.inf)
+    some = filled < groups
+    drawn[some] = np.log1p(-filled[some] / groups) / math.log1p(-1 / groups)  # fill so many of the groups on average
+    evenness = samples.astype(np.float64) ** 2 / (counts.astype(np.float64) ** 2).sum(axis=1) / filled
+    return np.minimum(drawn * evenness, samples)
 
 
 def deviations(sums: Array, counts: NDArray[np.int64]) -> Array:
@@ -37,10 +82,7 @@ def deviations(sums: Array, counts: NDArray[np.int64]) -> Array:
 
 
 def noise_of(embeddings: Embeddings, order: Sequence[int]) -> Array:
-    """e_i, [n] of the domains in this order.
-
-    Where one group has all samples nothing tells how they scatter: such a domain is taken to scatter like the mean of the others, sample for sample
-    (the mean of n_j e_j, over n_i). Where this holds for all it is not known, NaN.
+    """e_i, [n] of the domains in this order; NaN where one group has all samples of every domain, so that nothing tells how they scatter.
 
     Cost: one pass over the group sums.
     """
@@ -49,11 +91,10 @@ def noise_of(embeddings: Embeddings, order: Sequence[int]) -> Array:
         some = list(order[start : start + CHUNK_DOMAINS])
         each = deviations(embeddings.group_sums[some].astype(np.float64), embeddings.group_counts[some])
         found[start : start + len(some)] = np.einsum("ngp,ngp->n", each, each)
-    counts = embeddings.group_counts[list(order)]  # [n, groups]
-    samples, alone = counts.sum(axis=1), (counts > 0).sum(axis=1) < 2
-    if alone.any():
-        found[alone] = np.nan if alone.all() else (samples * found)[~alone].mean() / samples[alone]
-    return found
+    sharing = Sharing.of(embeddings.group_counts[list(order)])
+    if not sharing.part.any():
+        return np.full(len(order), np.nan)
+    return sharing.own * found + sharing.common * (sharing.part @ found)
 
 
 def reliability(noise: Array, energy: float, prior: Array | None = None) -> float:

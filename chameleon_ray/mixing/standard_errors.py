@@ -8,7 +8,7 @@ at the cost of a few computations:
     c_j      w_j / k if centred, else 0
     mu       k lam;  P = (Y^T W Y + mu I)^-1, [p, p]
     u_i      [p] P y_i;  S_i = y_i . u_i;  H_ij = y_i . u_j;  D = sum_i w_i S_i
-    dx_j     [p] noise of a domain's mean, independent between domains, with covariance C_j (see noise.deviations)
+    dx_j     [p] noise of a domain's mean, independent between domains, with covariance C_j (see noise.py)
 
     dS_i            = 2 sum_j (delta_ij - c_j - w_j H_ij) u_i . dx_j
     sum_i a_i dS_i  = sum_j f_j . dx_j,  f_j = 2 (a_j u_j - c_j sum_i a_i u_i - w_j B y_j),  B = sum_i a_i u_i u_i^T
@@ -40,7 +40,7 @@ from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.mixing import krls
 from chameleon_ray.mixing.formula import Weighing
 from chameleon_ray.mixing.krls import Array, Leverage
-from chameleon_ray.mixing.noise import deviations
+from chameleon_ray.mixing.noise import Sharing, deviations
 
 # Of width 768: 200 draws then take a quarter of a minute on one core.
 MAX_BOOTSTRAP_DOMAINS = 1000
@@ -73,14 +73,24 @@ def standard_errors(embeddings: Embeddings, order: Sequence[int], leverage: Leve
 def bootstrap(embeddings: Embeddings, order: Sequence[int], weighing: Weighing, draws: int) -> StandardErrors:
     """By repeating everything that `weighing` does not hold fast, `draws` times.
 
-    Every draw resamples each domain's hash groups with replacement.
+    Every draw resamples each domain's hash groups with replacement; its distance from the domain's mean is scaled by sqrt(own G / (G - 1)), and the share that
+    covariances have in common is drawn from the normal distribution, so that it has the covariance C (noise.py).
     """
     picks = _resamples(embeddings, draws)  # [draws, k, groups]
+    sharing, filled = Sharing.of(embeddings.group_counts), (embeddings.group_counts > 0).sum(axis=1)
+    own = np.sqrt(sharing.own * filled / np.maximum(filled - 1, 1))
+    sparse = np.flatnonzero(sharing.common)
+    root = _common_root(embeddings, order) if len(sparse) else np.zeros((0, embeddings.group_sums.shape[2]))
+    means = embeddings.means
     scores, weights = (np.empty((draws, len(order))) for _ in range(2))
     for draw, pick in enumerate(picks):
         sums = np.matmul(pick[:, None, :].astype(np.float64), embeddings.group_sums)[:, 0, :]  # [k, p]
         counts = (pick * embeddings.group_counts).sum(axis=1)  # [k]
-        leverage = weighing.leverage((sums / counts[:, None])[order])
+        drawn = means + own[:, None] * (sums / counts[:, None] - means)
+        if len(sparse):
+            normal = np.stack([_generator(embeddings.names[i], 1 + draw).standard_normal(len(root)) for i in sparse])
+            drawn[sparse] += np.sqrt(sharing.common[sparse])[:, None] * (normal @ root)
+        leverage = weighing.leverage(drawn[order])
         scores[draw], weights[draw] = weighing.scores(leverage), weighing.weights(leverage)
     # From the first draw on: what no draw changes then has an error of exactly 0.
     return StandardErrors((scores - scores[0]).std(axis=0, ddof=1), (weights - weights[0]).std(axis=0, ddof=1), "bootstrap")
@@ -245,21 +255,40 @@ def _coupling(derivatives: _Derivatives, leverage: Leverage, squares: Array) -> 
 def _covariances(embeddings: Embeddings, order: Sequence[int], derivatives: _Derivatives, sums: Sequence[_Sum], entered: Array) -> tuple[Array, Array]:
     """[k, 1 + n, 1 + n] covariances of u_j and the gradients of n sums, and [p, p] the pooled C.
 
-    C is taken from at most `POOLED_DOMAINS` domains, evenly spread over all.
+    C is taken from at most `POOLED_DOMAINS` domains, evenly spread over all; what covariances have in common too.
     """
     k, p = derivatives.rows.shape
     every = -(-k // POOLED_DOMAINS)
     grams, pooled = np.empty((k, 1 + len(sums), 1 + len(sums))), np.zeros((p, p))
+    sharing = Sharing.of(embeddings.group_counts[order])
+    root = _common_root(embeddings, order[::every]) if sharing.common.any() else np.zeros((0, p))
     for some, y, u in derivatives.chunks():
         group_sums, counts = embeddings.group_sums[order[some]].astype(np.float64), embeddings.group_counts[order[some]]  # [rows, groups, p], [rows, groups]
         fields = np.stack([u, *(each.gradient(derivatives, some, y, u) for each in sums)], axis=2)  # [rows, p, 1 + n]
         projected = deviations(group_sums @ fields, counts)  # [rows, groups, 1 + n]
-        grams[some] = projected.transpose(0, 2, 1) @ projected
+        grams[some] = sharing.own[some, None, None] * (projected.transpose(0, 2, 1) @ projected)
+        if len(root) and sharing.common[some].any():
+            shared = root @ fields  # [rows, p or fewer, 1 + n]
+            grams[some] += sharing.common[some, None, None] * (shared.transpose(0, 2, 1) @ shared)
         taken = np.arange(k)[some] % every == 0
-        weighted = (np.sqrt(entered[some][taken])[:, None, None] * deviations(group_sums[taken], counts[taken])).reshape(-1, p)
+        weighted = (np.sqrt(entered[some] * sharing.own[some])[taken, None, None] * deviations(group_sums[taken], counts[taken])).reshape(-1, p)
         pooled += weighted.T @ weighted
+    pooled += (entered * sharing.common)[::every].sum() * (root.T @ root)
     pool = entered[::every].sum()
     return grams, pooled / pool if pool > 0 else pooled
+
+
+def _common_root(embeddings: Embeddings, order: Sequence[int]) -> Array:
+    """A matrix R of p columns, and at most as many rows, with R^T R = V, what the covariances of these domains have in common."""
+    p = embeddings.group_sums.shape[2]
+    sharing, found = Sharing.of(embeddings.group_counts[order]), np.zeros((0, p))
+    for start in range(0, len(order), CHUNK_ROWS):
+        some = np.asarray(order[start : start + CHUNK_ROWS])
+        each = deviations(embeddings.group_sums[some].astype(np.float64), embeddings.group_counts[some])
+        weighted = (np.sqrt(sharing.part[start : start + CHUNK_ROWS])[:, None, None] * each).reshape(-1, p)
+        found = np.concatenate([found, weighted[weighted.any(axis=1)]])
+        found = np.linalg.qr(found, mode="r") if len(found) > p else found
+    return found
 
 
 def _resamples(embeddings: Embeddings, draws: int) -> NDArray[np.uint8]:
@@ -270,7 +299,11 @@ def _resamples(embeddings: Embeddings, draws: int) -> NDArray[np.uint8]:
     picks = np.zeros((draws, *embeddings.group_counts.shape), dtype=np.uint8)
     for i, name in enumerate(embeddings.names):
         filled = np.flatnonzero(embeddings.group_counts[i])
-        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
-        generator = np.random.default_rng(np.random.SeedSequence([0, key]))
-        picks[:, i, filled] = generator.multinomial(len(filled), np.full(len(filled), 1 / len(filled)), size=draws)
+        picks[:, i, filled] = _generator(name, 0).multinomial(len(filled), np.full(len(filled), 1 / len(filled)), size=draws)
     return picks
+
+
+def _generator(name: str, number: int) -> np.random.Generator:
+    """One of a domain's own, which depends on nothing else."""
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big")
+    return np.random.default_rng(np.random.SeedSequence([number, key]))

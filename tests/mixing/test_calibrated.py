@@ -18,7 +18,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.formula import Temperature
 from chameleon_ray.mixing.krls import Ridge
-from chameleon_ray.mixing.noise import noise_of, reliability
+from chameleon_ray.mixing.noise import noise_of, num_documents, reliability
 from chameleon_ray.mixing.simplex import effective_number
 from tests.fakes import make_context, noisy_embeddings, rng
 
@@ -333,15 +333,41 @@ def test_wrong_settings_are_refused(fields: dict) -> None:
         Chameleon(**fields)
 
 
-def test_noise_of_a_domain_in_one_group_is_taken_from_the_others() -> None:
+def test_noise_of_a_domain_of_one_document_is_that_of_a_document_of_the_others() -> None:
     embeddings = drawn(4, noise=0.5)
+    plain = noise_of(embeddings, range(4))
     counts, sums = embeddings.group_counts.copy(), embeddings.group_sums.copy()
     counts[2, 1:], sums[2, 1:] = 0, 0
     found = noise_of(replace(embeddings, group_counts=counts, group_sums=sums), range(4))
-    expected = np.mean([96 * found[i] for i in (0, 1, 3)]) / counts[2, 0]
-    assert found[2] == pytest.approx(expected) and found[2] > 10 * found[0]
+    assert found[2] == pytest.approx(np.mean([96 * plain[i] for i in (0, 1, 3)])) and found[2] > 10 * found[0]
+    assert found[[0, 1, 3]].tolist() == plain[[0, 1, 3]].tolist()  # they have documents enough
     alone = Embeddings(embeddings.names, sums[:, :1], counts[:, :1], 1, Cost())
     assert np.isnan(noise_of(alone, range(4))).all()
+
+
+def test_two_documents_that_happen_to_be_alike_are_not_taken_for_certainty() -> None:
+    counts = np.zeros((9, 32), np.int64)
+    sums = np.zeros((9, 32, 6))
+    for i in range(9):
+        generator = rng(f"domain {i}")
+        filled = [0, 1] if i == 0 else generator.choice(32, 12, replace=False)
+        counts[i, filled] = 4
+        sums[i, filled] = 4 * generator.standard_normal((len(filled), 6))
+    sums[0, 1] = sums[0, 0]
+    found = noise_of(Embeddings(tuple("abcdefghi"), sums, counts, 1, {}), range(9))
+    # One degree of freedom says nothing, 1.9 say what a document's mean is off by in the other domains: 6 in six dimensions.
+    assert found[0] == pytest.approx(1.875 / 2.875 * 6 / num_documents(counts)[0], rel=0.4)
+    assert found[1:].mean() == pytest.approx(6 / num_documents(counts)[1:].mean(), rel=0.3)
+
+
+def test_documents_are_counted_by_the_groups_that_they_fill() -> None:
+    generator = np.random.default_rng(0)
+    for documents in (2, 10, 40):
+        counts = np.stack([np.bincount(generator.integers(0, 32, documents), minlength=32) for _ in range(400)])
+        # Twice as many documents in one group as in another count like a long one: a little fewer than there are.
+        assert 0.75 * documents < num_documents(3 * counts).mean() < 1.1 * documents
+    one, all_filled = np.eye(32, dtype=np.int64)[:1], np.full((1, 32), 5)
+    assert num_documents(one).tolist() == [1] and num_documents(all_filled).tolist() == [160]
 
 
 def test_reliability_is_one_less_the_share_of_noise_in_the_energy() -> None:

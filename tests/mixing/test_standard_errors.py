@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,9 +18,6 @@ from chameleon_ray.mixing.krls import Ridge
 from chameleon_ray.mixing.noise import deviations
 from chameleon_ray.mixing.standard_errors import StandardErrors, bootstrap, delta_method
 from tests.fakes import noisy_embeddings, rng
-
-# The bootstrap of 32 groups leaves out the factor G / (G - 1) of the variance.
-UNBIASED = math.sqrt(32 / 31)
 
 
 def uneven(k: int, p: int, noise: float = 0.1, num_groups: int = 32) -> Embeddings:
@@ -58,11 +56,34 @@ def test_the_closed_form_agrees_with_the_bootstrap(k: int, p: int, stage: str, r
     closed, drawn = both(embeddings, method, draws)
     monte_carlo = 1 / math.sqrt(2 * (draws - 1))
     for found, expected in ((closed.scores, drawn.scores), (closed.weights, drawn.weights)):
-        ratio = found / (UNBIASED * expected)
+        ratio = found / expected
         # One heavy weight's draws move all others, so that the median is hardly better known than each.
         assert abs(np.median(ratio) - 1) < 2.5 * monte_carlo
         assert np.sqrt(np.mean((ratio - 1) ** 2)) < 2.5 * monte_carlo
         assert np.abs(ratio - 1).max() < 6 * monte_carlo
+
+
+def sparse(k: int, p: int) -> Embeddings:
+    """Every other domain of a handful of documents: all but some groups are empty."""
+    embeddings = uneven(k, p)
+    sums, counts = embeddings.group_sums.copy(), embeddings.group_counts.copy()
+    for i in range(0, k, 2):
+        few = 1 + i % 6
+        sums[i, few:], counts[i, few:] = 0, 0
+    return replace(embeddings, group_sums=sums, group_counts=counts)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_both_ways_share_what_is_known_of_documents_among_domains_of_few(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, draws = sparse(48, 12), 400
+    closed, drawn = both(embeddings, Chameleon(stage=stage), draws)
+    ratio = closed.scores / drawn.scores
+    assert abs(np.median(ratio) - 1) < 0.1 and np.abs(ratio - 1).max() < 0.4
+    full, _ = both(uneven(48, 12), Chameleon(stage=stage), 2)
+    assert (closed.scores[::2] > full.scores[::2]).all()
+    monkeypatch.setattr(standard_errors, "CHUNK_ROWS", 7)
+    again, _ = both(embeddings, Chameleon(stage=stage), 2)
+    assert again.scores == pytest.approx(closed.scores) and again.weights == pytest.approx(closed.weights)
 
 
 @pytest.mark.parametrize("center", [False, True])
