@@ -37,7 +37,7 @@ COMMON_FREEDOM = 2.0
 
 @dataclass(frozen=True)
 class Sharing:
-    """How covariances are shared: C_i = own_i C'_i + common_i V with V = sum_j part_j C'_j, [n] each. `part` is all 0 where nothing tells how samples scatter."""
+    """How covariances are shared, [n] each: C_i = own_i C'_i + common_i V with V = sum_j part_j C'_j; all `part` are 0 where nothing tells how samples scatter."""
 
     own: Array
     common: Array
@@ -54,7 +54,7 @@ class Sharing:
 
 
 def num_documents(counts: NDArray[np.int64]) -> Array:
-    """Documents that samples are of, [n], by how many of the groups they fill and how evenly; where they fill all, nothing tells, and each sample counts as one.
+    """Documents that samples are of, [n], by how many groups they fill and how evenly; where they fill all, nothing tells, and each sample counts as one.
 
     Args:
         counts: [n, groups].
