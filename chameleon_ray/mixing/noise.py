@@ -37,7 +37,7 @@ COMMON_FREEDOM = 2.0
 
 @dataclass(frozen=True)
 class Sharing:
-    """How covariances are shared, [n] each: C_i = own_i C'_i + common_i V with V = sum_j part_j C'_j; all `part` are 0 where nothing tells how samples scatter."""
+    """How covariances are shared, [n] each: C_i = own_i C'_i + common_i V, V = sum_j part_j C'_j. No part is left where nothing tells how samples scatter."""
 
     own: Array
     common: Array
