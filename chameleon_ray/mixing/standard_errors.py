@@ -287,7 +287,7 @@ def _common_root(embeddings: Embeddings, order: Sequence[int]) -> Array:
         each = deviations(embeddings.group_sums[some].astype(np.float64), embeddings.group_counts[some])
         weighted = (np.sqrt(sharing.part[start : start + CHUNK_ROWS])[:, None, None] * each).reshape(-1, p)
         found = np.concatenate([found, weighted[weighted.any(axis=1)]])
-        found = np.linalg.qr(found, mode="r") if len(found) > p else found
+        found = np.asarray(np.linalg.qr(found, mode="r")) if len(found) > p else found
     return found
 
 
