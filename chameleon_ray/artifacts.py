@@ -49,13 +49,75 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Clusters:
+    """Domains that were found among documents which nobody labelled: the documents in Parquet files, each with the name of its domain, and what these are.
+
+    Attributes:
+        files: address and bytes of every file.
+        domain_column: of the files; their other column is the text's.
+        sources: value of the column that clusters were found within ("text" where there is none) -> what was read of its text; not there where that is all.
+        cost: of embedding the documents.
+    """
+
+    address: str
+    digest: str
+    files: Mapping[str, int]
+    domain_column: str
+    sources: Mapping[str, Excerpt]
+    cost: Cost
+
+    def table(self) -> pa.Table:
+        """One row for every domain: name, source, words (the most telling first), documents, text_bytes, lines (how documents at its centre begin)."""
+        return read_table(storage.join(self.address, "clusters.parquet"))
+
+    @classmethod
+    def load(cls, address: str) -> Clusters:
+        """Read a finished artifact."""
+        record = read_record(address)
+        content = record["content"]
+        sources = {name: Excerpt.of(found) for name, found in content["sources"].items()}
+        files = {storage.join(address, "documents", name): size for name, size in content["files"].items()}
+        return cls(address, record["digest"], files, content["domain_column"], sources, Cost(**content["cost"]))
+
+    def estimated(self, domains: Mapping[str, DomainCounts]) -> dict[str, DomainCounts]:
+        """Counts of the domains, with an estimate of all their text: of a source that was read in part each domain has the same share of what was not read."""
+        if not self.sources:
+            return dict(domains)
+        table = self.table()
+        places = {name: i for i, name in enumerate(table["name"].to_pylist())}
+        source, documents = table["source"].to_pylist(), table["documents"].to_numpy()
+        total: dict[str, int] = {}
+        for name, count in zip(source, documents.tolist(), strict=True):
+            total[name] = total.get(name, 0) + count
+        found = dict(domains)
+        for name, counts in domains.items():
+            place = places.get(name)
+            if place is not None and (read := self.sources.get(source[place])) is not None:
+                found[name] = replace(counts, excerpt=_part_of(read, counts, documents[place] / total[source[place]], total[source[place]]))
+        return found
+
+
+def _part_of(read: Excerpt, counts: DomainCounts, share: float, documents: int) -> Excerpt:
+    """What stands for a domain that has a share of the documents of a source."""
+    if read.text_bytes is None:
+        return replace(read, read_bytes=counts.text_bytes, tokens=None, stderr_tokens=None)
+    scale = read.text_bytes / max(1, read.read_bytes)
+    tokens = counts.train.tokens * scale
+    stderr = None
+    if read.stderr_tokens is not None and read.tokens:
+        stderr = tokens * math.hypot(read.stderr_tokens / read.tokens, math.sqrt((1 - share) / max(1e-12, share * documents)))
+    return replace(read, read_bytes=counts.text_bytes, text_bytes=counts.text_bytes * scale, tokens=tokens, stderr_tokens=stderr)
+
+
+@dataclass(frozen=True)
 class TokenCorpus:
     """Tokenized, packed and shuffled text: for every split and domain, Arrow files of fixed-length rows.
 
     Columns of a shard: `domain` (string), `tokens` (row_tokens unsigned integers), `length` (tokens that are not padding), `document` (an integer
     that is unique to the document of the row's first token within domain and split; held-out documents are numbered in the order they are packed).
 
-    `names` are the domains that are trained on, `targets` texts that are only measured; `domains` has the counts of both.
+    `names` are the domains that are trained on, `targets` texts that are only measured; `domains` has the counts of both. `clusters` is the address of the
+    clusters that the domains are, where they are that.
     """
 
     address: str
@@ -67,6 +129,7 @@ class TokenCorpus:
     end_of_document: int
     tokenizer_sha256: str
     targets: tuple[str, ...] = ()
+    clusters: str | None = None
 
     def shard_address(self, split: str, domain: str, shard: int) -> str:
         return storage.join(self.address, split, quote(domain, safe=""), f"shard-{shard:05d}.arrow")
@@ -138,7 +201,9 @@ class TokenCorpus:
 
     def content(self) -> dict[str, Any]:
         """What the record holds."""
-        return {**asdict(self), "names": list(self.names), "targets": list(self.targets)}
+        fields = asdict(self)
+        del fields["clusters"]
+        return {**fields, "names": list(self.names), "targets": list(self.targets)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, TrainingConfig
 from chameleon_ray.limits import Limits
 
@@ -181,8 +181,13 @@ class Backend(Protocol):
 
     root: str
 
-    def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None) -> TokenCorpus:
-        """The corpus of an experiment, from so much of the text as is needed; None reads all of it."""
+    def find_clusters(self, config: CorpusConfig, model: TrainedModel, layer: Literal["middle"] | int, seed: int, reads: Reads | None) -> Clusters:
+        """The domains of a corpus that are to be found among documents (`corpus.domains_from.clusters`), by a model that embeds them at a layer; `reads` says
+        how much of each source is read."""
+        ...
+
+    def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None, clusters: Clusters | None = None) -> TokenCorpus:
+        """The corpus of an experiment, from so much of the text as is needed; None reads all of it. `clusters`: its domains, where they were found."""
         ...
 
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:

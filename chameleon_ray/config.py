@@ -54,11 +54,32 @@ class TargetConfig(Settings):
         return self
 
 
+class ClustersConfig(Settings):
+    """Domains of text that nobody labelled: `k` clusters of the documents that a model finds alike; with `within` k of every value of that column.
+
+    `embed`: proxy (one is trained on all of the text as a single domain), or a model that others trained, by folder, GGUF file or hub name.
+    """
+
+    k: Annotated[int, Field(ge=2, le=1_000_000)]
+    of: tuple[str, ...] = ()
+    huggingface: HuggingFaceSource | None = None
+    embed: str = "proxy"
+    within: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ClustersConfig:
+        if bool(self.of) == (self.huggingface is not None):
+            raise ValueError("give either of (files) or huggingface")
+        return self
+
+
 class DomainsFrom(Settings):
-    """Domains that are discovered instead of listed: a column of files or of one Hugging Face data set, or the text of this Python environment."""
+    """Domains that are discovered instead of listed: a column of files or of one Hugging Face data set, clusters of documents, or the text of this Python
+    environment."""
 
     files: tuple[str, ...] = ()
     huggingface: str | None = None
+    clusters: ClustersConfig | None = None
     name: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -69,10 +90,12 @@ class DomainsFrom(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> DomainsFrom:
-        if bool(self.files) + bool(self.huggingface) + self.python_environment != 1:
-            raise ValueError("give either files or huggingface (with domain_column) or python_environment: true")
-        if not self.python_environment and not self.domain_column:
-            raise ValueError("files and huggingface need domain_column, the column that names the domain (dots reach into nested fields)")
+        if bool(self.files) + bool(self.huggingface) + (self.clusters is not None) + self.python_environment != 1:
+            raise ValueError("give either files or huggingface (with domain_column), or clusters, or python_environment: true")
+        if (self.files or self.huggingface) and not self.domain_column:
+            raise ValueError("files and huggingface need domain_column, the column that names the domain (dots reach into nested fields), or use clusters")
+        if self.clusters is not None and (self.only or self.domain_column):
+            raise ValueError("clusters have names of their own: remove only and domain_column (within is the column that clusters are found within)")
         return self
 
 

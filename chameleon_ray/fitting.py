@@ -12,6 +12,7 @@ from typing import Any
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, FitContext, start_of
+from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
@@ -177,7 +178,6 @@ def _points(experiment: Experiment, backend: Backend) -> list[MixtureJob]:
     for point in experiment.sweep.points() if experiment.sweep else ():
         at = experiment.at(point)
         key = at.corpus.model_dump_json()
-        reads = at.reads if at.corpus.tokens_per_domain != experiment.corpus.tokens_per_domain else experiment.reads
-        corpora[key] = corpora.get(key) or backend.tokenize(at.corpus, experiment.seeds[0], reads)
+        corpora[key] = corpora.get(key) or read_corpus(experiment, backend, at)
         found += [MixtureJob.of(label, describe(point), at, corpora[key], backend) for label in at.methods]
     return found

@@ -32,6 +32,7 @@ NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code"}
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
     "corpus": 5,  # reading, splitting, packing, order of rows, targets, samples of the text, what is counted and looked at
+    "clusters": 1,  # documents, vectors, directions, k-means, merging, words
     "tokenizer": 2,  # what tells one tokenizer from another
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
@@ -78,6 +79,24 @@ def corpus_digest(
         "seed": seed,
     }
     return digest_of("corpus", content)
+
+
+def clusters_digest(
+    config: CorpusConfig, sources: Sequence[tuple[str | None, bool, str]], model: str, layer: int, seed: int, reads: Reads | None = None
+) -> str:
+    """Of domains that are found among documents by a model (its digest); `sources` and `reads` as for a corpus."""
+    found = config.domains_from and config.domains_from.clusters
+    assert found
+    content = {
+        **config.model_dump(mode="json", include={"text_column", "row_tokens"}),
+        **found.model_dump(mode="json", include={"k", "within"}),
+        "sources": [list(source) for source in sources],
+        "model": model,
+        "layer": layer,
+        "reads": asdict(reads) if reads else None,
+        "seed": seed,
+    }
+    return digest_of("clusters", content)
 
 
 def model_digest(job: TrainJob, corpus: TokenCorpus) -> str:

@@ -15,6 +15,7 @@ from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, TrainJob, start_of
 from chameleon_ray.config import CorpusChanges
 from chameleon_ray.corpus.tokenizer import check_reads
+from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits, with_sizes
@@ -138,4 +139,4 @@ def _corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
             where = f"{section}.model.pretrained"
             model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
             check_reads(model, experiment.corpus.tokenizer, where)
-    return backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
+    return read_corpus(experiment, backend)

@@ -10,19 +10,19 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.cache import check_cache
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
-from chameleon_ray.corpus.sources import plan_sources
+from chameleon_ray.corpus.sources import documents_of, plan_sources
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
-from chameleon_ray.identity import corpus_digest, embeddings_digest, family_digest, losses_digest, model_digest, proxy_digest
+from chameleon_ray.identity import clusters_digest, corpus_digest, embeddings_digest, family_digest, losses_digest, model_digest, proxy_digest
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.pretrained import check_context, described, open_pretrained
 from chameleon_ray.progress import Reporter
@@ -43,12 +43,31 @@ class RayBackend:
         self.reporter = reporter or Reporter()
         self._found: dict[tuple[str, bool], TrainedModel] = {}
 
-    def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None = None) -> TokenCorpus:
+    def find_clusters(self, config: CorpusConfig, model: TrainedModel, layer: Literal["middle"] | int, seed: int, reads: Reads | None) -> Clusters:
+        """Domains found among documents; raises what reading and embedding them raises."""
+        documents = documents_of(config)
+        sources = plan_sources(documents, reads)
+        known = [(source.origin.domain, source.origin.heldout, source.fingerprint) for source in sources]
+        place, per_token = _layer_of(model, config.row_tokens, layer)
+        digest = clusters_digest(config, known, model.digest, place, seed, reads if any(source.wanted for source in sources) else None)
+        address = storage.join(self.root, "clusters", digest)
+
+        def make() -> dict[str, Any]:
+            from chameleon_ray.embedding.ray_clusters import find_clusters
+
+            self._start()
+            return find_clusters(config, sources, model, place, seed, address, self.resources, self.reporter, per_token, self._pool_actors)
+
+        once(address, "clusters", digest, make)
+        storage.remove(storage.join(address, "scratch"))
+        return Clusters.load(address)
+
+    def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None = None, clusters: Clusters | None = None) -> TokenCorpus:
         """The corpus of an experiment; raises what reading it raises. What decides how much is read is part of its digest where a source is not read whole."""
         with naming("storage"):
             if not storage.is_folder(self.root):  # it will be written to; that it cannot be is better known before any text is read
                 storage.check_folder(self.root)
-        sources = plan_sources(config, reads)
+        sources = plan_sources(config, reads, clusters)
         pretrained = config.tokenizer.pretrained
         known = [(source.origin.domain, source.origin.heldout, source.fingerprint) for source in sources]
         sampled = reads if any(source.wanted for source in sources) else None
@@ -64,6 +83,8 @@ class RayBackend:
         once(address, "corpus", digest, make)
         storage.remove(storage.join(address, "scratch"))
         corpus = TokenCorpus.load(address)
+        if clusters is not None:
+            corpus = replace(corpus, clusters=clusters.address, domains=clusters.estimated(corpus.domains))
         if config.require_heldout:
             refuse_unmeasured(corpus.unmeasured)
         return corpus
@@ -106,7 +127,7 @@ class RayBackend:
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
         check_tokenizer(model, corpus)
-        layer, per_token = _layer_of(Architecture.of_trained(model, corpus), corpus, spec)
+        layer, per_token = _layer_of(model, corpus.row_tokens, spec.layer)
         digest = embeddings_digest(model.digest, corpus, layer, spec.samples_per_domain)
         address = storage.join(self.root, "embeddings", digest)
 
@@ -156,7 +177,7 @@ class RayBackend:
             with self.reporter.phase("looking at the proxy's losses") as phase:
                 (found,) = evaluate([model.address], corpus, ("valid",), self.resources, phase, self._pool_actors, trusted, rows_per_domain)
             tokens = sum(min(rows, rows_per_domain) for rows in corpus.rows("valid").values()) * corpus.row_tokens
-            flops = Architecture.of_trained(model, corpus).forward_flops(corpus.row_tokens) * tokens
+            flops = Architecture.of_trained(model, corpus.row_tokens).forward_flops(corpus.row_tokens) * tokens
             losses = {name: loss.mean_nats for name, loss in found["valid"].items()}
             return {"model": model.address, "losses": losses, "cost": asdict(Cost(tokens, flops, time.perf_counter() - started))}
 
@@ -294,12 +315,13 @@ def check_tokenizer(model: TrainedModel, corpus: TokenCorpus) -> None:
         )
 
 
-def _layer_of(architecture: Architecture, corpus: TokenCorpus, spec: EmbeddingConfig) -> tuple[int, Cost]:
+def _layer_of(model: TrainedModel, row_tokens: int, wanted: Literal["middle"] | int) -> tuple[int, Cost]:
     """The layer to embed at and what one token takes."""
     from chameleon_ray.models.pooling import middle_layer
 
-    layer = middle_layer(architecture.layers) if spec.layer == "middle" else spec.layer
-    return layer, Cost(1, architecture.embedding_flops(layer, corpus.row_tokens), 0.0, architecture.forward_flops(corpus.row_tokens))
+    architecture = Architecture.of_trained(model, row_tokens)
+    layer = middle_layer(architecture.layers) if wanted == "middle" else wanted
+    return layer, Cost(1, architecture.embedding_flops(layer, row_tokens), 0.0, architecture.forward_flops(row_tokens))
 
 
 def _tokenizer_sha256(address: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus
 from chameleon_ray.backend import Backend
 from chameleon_ray.config import CorpusChanges, CorpusConfig, DomainConfig
+from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
@@ -50,7 +51,7 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         looking.update(took)
 
     if not only:
-        known = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
+        known = read_corpus(experiment, backend)
         _check(changes.domains, known.names)
         if kept := [name for name in known.names if name not in changes.domains]:
             take(known, kept)

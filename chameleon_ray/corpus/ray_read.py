@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus.buckets import Contents
 from chameleon_ray.corpus.documents import DomainStats, add_up
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
 from chameleon_ray.corpus.layout import Layout
-from chameleon_ray.corpus.partition import partition, text_bytes_of
+from chameleon_ray.corpus.partition import check_skipped, partition, split, text_bytes_of
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sampling import Estimate, Found, SourceSample, Stretches
 from chameleon_ray.corpus.sources import Part, Source, combined, manifest, parts_of
 from chameleon_ray.corpus.token_bytes import bytes_per_token
+from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Phase
 from chameleon_ray.ray_session import cluster_cpus
 
@@ -46,7 +48,40 @@ class Reading:
     manifest: list[dict[str, Any]]
 
 
-def read(config: CorpusConfig, sources: Sequence[Source], folder: str, phase: Phase) -> Reading:
+def read_into_buckets(config: CorpusConfig, sources: Sequence[Source], folder: str, phase: Phase) -> tuple[Reading, Contents]:
+    """Read the sources, documents sorted by hash; the names of what buckets contain are those of the domains, then of the targets.
+
+    Raises:
+        UserError: unreadable input, unusable documents past 1 %, a domain without documents, or with the name of a target.
+    """
+    reading = _read(config, sources, folder, phase)
+    check_skipped(reading.stats, config.targets)
+    names = (*_names(config, reading.stats), *config.targets)
+    contents = Contents(folder, reading.layout, reading.groups, names, reading.limits)
+    for _ in run_tasks([Task(split, (contents, *place)) for place in contents.all_splits()], phase, "sort"):
+        pass
+    return reading, contents
+
+
+def _names(config: CorpusConfig, stats: Mapping[str, DomainStats]) -> tuple[str, ...]:
+    """Listed domains in the order of the file, `only` in its order, discovered ones sorted; every one must have documents."""
+    for name in config.targets:
+        if stats.get(name, DomainStats()).documents > stats.get(name, DomainStats()).heldout_documents:
+            raise UserError(f"corpus.targets.{name}: a domain has that name too, and a target is never trained on; choose another name")
+    listed = list(config.domains) or list(config.domains_from.only if config.domains_from else ()) or sorted(set(stats) - set(config.targets))
+    for name in listed:
+        found = stats.get(name, DomainStats())
+        if found.documents - found.heldout_documents < 1:
+            empty = found.skipped.get("empty", 0)
+            raise UserError(
+                f"corpus.domains.{name}: no train documents ({empty} empty ones skipped); check its files and corpus.text_column, or remove the domain"
+            )
+    if len(listed) < 1:
+        raise UserError("corpus: no domains found; add files")
+    return tuple(listed)
+
+
+def _read(config: CorpusConfig, sources: Sequence[Source], folder: str, phase: Phase) -> Reading:
     """Read the sources into the buckets of a folder. The text of a source that is not read whole is sampled until every domain has what is wanted; how many
     bytes that takes is known by a look at the beginning of it, tokenized."""
     sampled = [source for source in sources if source.wanted is not None]

@@ -37,21 +37,43 @@ def stream(
     Yields:
         Every chunk with its result, as they come. Nothing of a result is kept here.
     """
+    arguments = {"corpus": corpus, **arguments}
+    for number, row in through_pool([asdict(chunk) for chunk in chunks], worker, arguments, resources, phase, "chunks", pool_actors):
+        yield chunks[number], row
+
+
+def through_pool(
+    items: Sequence[dict[str, Any]],
+    worker: type,
+    arguments: dict[str, Any],
+    resources: Resources,
+    phase: Phase,
+    label: str,
+    pool_actors: int | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Send items through a pool of actors that hold a model.
+
+    Args:
+        items: numbered from 0 in their field `number`.
+        worker: a class called with a batch of one item, that returns a batch of one row with the item's `number`.
+        label: what progress counts.
+    Yields:
+        Every item's number and result, as they come.
+    """
     quiet_data()
-    actors = min(pool_actors or pool_size(resources), len(chunks))
-    items = [asdict(chunk) for chunk in chunks]
-    data = ray.data.from_items(items, override_num_blocks=len(items))
+    actors = min(pool_actors or pool_size(resources), len(items))
+    data = ray.data.from_items(list(items), override_num_blocks=len(items))
     gpus: dict[str, Any] = {"num_gpus": resources.gpus_per_worker} if resources.gpus_per_worker else {}
     results = data.map_batches(
         worker,
         batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=actors),
-        fn_constructor_kwargs={"corpus": corpus, **arguments},
+        fn_constructor_kwargs=arguments,
         num_cpus=resources.cpus_per_worker,
         **gpus,
     )
     done = 0
     for done, row in enumerate(results.iter_rows(), 1):
-        phase.update("chunks", done, len(chunks))
-        yield chunks[int(row["number"])], row
-    assert done == len(chunks), f"{done} of {len(chunks)} chunks came back"
+        phase.update(label, done, len(items))
+        yield int(row["number"]), row
+    assert done == len(items), f"{done} of {len(items)} {label} came back"

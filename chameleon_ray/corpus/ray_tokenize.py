@@ -26,9 +26,8 @@ from chameleon_ray.corpus.documents import DomainStats
 from chameleon_ray.corpus.gather import condense_rest, gather_lane, gather_rest
 from chameleon_ray.corpus.heldout import Sampled, heldout_borders, heldout_bytes, refuse_unmeasured
 from chameleon_ray.corpus.layout import Lanes
-from chameleon_ray.corpus.partition import check_skipped, split
 from chameleon_ray.corpus.quality import sample_bytes
-from chameleon_ray.corpus.ray_read import Reading, read
+from chameleon_ray.corpus.ray_read import Reading, read_into_buckets
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sampling import Estimate
 from chameleon_ray.corpus.scatter import TokenizeSpec, tokenize_buckets
@@ -50,13 +49,8 @@ def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address
     """
     started = time.perf_counter()
     with reporter.phase("reading and tokenizing the corpus") as phase:
-        pieces = storage.join(address, "scratch", "pieces")
-        reading = read(config, sources, pieces, phase)
-        check_skipped(reading.stats, config.targets)
-        names = _names(config, reading.stats)
-        contents = Contents(pieces, reading.layout, reading.groups, (*names, *config.targets), reading.limits)
-        for _ in run_tasks([Task(split, (contents, *place)) for place in contents.all_splits()], phase, "sort"):
-            pass
+        reading, contents = read_into_buckets(config, sources, storage.join(address, "scratch", "pieces"), phase)
+        names = tuple(name for name in contents.names if name not in config.targets)
         spec = _specify(config, address, contents, reading.stats, seed)
         spec = _with_tokenizer(config, _with_borders(config, spec, reading, phase), phase)
         domains = _write_rows(config, spec, reading, phase)
@@ -64,24 +58,6 @@ def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address
     corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256, targets)
     _say(corpus, config.tokens_per_domain, reporter)
     return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": reading.manifest}
-
-
-def _names(config: CorpusConfig, stats: Mapping[str, DomainStats]) -> tuple[str, ...]:
-    """Listed domains in the order of the file, `only` in its order, discovered ones sorted; every one must have documents."""
-    for name in config.targets:
-        if stats.get(name, DomainStats()).documents > stats.get(name, DomainStats()).heldout_documents:
-            raise UserError(f"corpus.targets.{name}: a domain has that name too, and a target is never trained on; choose another name")
-    listed = list(config.domains) or list(config.domains_from.only if config.domains_from else ()) or sorted(set(stats) - set(config.targets))
-    for name in listed:
-        found = stats.get(name, DomainStats())
-        if found.documents - found.heldout_documents < 1:
-            empty = found.skipped.get("empty", 0)
-            raise UserError(
-                f"corpus.domains.{name}: no train documents ({empty} empty ones skipped); check its files and corpus.text_column, or remove the domain"
-            )
-    if len(listed) < 1:
-        raise UserError("corpus: no domains found; add files")
-    return tuple(listed)
 
 
 def _specify(config: CorpusConfig, address: str, contents: Contents, stats: Mapping[str, DomainStats], seed: int) -> TokenizeSpec:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chameleon_ray import storage
+from chameleon_ray.artifacts import Clusters
 from chameleon_ray.backend import Reads
 from chameleon_ray.config import CorpusConfig, HuggingFaceSource
 from chameleon_ray.corpus.data_sets import find_data_set
@@ -24,6 +25,7 @@ _MAX_PART_BYTES = 16 << 20  # small files are read together, so that 100,000 tex
 _MAX_PART_FILES = 1000
 _LISTINGS = 16  # at a time: each waits for an object store
 UNKNOWN_BYTES = 64 << 20  # what is taken for the size of a shard that does not tell it
+TEXT = "text"  # the one domain that everything is before domains are found
 _SPAN_BYTES = 64 << 20  # large files of lines are read in pieces
 
 
@@ -126,20 +128,35 @@ class Part:
         return combined([str(self.index), str(self.span), *(file.fingerprint for file in self.files)])
 
 
-def plan_sources(corpus: CorpusConfig, reads: Reads | None = None) -> list[Source]:
+def plan_sources(corpus: CorpusConfig, reads: Reads | None = None, clusters: Clusters | None = None) -> list[Source]:
     """Everything there is to read, in the order of the experiment file; files of one pattern in the order of their names.
 
     A source that is read whole is known by the content of its files, of which local ones up to 64 MiB are read for that; one that is read in part by the
     names, sizes and tags of its files, which a listing shows.
 
+    Args:
+        clusters: where the corpus's domains are to be found among documents, what was found.
     Raises:
         UserError: a pattern matches nothing, a format is unknown, a file is both trained on and held out, a data set or its split does not
             exist, or the Python environment has text of fewer than two domains.
     """
     plan = _Plan(corpus, reads)
-    plan.add_domains()
+    plan.add_domains(clusters)
     plan.add_targets()
     return plan.sources
+
+
+def documents_of(config: CorpusConfig) -> CorpusConfig:
+    """What to read of a corpus whose domains are to be found: its documents, by the column that clusters are found within."""
+    found = config.domains_from and config.domains_from.clusters
+    assert found
+    given = {"text_column": config.text_column, "tokenizer": config.tokenizer.model_dump(exclude_none=True), "row_tokens": config.row_tokens}
+    if found.within is None:
+        one = {"files": found.of} if found.of else {"huggingface": found.huggingface}
+        return CorpusConfig.model_validate({**given, "domains": {TEXT: one}})
+    data_set = found.huggingface
+    where = {"huggingface": data_set.path, **data_set.model_dump(exclude={"path"})} if data_set else {"files": found.of}
+    return CorpusConfig.model_validate({**given, "domains_from": {**where, "domain_column": found.within}})
 
 
 def parts_of(sources: Iterable[Source]) -> list[Part]:
@@ -177,7 +194,7 @@ class _Plan:
         self._corpus, self._reads, self._listings = corpus, reads, _listings(corpus)
         self.sources: list[Source] = []
 
-    def add_domains(self) -> None:
+    def add_domains(self, clusters: Clusters | None) -> None:
         discovered, k = self._corpus.domains_from, len(self._corpus.domains)
         for name, config in self._corpus.domains.items():
             where = f"corpus.domains.{name}"
@@ -197,6 +214,9 @@ class _Plan:
             self._add_data_set("corpus.domains_from.huggingface", source, origin, len(discovered.only) or None, True)
         elif discovered.files:
             self._add(origin, _matches("corpus.domains_from.files", discovered.files, self._listings), len(discovered.only) or None, True)
+        elif discovered.clusters is not None:
+            assert clusters is not None, "clusters are found before their documents are read"
+            self._add_clusters(clusters)
         else:
             self._add_environment(discovered.bytes_per_domain)
 
@@ -222,6 +242,12 @@ class _Plan:
         for name, paths in domains.items():
             files = [File(str(path), path.stat().st_size, "", path.name) for path in paths]
             self._add(Origin(name, kind="environment"), files, len(domains))
+
+    def _add_clusters(self, clusters: Clusters) -> None:
+        """The documents that domains were found among, all of them: how many are wanted was said when they were read."""
+        names = {address: address.rpartition("/")[2] for address in clusters.files}
+        files = [File(address, size, f"{clusters.digest} {names[address]}", names[address]) for address, size in clusters.files.items()]
+        self.sources.append(Source(len(self.sources), Origin(None, domain_column=clusters.domain_column), tuple(files)))
 
     def _add_data_set(self, where: str, source: HuggingFaceSource, origin: Origin, num_domains: int | None, splits: bool = False) -> None:
         found = find_data_set(where, source)

@@ -57,15 +57,15 @@ class Architecture:
     def of(cls, job: TrainJob, corpus: TokenCorpus) -> Architecture:
         """Of the model that a job trains."""
         if job.start is not None:
-            return cls.of_trained(job.start, corpus)
+            return cls.of_trained(job.start, corpus.row_tokens)
         return cls.gpt2(job.training.model, corpus.vocab_size, corpus.row_tokens)
 
     @classmethod
-    def of_trained(cls, model: TrainedModel, corpus: TokenCorpus) -> Architecture:
-        """Of a model that is there: as it was found where others trained it, by the configuration of its run where we did."""
+    def of_trained(cls, model: TrainedModel, row_tokens: int) -> Architecture:
+        """Of a model that is there: as it was found where others trained it, by the configuration of its run, on such rows, where we did."""
         if "architecture" in model.details:
             return cls(**model.details["architecture"])
-        return cls.gpt2(ModelConfig(**model.details["training"]["model"]), corpus.vocab_size, corpus.row_tokens)
+        return cls.gpt2(ModelConfig(**model.details["training"]["model"]), model.vocab_size, row_tokens)
 
     def forward_flops(self, row_tokens: int, head: bool = True, layers: int | None = None) -> float:
         """Operations of all matrix products of one forward pass through some blocks, by default all of them, per token. Training takes three times as much:

@@ -1,0 +1,200 @@
+"""Clusters of documents: directions that tell documents apart, spherical k-means in mini-batches, tiny clusters merged, and words that tell a cluster.
+
+Vectors of documents are centred, projected on their d principal directions, divided there by the square root of their standard deviation and brought to length
+1. Between clusters of similar spread k-means needs k - 1 directions, and more of them add what has nothing to do with clusters: d = k + 1, from 8 to 64.
+
+Everything is computed on one thread and in the order in which documents come, so that the same documents give the same clusters on any machine.
+
+Sources: I. Dhillon and D. Modha, Concept decompositions for large sparse text data, 2001 (spherical k-means); D. Sculley, Web-scale k-means clustering, 2010
+(mini-batches); C. Ding and X. He, K-means clustering via principal component analysis, 2004 (k - 1 directions); M. Grootendorst, BERTopic, 2022, equation 2
+(words by class-based TF-IDF).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from threadpoolctl import threadpool_limits
+
+Array = NDArray[np.float32]
+Indices = NDArray[np.int64]
+LEAST_DIRECTIONS, MOST_DIRECTIONS = 8, 64
+SAME = 1e-4  # of their mean's length: vectors that differ by less are the same but for rounding
+MAX_CAREFUL = 256  # so many clusters are begun ten times; up to MAX_SEEDED once, far from each other; beyond, at documents drawn at random
+MAX_SEEDED = 2048
+STARTS = 10
+ROUNDS = 25
+BATCH_DOCUMENTS = 4096
+TINY = 0.05  # of the mean size of a cluster
+CHUNK_NUMBERS = 1 << 24
+NAME_WORDS, SHOWN_WORDS = 3, 8
+MOST_CHARACTERS, MOST_BYTES = 90, 190  # of a name, with room for a number
+WORD = re.compile(r"[^\W\d_]{3,24}")
+MAX_VOCABULARY = 1 << 17
+LEAST_DOCUMENTS = 2  # that a word stands in
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Where documents are compared: `mean` [p] of their vectors, `axes` [p, d]."""
+
+    mean: NDArray[np.float64]
+    axes: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, vectors: Array, k: int) -> Directions | None:
+        """From a sample of documents, [n, p], for k clusters; None where all are the same."""
+        with threadpool_limits(1):
+            mean = vectors.mean(axis=0, dtype=np.float64)
+            centred = vectors - mean
+            values, axes = np.linalg.eigh(centred.T @ centred / len(vectors))
+        largest_first = slice(None, -1 - min(MOST_DIRECTIONS, max(LEAST_DIRECTIONS, k + 1)), -1)
+        values, axes = values[largest_first], axes[:, largest_first]
+        kept = values > (SAME**2 * (mean @ mean + values[0]))
+        if not kept.any():
+            return None
+        axes = axes[:, kept] * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])[kept]
+        return cls(mean, axes / values[kept] ** 0.25)
+
+    def __call__(self, vectors: Array) -> Array:
+        """[n, p] -> [n, d] of length 1; what lies in the mean stays 0."""
+        with threadpool_limits(1):
+            return unit((vectors - self.mean) @ self.axes)
+
+
+def unit(vectors: NDArray[np.floating]) -> Array:
+    """Vectors brought to length 1, but for those that are 0."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0).astype(np.float32)
+
+
+def begin(sample: Array, k: int, seed: int) -> Array:
+    """[k, d] centres of a sample of documents, [n, d] of length 1.
+
+    Cost: O(n k d) for each of at most 25 rounds, begun ten times up to 256 clusters.
+    """
+    with threadpool_limits(1):
+        if k > MAX_SEEDED:
+            chosen = np.random.default_rng(seed).choice(len(sample), k, replace=False)
+            found = KMeans(k, init=sample[chosen], n_init=1, max_iter=5, random_state=seed).fit(sample)
+        else:
+            found = KMeans(k, n_init=STARTS if k <= MAX_CAREFUL else 1, max_iter=ROUNDS, random_state=seed).fit(sample)
+    return unit(found.cluster_centers_)
+
+
+class MiniBatches:
+    """Centres that move with the documents that they are shown, batch after batch, each less the more documents it has met."""
+
+    def __init__(self, centres: Array, seed: int) -> None:
+        self._model = MiniBatchKMeans(len(centres), init=centres, n_init=1, batch_size=BATCH_DOCUMENTS, reassignment_ratio=0, random_state=seed)
+        self._waiting: list[Array] = []
+        self._size = max(BATCH_DOCUMENTS, len(centres))
+
+    def add(self, vectors: Array) -> None:
+        """Show documents, [n, d] of length 1; they are used when there are enough of them."""
+        self._waiting.append(vectors)
+        if sum(map(len, self._waiting)) >= self._size:
+            self._step()
+
+    def centres(self) -> Array:
+        """[k, d] of length 1, after everything that was shown."""
+        if self._waiting:
+            self._step()
+        return np.asarray(self._model.cluster_centers_, np.float32)
+
+    def _step(self) -> None:
+        batch = np.concatenate(self._waiting)
+        self._waiting = []
+        if len(batch) >= len(self._model.init):
+            with threadpool_limits(1):
+                self._model.partial_fit(batch)
+            self._model.cluster_centers_ = unit(self._model.cluster_centers_)
+
+
+def nearest(vectors: Array, centres: Array) -> tuple[Indices, Array]:
+    """The centre that each vector is nearest to, [n], and their similarity (cosine), [n]."""
+    found, similar = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
+    step = max(1, CHUNK_NUMBERS // len(centres))
+    with threadpool_limits(1):
+        for start in range(0, len(vectors), step):
+            some = slice(start, start + step)
+            products = vectors[some] @ centres.T
+            found[some] = products.argmax(axis=1)
+            similar[some] = np.take_along_axis(products, found[some, None], axis=1)[:, 0]
+    return found, similar
+
+
+def merged(centres: Array, sizes: Indices, least: float) -> Indices:
+    """Where the documents of every cluster go, [k]: a cluster under the least size into the one that is nearest, the smallest first; what is empty nowhere, -1.
+
+    Cost: O(m k d) for m clusters that are too small.
+    """
+    target = np.where(sizes > 0, np.arange(len(sizes)), -1)
+    total, alive = sizes.astype(np.float64), sizes > 0
+    while alive.sum() > 1 and total[alive].min() < least:
+        smallest = int(np.where(alive, total, np.inf).argmin())
+        alive[smallest] = False
+        with threadpool_limits(1):
+            into = int(np.where(alive, centres @ centres[smallest], -np.inf).argmax())
+        total[into] += total[smallest]
+        target[target == smallest] = into
+    return target
+
+
+def words_of(text: str) -> set[str]:
+    """The words of the beginning of a document: runs of letters, of 3 to 24."""
+    return {found.lower() for found in WORD.findall(text)}
+
+
+def vocabulary(texts: Iterable[str]) -> list[str]:
+    """The words that stand in several of these texts, at most 131,072, in the order of the alphabet."""
+    counts = Counter(word for text in texts for word in words_of(text))
+    frequent = [(-count, word) for word, count in counts.items() if count >= LEAST_DOCUMENTS]
+    return sorted(word for _, word in sorted(frequent)[:MAX_VOCABULARY])
+
+
+def telling_words(counts: sp.csr_array, words: Sequence[str]) -> list[list[str]]:
+    """The words that tell each of c clusters from the others, most telling first, at most 8: those with the largest tf log(1 + A / f), where tf is a word's
+    share of the words of the cluster, f how often it stands in all of them, A how many words a cluster has on average.
+
+    Args:
+        counts: [c, v] documents of a cluster that have the word.
+    """
+    if not counts.nnz:
+        return [[] for _ in range(counts.shape[0])]
+    of_cluster, of_word = counts.sum(axis=1), counts.sum(axis=0)
+    rarity = np.log1p(of_cluster.mean() / np.maximum(of_word, 1))
+    found = []
+    for cluster in range(counts.shape[0]):
+        row = slice(counts.indptr[cluster], counts.indptr[cluster + 1])
+        places, scores = counts.indices[row], counts.data[row] * rarity[counts.indices[row]]
+        best = np.lexsort((places, -scores))[:SHOWN_WORDS]
+        found.append([words[place] for place in places[best]])
+    return found
+
+
+def names_of(words: Sequence[Sequence[str]], prefix: str = "") -> list[str]:
+    """A name for each cluster from its first words, none like another, as long as the name of a domain can be."""
+    used, found = {"all"}, []
+    for number, telling in enumerate(words, 1):
+        some = [telling[:count] for count in range(NAME_WORDS, 0, -1)]
+        plain = next((name for each in some if each and _fits(name := f"{prefix}{'-'.join(each)}")), f"{prefix}{number}")
+        name, copies = plain, 1
+        while name in used:
+            copies += 1
+            name = f"{plain}-{copies}"
+        used.add(name)
+        found.append(name)
+    return found
+
+
+def _fits(name: str) -> bool:
+    return len(name) <= MOST_CHARACTERS and len(quote(name, safe="")) <= MOST_BYTES

@@ -1,0 +1,248 @@
+"""Domains of text that nobody labelled, on Ray Data: documents are read and sorted by hash, embedded by actors, divided into clusters, and written down again
+with the names of their clusters.
+
+Passes, each a stream of tasks over buckets of documents: `DocumentWorker` embeds them, `assign` finds the cluster of each and counts words, `write_documents`
+writes them. Between the first and the second the driver finds the centres; it holds a sample of the vectors, and then one bucket's at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from chameleon_ray import storage
+from chameleon_ray.artifacts import Cost, TrainedModel
+from chameleon_ray.config import CorpusConfig, Resources
+from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
+from chameleon_ray.corpus.ray_read import Reading, read_into_buckets
+from chameleon_ray.corpus.ray_stream import through_pool
+from chameleon_ray.corpus.ray_tasks import Task, run_tasks
+from chameleon_ray.corpus.sources import Source, documents_of
+from chameleon_ray.counts import Excerpt
+from chameleon_ray.embedding.clusters import TINY, Array, Directions, MiniBatches, begin, merged, names_of, telling_words
+from chameleon_ray.embedding.documents import LINES, WORD_DOCUMENTS, DocumentSpec, DocumentWorker, assign, choose_words, read_words, write_documents
+from chameleon_ray.errors import UserError
+from chameleon_ray.progress import Phase, Reporter
+from chameleon_ray.records import write_table
+from chameleon_ray.settings import listed
+from chameleon_ray.tensors import read_tensors, write_tensors
+
+SAMPLE_DOCUMENTS = 1 << 17  # of all sources together, that centres are begun with
+PER_CLUSTER = 4  # and at least so many for each cluster
+PASSES = 2  # over all documents, where the sample is not all of them
+LEAST_ROWS = 8  # of text that a cluster must have
+WAITING = 32  # buckets whose words are added up at a time
+WHERE = "corpus.domains_from.clusters"
+
+
+def find_clusters(
+    config: CorpusConfig,
+    sources: Sequence[Source],
+    model: TrainedModel,
+    layer: int,
+    seed: int,
+    address: str,
+    resources: Resources,
+    reporter: Reporter,
+    per_token: Cost,
+    pool_actors: int | None = None,
+) -> dict[str, Any]:
+    """Divide the documents of the sources into `k` clusters (of each value of `within`), and write them at `address`; what the record is to hold. The folder
+    `scratch` there may then be removed.
+
+    Args:
+        config: the corpus whose domains are to be found; with the sources of its documents.
+        model: embeds the documents, by its hidden state at `layer`, which takes `per_token`.
+    Raises:
+        UserError: unreadable input, fewer documents than clusters, documents that are all alike, a model that has diverged.
+    """
+    assert config.domains_from is not None and config.domains_from.clusters is not None
+    k, started = config.domains_from.clusters.k, time.perf_counter()
+    within = config.domains_from.clusters.within is not None
+    with reporter.phase("finding domains among the documents") as phase:
+        reading, contents = read_into_buckets(documents_of(config), sources, storage.join(address, "scratch", "pieces"), phase)
+        spec = DocumentSpec(address, contents, model.address, config.row_tokens, config.text_column)
+        if not within:
+            _check_number(reading.stats[contents.names[0]].documents, k)
+        tokens = _embed(spec, layer, model.allow_remote_code, resources, phase, pool_actors)
+        _divide(spec, k, seed, within, phase)
+        clusters = _count(spec, phase)
+        names = _name(spec, clusters, within, LEAST_ROWS * config.row_tokens * BYTES_PER_TOKEN)
+        written = list(run_tasks([Task(write_documents, (spec, bucket)) for bucket in range(spec.buckets)], phase, "write"))
+    addresses = (spec.documents_address(bucket).rpartition("/")[2] for bucket in range(spec.buckets))
+    files = {name: found["size_bytes"] for name, found in zip(addresses, written, strict=True) if found["size_bytes"]}
+    cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)
+    reporter.say(f"{len(names)} domains among {int(clusters.documents.sum()):,} documents: {listed(names)}")
+    return {"files": files, "domain_column": spec.domain_column, "sources": _sources(reading), "cost": asdict(cost)}
+
+
+def _check_number(documents: int, k: int) -> None:
+    if documents < k:
+        raise UserError(f"{WHERE}.k: {k:,} clusters of {documents:,} documents; a cluster needs several, lower k or add documents")
+
+
+def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: Resources, phase: Phase, pool_actors: int | None) -> int:
+    """Write the vectors of all documents; how many tokens that took, of those that were not there."""
+    missing = [bucket for bucket in range(spec.buckets) if not storage.exists(spec.vectors_address(bucket))]
+    arguments = {
+        "spec": spec,
+        "layer": layer,
+        "use_gpu": bool(resources.gpus_per_worker),
+        "threads": resources.cpus_per_worker,
+        "allow_remote_code": allow_remote_code,
+    }
+    items = [{"number": number, "bucket": bucket} for number, bucket in enumerate(missing)]
+    return sum(int(row["tokens"]) for _, row in through_pool(items, DocumentWorker, arguments, resources, phase, "embed", pool_actors)) if items else 0
+
+
+def _vectors(spec: DocumentSpec) -> Iterator[tuple[Array, NDArray[np.int64]]]:
+    for bucket in range(spec.buckets):
+        arrays = read_tensors(spec.vectors_address(bucket))
+        if not np.isfinite(arrays["vectors"]).all():
+            raise UserError(f"{WHERE}.embed: the model in {spec.model} gives embeddings that are not finite: it has diverged; take another, or train it longer")
+        yield arrays["vectors"], arrays["label"]
+
+
+def _divide(spec: DocumentSpec, k: int, seed: int, within: bool, phase: Phase) -> None:
+    """Find the centres of every label's clusters, and write them with the directions that they lie in."""
+    if storage.exists(spec.spaces_address):
+        return
+    sample, is_all = _sample(spec, k)
+    spaces: dict[str, NDArray[Any]] = {}
+    moving: dict[int, tuple[Directions, MiniBatches]] = {}
+    for number, (label, vectors) in enumerate(sorted(sample.items())):
+        phase.update("divide", number, len(sample))
+        if not within:
+            _check_number(len(vectors), k)
+        most = min(k, len(vectors))
+        directions = Directions.of(vectors, most)
+        if directions is None and not within:
+            raise UserError(f"{WHERE}: the documents are all alike to the model in {spec.model}, nothing divides them; add others, or list domains yourself")
+        if directions is None or most == 1:
+            p = vectors.shape[1]
+            directions, centres = Directions(np.zeros(p), np.zeros((p, 1))), np.zeros((1, 1), np.float32)
+        else:
+            centres = begin(directions(vectors), most, seed)
+            if not is_all:
+                moving[label] = directions, MiniBatches(centres, seed)
+        spaces |= {f"{label}.mean": directions.mean, f"{label}.axes": directions.axes, f"{label}.centres": centres}
+    for each in range(PASSES if moving else 0):
+        for bucket, (vectors, labels) in enumerate(_vectors(spec)):
+            phase.update("divide", each * spec.buckets + bucket, PASSES * spec.buckets)
+            for label, (directions, batches) in moving.items():
+                batches.add(directions(vectors[labels == label]))
+    spaces |= {f"{label}.centres": batches.centres() for label, (_, batches) in moving.items()}
+    counts = [len(spaces.get(f"{label}.centres", ())) for label in range(len(spec.contents.names))]
+    write_tensors(spec.spaces_address, {**spaces, "first": np.cumsum([0, *counts])})
+
+
+def _sample(spec: DocumentSpec, k: int) -> tuple[dict[int, Array], bool]:
+    """The vectors of some documents of every label, those of the first buckets, and whether these are all."""
+    most = max(PER_CLUSTER * k, SAMPLE_DOCUMENTS // len(spec.contents.names))
+    parts: dict[int, list[Array]] = defaultdict(list)
+    taken, is_all = Counter[int](), True
+    for vectors, labels in _vectors(spec):
+        for label in np.unique(labels).tolist():
+            mine = vectors[labels == label]
+            is_all &= taken[label] + len(mine) <= most
+            parts[label].append(mine[: most - taken[label]])
+            taken[label] += len(parts[label][-1])
+        if len(taken) == len(spec.contents.names) and min(taken.values()) == most:
+            is_all = False
+            break
+    return {label: np.concatenate(found) for label, found in parts.items()}, is_all
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What the clusters hold, [c] each, before tiny ones are merged: documents, bytes of text, and the [similarity, line] of those nearest to their centres."""
+
+    documents: NDArray[np.int64]
+    text_bytes: NDArray[np.int64]
+    lines: dict[int, list[list[Any]]]
+
+
+def _count(spec: DocumentSpec, phase: Phase) -> _Counted:
+    for _ in run_tasks([Task(choose_words, (spec,))], phase, "words"):
+        pass
+    first = read_tensors(spec.spaces_address)["first"]
+    total = sum(len(labels) for _, labels in _vectors(spec))
+    documents, text_bytes = np.zeros((2, first[-1]), np.int64)
+    lines: dict[int, list[list[Any]]] = defaultdict(list)
+    share = min(1.0, WORD_DOCUMENTS / max(1, total))
+    for result in run_tasks([Task(assign, (spec, bucket, share)) for bucket in range(spec.buckets)], phase, "assign"):
+        for cluster, count in result["documents"].items():
+            documents[int(cluster)] += count
+            text_bytes[int(cluster)] += result["bytes"][cluster]
+            lines[int(cluster)] = sorted([*lines[int(cluster)], *result["lines"][cluster]], reverse=True)[:LINES]
+    return _Counted(documents, text_bytes, lines)
+
+
+def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: float) -> list[str]:
+    """Merge what is tiny, name what is left by its words, and write the table of the clusters and the name of each; the names."""
+    spaces = read_tensors(spec.spaces_address)
+    first = spaces["first"]
+    rows: list[dict[str, Any]] = []
+    by_cluster: list[str | None] = [None] * int(first[-1])
+    target = np.full(first[-1], -1)
+    slices = [slice(int(start), int(stop)) for start, stop in pairwise(first)]
+    for label, mine in enumerate(slices):
+        sizes = clusters.text_bytes[mine]
+        if sizes.any():
+            least = max(TINY * sizes.sum() / len(sizes), least_bytes)
+            found = merged(spaces[f"{label}.centres"], sizes, least)
+            target[mine] = np.where(found >= 0, found + mine.start, -1)
+    words = json.loads(storage.read_bytes(spec.vocabulary_address))
+    counts = _word_counts(spec, target, len(words))
+    for label, mine in enumerate(slices):
+        kept = [cluster for cluster in range(mine.start, mine.stop) if target[cluster] == cluster]
+        telling = telling_words(counts[kept], words) if kept else []
+        source = spec.contents.names[label]
+        for cluster, name, told in zip(kept, names_of(telling, f"{source}/" if within else ""), telling, strict=True):
+            members = np.flatnonzero(target == cluster)
+            for member in members.tolist():
+                by_cluster[member] = name
+            sums = {"documents": int(clusters.documents[members].sum()), "text_bytes": int(clusters.text_bytes[members].sum())}
+            rows.append({"name": name, "source": source, "words": told, **sums, "lines": [line for _, line in clusters.lines[cluster]]})
+    if len(rows) < 2:
+        raise UserError(
+            f"{WHERE}: one cluster is left when those with less than {least_bytes:,.0f} bytes of text are merged into the ones nearest to them; "
+            "add documents, or lower k or corpus.row_tokens"
+        )
+    write_table(storage.join(spec.address, "clusters.parquet"), pa.Table.from_pylist(sorted(rows, key=lambda row: row["name"])))
+    storage.write_bytes(spec.names_address, json.dumps(by_cluster, ensure_ascii=False).encode())
+    return [row["name"] for row in rows]
+
+
+def _word_counts(spec: DocumentSpec, target: NDArray[np.int64], num_words: int) -> sp.csr_array:
+    """[clusters, words] in how many documents of a cluster a word stands."""
+    total, waiting = sp.csr_array((len(target), num_words), dtype=np.int64), []
+    for bucket in range(spec.buckets):
+        waiting.append(read_words(spec, bucket, target, num_words))
+        if len(waiting) == WAITING or bucket == spec.buckets - 1:
+            total, waiting = sum(waiting, total), []
+    return total
+
+
+def _sources(reading: Reading) -> dict[str, dict[str, Any]]:
+    """What was read of the sources that were not read whole."""
+    found = {}
+    for name, estimate in reading.estimates.items():
+        if estimate.text_bytes == estimate.read_bytes:
+            continue
+        per_token = reading.bytes_per_token[name]
+        tokens = None if estimate.text_bytes is None else estimate.text_bytes / per_token
+        stderr = None if math.isnan(estimate.stderr_bytes) else estimate.stderr_bytes / per_token
+        found[name] = asdict(Excerpt(estimate.read_bytes, estimate.files_read, estimate.num_files, estimate.text_bytes, tokens, stderr))
+    return found
