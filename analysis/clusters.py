@@ -1,7 +1,7 @@
 """Domains whose labels are hidden, found again: `python -m analysis.clusters [wiki7 all]` with CHAMELEON_DATA set; prints Markdown.
 
-A proxy is trained on all of the text as one domain, embeds the documents, and divides them into as many clusters as there are domains. `wiki7`: seven languages;
-`all`: the 21 domains of `pretrain7`, `stack7` and `wiki7`. The adjusted Rand index is 0 for a division at random and 1 for the one that was hidden.
+A proxy is trained on all of the text as one domain, embeds the documents, and divides them into as many clusters as there are domains. `wiki7`: seven
+languages; `all`: the 21 domains of `pretrain7`, `stack7` and `wiki7`. The adjusted Rand index is 0 for a division at random and 1 for the one that was hidden.
 """
 
 from __future__ import annotations

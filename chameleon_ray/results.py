@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import Clusters, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, Outcome
 from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.experiment import Experiment
@@ -68,6 +68,7 @@ def gather(
         histories=_histories(chosen),
         failures={**failures, **failures_of(runs)},
         sweep=_sweep(swept, mixtures),
+        clusters=Clusters.load(corpus.clusters).table() if corpus.clusters else None,
         precisions={key: model.details["precision"] for key, model in models.items()},
     )
 
@@ -116,7 +117,9 @@ def _embeddings(jobs: Sequence[MixtureJob], fits: Iterable[tuple[str, int]], bac
 
 def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Iterable[TrainedModel]) -> dict[str, float]:
     """Recorded wall seconds of the phases, whether they ran now or before; shared work counted once."""
+    found = {"domains found among documents": Clusters.load(corpus.clusters).cost.seconds} if corpus.clusters else {}
     return {
+        **found,
         "corpus": float(read_record(corpus.address)["content"]["seconds"]),
         "mixtures": total_cost(mixture.ledger for mixture in mixtures.values()).seconds,
         "base models (sum over runs)": total_cost({model.run: model.cost} for model in models).seconds,

@@ -31,10 +31,12 @@ SAME = 1e-4  # of their mean's length: vectors that differ by less are the same 
 MAX_CAREFUL = 256  # so many clusters are begun ten times; up to MAX_SEEDED once, far from each other; beyond, at documents drawn at random
 MAX_SEEDED = 2048
 STARTS = 10
-ROUNDS = 25
+ROUNDS, FEW_ROUNDS = 25, 5
+SAMPLE_DOCUMENTS, PER_CLUSTER = 1 << 17, 4  # that centres are begun with: of all sources together, and at least so many for each cluster
+PASSES = 2  # over all documents, where the sample is not all of them
 BATCH_DOCUMENTS = 4096
 TINY = 0.05  # of the mean size of a cluster
-CHUNK_NUMBERS = 1 << 24
+CHUNK_NUMBERS, CHUNK_DOCUMENTS = 1 << 24, 8192
 NAME_WORDS, SHOWN_WORDS = 3, 8
 MOST_CHARACTERS, MOST_BYTES = 90, 190  # of a name, with room for a number
 WORD = re.compile(r"[^\W\d_]{3,24}")
@@ -52,11 +54,14 @@ class Directions:
     @classmethod
     def of(cls, vectors: Array, k: int) -> Directions | None:
         """From a sample of documents, [n, p], for k clusters; None where all are the same."""
+        n, p = vectors.shape
+        mean, moment = vectors.mean(axis=0, dtype=np.float64), np.zeros((p, p))
         with threadpool_limits(1):
-            mean = vectors.mean(axis=0, dtype=np.float64)
-            centred = vectors - mean
-            values, axes = np.linalg.eigh(centred.T @ centred / len(vectors))
-        largest_first = slice(None, -1 - min(MOST_DIRECTIONS, max(LEAST_DIRECTIONS, k + 1)), -1)
+            for start in range(0, n, CHUNK_DOCUMENTS):
+                centred = vectors[start : start + CHUNK_DOCUMENTS] - mean
+                moment += centred.T @ centred
+            values, axes = np.linalg.eigh(moment / n)
+        largest_first = slice(None, -1 - num_directions(k), -1)
         values, axes = values[largest_first], axes[:, largest_first]
         kept = values > (SAME**2 * (mean @ mean + values[0]))
         if not kept.any():
@@ -68,6 +73,40 @@ class Directions:
         """[n, p] -> [n, d] of length 1; what lies in the mean stays 0."""
         with threadpool_limits(1):
             return unit((vectors - self.mean) @ self.axes)
+
+
+def num_directions(k: int) -> int:
+    """d for k clusters."""
+    return min(MOST_DIRECTIONS, max(LEAST_DIRECTIONS, k + 1))
+
+
+@dataclass(frozen=True)
+class SearchSize:
+    """What finding clusters takes of the driver: documents that centres are begun with, memory, and operations of its products."""
+
+    sample_documents: int
+    driver_bytes: int
+    operations: float
+
+    @classmethod
+    def of(cls, documents: int, k: int, width: int, num_sources: int = 1) -> SearchSize:
+        """Args:
+        k: clusters of each source.
+        width: p, of the vectors.
+        num_sources: that clusters are found within.
+        """
+        d = num_directions(k)
+        sample = min(documents, num_sources * sample_of(k, num_sources))
+        rounds = STARTS * ROUNDS if k <= MAX_CAREFUL else ROUNDS if k <= MAX_SEEDED else FEW_ROUNDS
+        passes = PASSES if sample < documents else 0
+        centres = 3 * k * num_sources * d * 4
+        memory = sample * (width + 2 * d) * 4 + centres + 4 * CHUNK_NUMBERS + 3 * width**2 * 8
+        return cls(sample, memory, 2.0 * d * k * (rounds * sample + passes * documents) + 2.0 * width * (width * sample + d * (sample + passes * documents)))
+
+
+def sample_of(k: int, num_sources: int) -> int:
+    """Documents of each source that the centres of its k clusters are begun with."""
+    return max(PER_CLUSTER * k, SAMPLE_DOCUMENTS // num_sources)
 
 
 def unit(vectors: NDArray[np.floating]) -> Array:
@@ -84,7 +123,7 @@ def begin(sample: Array, k: int, seed: int) -> Array:
     with threadpool_limits(1):
         if k > MAX_SEEDED:
             chosen = np.random.default_rng(seed).choice(len(sample), k, replace=False)
-            found = KMeans(k, init=sample[chosen], n_init=1, max_iter=5, random_state=seed).fit(sample)
+            found = KMeans(k, init=sample[chosen], n_init=1, max_iter=FEW_ROUNDS, random_state=seed).fit(sample)
         else:
             found = KMeans(k, n_init=STARTS if k <= MAX_CAREFUL else 1, max_iter=ROUNDS, random_state=seed).fit(sample)
     return unit(found.cluster_centers_)

@@ -30,7 +30,7 @@ from chameleon_ray.corpus.ray_stream import through_pool
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sources import Source, documents_of
 from chameleon_ray.counts import Excerpt
-from chameleon_ray.embedding.clusters import TINY, Array, Directions, MiniBatches, begin, merged, names_of, telling_words
+from chameleon_ray.embedding.clusters import PASSES, TINY, Array, Directions, MiniBatches, begin, merged, names_of, sample_of, telling_words
 from chameleon_ray.embedding.documents import LINES, WORD_DOCUMENTS, DocumentSpec, DocumentWorker, assign, choose_words, read_words, write_documents
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Phase, Reporter
@@ -38,9 +38,6 @@ from chameleon_ray.records import write_table
 from chameleon_ray.settings import listed
 from chameleon_ray.tensors import read_tensors, write_tensors
 
-SAMPLE_DOCUMENTS = 1 << 17  # of all sources together, that centres are begun with
-PER_CLUSTER = 4  # and at least so many for each cluster
-PASSES = 2  # over all documents, where the sample is not all of them
 LEAST_ROWS = 8  # of text that a cluster must have
 WAITING = 32  # buckets whose words are added up at a time
 WHERE = "corpus.domains_from.clusters"
@@ -149,7 +146,7 @@ def _divide(spec: DocumentSpec, k: int, seed: int, within: bool, phase: Phase) -
 
 def _sample(spec: DocumentSpec, k: int) -> tuple[dict[int, Array], bool]:
     """The vectors of some documents of every label, those of the first buckets, and whether these are all."""
-    most = max(PER_CLUSTER * k, SAMPLE_DOCUMENTS // len(spec.contents.names))
+    most = sample_of(k, len(spec.contents.names))
     parts: dict[int, list[Array]] = defaultdict(list)
     taken, is_all = Counter[int](), True
     for vectors, labels in _vectors(spec):

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from chameleon_ray.report import comparison_tables, corpus_tables, figures, numbers, tables
+from chameleon_ray.report import cluster_tables, comparison_tables, corpus_tables, figures, numbers, tables
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.projection import MIN_UMAP_POINTS, embedding_map
@@ -60,6 +60,7 @@ def build_report(data: ReportData) -> Report:
     sections = [
         _failures(data),
         _mixture(data, measured["mixture"], names),
+        _clusters(data, measured),
         _perplexity(data, measured["perplexity"], tuple(name for name in names if name in data.measured)),
         _significance(data),
         _cost(data),
@@ -85,6 +86,8 @@ def _numbers(data: ReportData) -> dict[str, pa.Table]:
         "costs": numbers.cost_numbers(data),
         "epochs": numbers.epoch_numbers(data),
     }
+    if data.clusters is not None:
+        measured["clusters"] = cluster_tables.cluster_numbers(data)
     if data.differences:
         measured["significance"] = numbers.significance_numbers(data.differences)
     if data.histories is not None:
@@ -125,6 +128,11 @@ def _mixture(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Secti
     explained = tuple(f"{label}: {' '.join(mixture.explanation)}" for label, mixture in data.mixtures.items() if mixture.explanation)
     epochs = tuple(table for table in (corpus_tables.epochs_table(data),) if table is not None)
     return Section("mixture", "Mixture", (tables.mixture_table(data), drawn, *priors, *explained, *epochs))
+
+
+def _clusters(data: ReportData, measured: Mapping[str, pa.Table]) -> Section:
+    blocks = cluster_tables.cluster_tables(data, measured["clusters"]) if "clusters" in measured else ()
+    return Section("clusters", "Domains that were found", tuple(blocks))
 
 
 def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Section:

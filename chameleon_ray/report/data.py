@@ -35,6 +35,7 @@ class ReportData:
             over the steps so far, which is their answer; elsewhere it equals `weight`.
         failures: label, or "label, seed N" -> what went wrong, in one line; the other runs are reported without them.
         precisions: (label, seed) -> the number format that the base model was trained in.
+        clusters: one row for every domain that was found among documents (`Clusters.table`), or None where domains were given.
         sweep: point, label, domain, weight, stderr, tokens, flops, seconds: weights at every point of a sweep; `point` reads "key=value, …".
     """
 
@@ -49,6 +50,7 @@ class ReportData:
     histories: pa.Table | None = None
     failures: Mapping[str, str] = field(default_factory=dict)
     sweep: pa.Table | None = None
+    clusters: pa.Table | None = None
     precisions: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @property
