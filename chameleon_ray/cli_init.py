@@ -12,7 +12,7 @@ import yaml
 from chameleon_ray.corpus.survey import survey
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import parse_experiment
-from chameleon_ray.first_file import Machine, experiment_text, names_of
+from chameleon_ray.first_file import Machine, experiment_text, names_of, num_clusters
 from chameleon_ray.settings import listed
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -36,8 +36,13 @@ def init(
     target.write_text(text, encoding="utf-8")
     names = names_of(found)
     if as_json:
-        typer.echo(json.dumps({"file": out, "text_column": found.text_column, "domain_column": found.column, "domains": dict(names)}, ensure_ascii=False))
+        clusters = 0 if names else num_clusters(found.likely_bytes)
+        document = {"file": out, "text_column": found.text_column, "domain_column": found.column, "domains": dict(names), "clusters": clusters}
+        typer.echo(json.dumps(document, ensure_ascii=False))
         return
     by = f"by column {found.column!r}, at a first look" if found.column else "by folder or file name"
-    typer.echo(f"{len(names)} domains {by}: {listed(list(names))}; text in {found.text_column!r}")
+    told = (
+        f"{len(names)} domains {by}: {listed(list(names))}" if names else f"nothing labels it: {num_clusters(found.likely_bytes)} domains will be found among"
+    )
+    typer.echo(f"{told}; text in {found.text_column!r}")
     typer.echo(f"written to {out}; next: chameleon mix {out}, or chameleon compare {out}")

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chameleon_ray.corpus.survey import Survey, Text
-from chameleon_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,6 @@ def experiment_text(place: str, found: Survey, machine: Machine, file: str) -> s
     Args:
         place: what the person named.
         file: what it will be called, for the commands in its comments.
-    Raises:
-        UserError: nothing divides the text into domains.
     """
     name = _label(place)
     lines = [
@@ -66,10 +63,24 @@ def _domains(place: str, found: Survey) -> list[str]:
         only = f"  #   a first look found {len(values)}: {shown}; only: [names] takes some of them"
         return [f"  domains_from: {{{where}, domain_column: {_quoted(found.column)}}}  # each value is a domain", only]
     if len(found.domains) < 2:
-        what = f"{place} is one data set" if found.data_set else f"the files of {place} are all in one folder"
-        raise UserError(f"{place}: nothing divides it into domains: {what}, and no column has a few values that name them; put domains in folders of their own")
+        return _clusters(found)
     lines = [f"  domains:  # {len(found.domains)} by folder or file name, {_size(found.likely_bytes)} of text or so"]
     return [*lines, *(f"    {_quoted(name)}: {_source(text)}  # {_files(text)}" for name, text in found.domains.items())]
+
+
+def _clusters(found: Survey) -> list[str]:
+    """Nothing says what the domains are."""
+    (text,) = found.domains.values()
+    where = f"huggingface: {{path: {_quoted(found.data_set)}}}" if found.data_set else f"of: {_list(text.files)}"
+    return [
+        f"  # Nothing labels these {_files(text)}: as many domains are found among the documents, by what a model that is trained on them finds alike.",
+        f"  domains_from: {{clusters: {{k: {num_clusters(found.likely_bytes)}, {where}}}}}  # embed: NAME takes a pretrained model instead",
+    ]
+
+
+def num_clusters(text_bytes: int) -> int:
+    """How many domains to look for in so much text: one for every half megabyte, from 5 to 100."""
+    return min(100, max(5, text_bytes // 500_000))
 
 
 def _source(text: Text) -> str:
@@ -134,5 +145,7 @@ def _list(patterns: Sequence[str]) -> str:
 
 
 def names_of(found: Survey) -> Mapping[str, int]:
-    """Domain -> bytes of text, or of a column how often a value was seen."""
+    """Domain -> bytes of text, or of a column how often a value was seen; nothing where domains are yet to be found."""
+    if found.column is None and len(found.domains) < 2:
+        return {}
     return found.values or {name: text.likely_bytes for name, text in found.domains.items()}

@@ -13,6 +13,7 @@ BENCHMARKS = (
     "weigh_100k",
     "tokenize_memory",
     "sample_reads",
+    "cluster_documents",
     "doge_step_k7",
     "doge_step_k17",
     "doremi_step_k7",

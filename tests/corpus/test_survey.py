@@ -15,9 +15,8 @@ import yaml
 from analysis.benchmarks.text_store import TextStore
 from chameleon_ray.cli import main
 from chameleon_ray.corpus.survey import Survey, survey
-from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import load_experiment
-from chameleon_ray.first_file import Machine, experiment_text
+from chameleon_ray.first_file import Machine, experiment_text, num_clusters
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
 
@@ -125,12 +124,10 @@ def test_places_of_which_nothing_can_be_made(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "pictures").mkdir()
     for i in range(3):
         (tmp_path / "pictures" / f"{i}.tar.xz").write_bytes(b"\0")
-    write(tmp_path / "one" / "a.jsonl", records())
     write(tmp_path / "numbers" / "a.jsonl", [{"x": i} for i in range(9)])
     for place, message in (
         ("nowhere", "nowhere: there is nothing here; give a folder, a file, s3://… , gs://… or the name of a data set"),
         ("pictures", "pictures: no files in known formats (found 3 .tar.xz; known: .jsonl"),
-        ("one", "one: nothing divides it into domains: the files of one are all in one folder, and no column has a few values that name them; put domains in"),
         ("numbers", "numbers: no record has a column of strings, found x; give text in JSON lines or Parquet"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -180,7 +177,22 @@ def test_the_file_is_for_the_machine(tmp_path: Path, gpus: int) -> None:
     assert (experiment.base.model.preset == "684M") == (gpus == 8)
 
 
-def test_one_domain_is_refused_with_the_reason(tmp_path: Path) -> None:
-    write(tmp_path / "a.jsonl", records())
-    with pytest.raises(UserError, match="nothing divides it into domains"):
-        experiment_text(str(tmp_path), survey(str(tmp_path)), Machine(0, 2), "mine.yaml")
+def test_domains_are_to_be_found_where_nothing_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "one" / "a.jsonl", records())
+    out = tmp_path / "mine.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        main(["init", str(tmp_path / "one"), "--out", str(out)])
+    assert stopped.value.code in (0, None)
+    assert "nothing labels it: 5 domains will be found among its documents" in capsys.readouterr().out
+    clusters = load_experiment(out).corpus.domains_from.clusters
+    assert clusters.k == 5 and clusters.of == (f"{tmp_path}/one/a.jsonl",) and clusters.embed == "proxy"
+    assert num_clusters(10**12) == 100 and num_clusters(20_000_000) == 40
+
+
+def test_a_data_set_that_nothing_divides(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.csv").write_text("text\n" + "".join(f"{LONG} {i}\n" for i in range(40)))
+    path = tmp_path / "mine.yaml"
+    path.write_text(experiment_text(str(tmp_path / "set"), survey(str(tmp_path / "set")), Machine(0, 2), "mine.yaml"))
+    clusters = load_experiment(path).corpus.domains_from.clusters
+    assert clusters.huggingface.path == str(tmp_path / "set") and not clusters.of
