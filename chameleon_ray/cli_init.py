@@ -41,8 +41,8 @@ def init(
         typer.echo(json.dumps(document, ensure_ascii=False))
         return
     by = f"by column {found.column!r}, at a first look" if found.column else "by folder or file name"
-    told = (
-        f"{len(names)} domains {by}: {listed(list(names))}" if names else f"nothing labels it: {num_clusters(found.likely_bytes)} domains will be found among"
-    )
+    told = f"{len(names)} domains {by}: {listed(list(names))}"
+    if not names:
+        told = f"nothing labels it: {num_clusters(found.likely_bytes)} domains will be found among its documents"
     typer.echo(f"{told}; text in {found.text_column!r}")
     typer.echo(f"written to {out}; next: chameleon mix {out}, or chameleon compare {out}")
