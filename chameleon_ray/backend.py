@@ -159,6 +159,24 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What fitting a method takes of a backend, known before it is done.
+
+    Attributes:
+        trains: every model that is kept, in the order that they are asked for.
+        swarm: models that are only measured, on `valid_tokens` of the valid split of everything measured.
+        embeds: the one of `trains` that embeds the domains, where one does.
+        glance_tokens: of each domain that this one is measured on.
+    """
+
+    trains: tuple[TrainJob, ...] = ()
+    swarm: tuple[TrainJob, ...] = ()
+    valid_tokens: int = 0
+    embeds: TrainJob | None = None
+    glance_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of a run that was trained and measured: the model and its losses, or in one line what went wrong."""
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from chameleon_ray.artifacts import Embeddings, TrainedModel
-from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.backend import FitContext, TrainJob, Work
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.estimate import Estimate, estimate
@@ -27,7 +27,7 @@ from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
-from chameleon_ray.mixing.text_quality import TextQuality, factors, losses_of, quality_details, quality_warnings, text_quality
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, LAST_PART, TextQuality, factors, losses_of, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat
@@ -109,6 +109,12 @@ class Chameleon(Method):
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """The proxy."""
         return [self.proxy_job(context)]
+
+    def work(self, context: FitContext) -> Work:
+        """The proxy, the domains' embeddings by it, and a look at its losses where it was not trained on them."""
+        job, corpus = self.proxy_job(context), context.corpus
+        seen_at_last = (1 - LAST_PART) * job.training.steps * job.training.batch_rows * corpus.row_tokens
+        return Work(trains=(job,), embeds=job, glance_tokens=GLANCE_TOKENS if seen_at_last < GLANCE_TOKENS * len(corpus.names) else 0)
 
     def proxy_job(self, context: FitContext) -> TrainJob:
         """The proxy on uniform weights, which may end early where `proxy.stop` says so: when the weights of this formula have settled. A pretrained one goes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.backend import FitContext, TrainJob, Work
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.mixing.simplex import domain_names
 from chameleon_ray.mixture import Mixture
@@ -48,6 +48,10 @@ class Method(Settings, ABC):
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """Every model that `fit` will train; raises nothing beyond what `check` does."""
         return []
+
+    def work(self, context: FitContext) -> Work:
+        """Everything that `fit` asks of the backend; raises nothing beyond what `check` does."""
+        return Work(trains=tuple(self.jobs(context)))
 
     @abstractmethod
     def fit(self, context: FitContext) -> Mixture:

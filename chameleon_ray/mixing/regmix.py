@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from chameleon_ray.artifacts import Embeddings, TokenCorpus
-from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.backend import FitContext, TrainJob, Work
 from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.limits import Limits
@@ -133,9 +133,7 @@ class RegMix(Method):
         if len(names) == 1:
             return Mixture(self.name, {names[0]: 1.0}, provenance=provenance)
         measured = context.corpus.heldout
-        ratios = draw_mixtures(prior, self.num_proxies, context.seed)  # [n, k]
-        training = self.training(context.proxy)
-        jobs = [TrainJob("swarm", training, named(names, row), seed=context.seed, keys=self._keys(context)) for row in ratios]
+        jobs, ratios = self._swarm(context, prior)
         found = context.backend.train_swarm(context.corpus, jobs, "valid", self.valid_tokens)
         metrics = np.array([[proxy.losses[name] for name in measured] for proxy in found])  # [n, m]
         swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, measured, metrics)
@@ -149,6 +147,20 @@ class RegMix(Method):
         mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings, context.limits)
         warnings = (*mixture.warnings, *self._target_warnings(context.corpus))
         return replace(mixture, ledger=ledger, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
+
+    def work(self, context: FitContext) -> Work:
+        """The swarm, and the proxy that embeds, where the regression takes embeddings."""
+        names, embedding = context.corpus.names, self.jobs(context)
+        if len(names) == 1:
+            return Work()
+        prior = self._prior(names) or token_shares(context.corpus.tokens(), names, f"methods.{context.label}.prior")
+        swarm, _ = self._swarm(context, prior)
+        return Work(trains=tuple(embedding), swarm=tuple(swarm), valid_tokens=self.valid_tokens, embeds=embedding[0] if embedding else None)
+
+    def _swarm(self, context: FitContext, prior: Mapping[str, float]) -> tuple[list[TrainJob], Array]:
+        """The runs of the swarm, and their mixtures [n, k]."""
+        ratios, training = draw_mixtures(prior, self.num_proxies, context.seed), self.training(context.proxy)
+        return [TrainJob("swarm", training, named(context.corpus.names, row), seed=context.seed, keys=self._keys(context)) for row in ratios], ratios
 
     def _keys(self, context: FitContext) -> dict[str, str]:
         """Where the settings of a swarm's proxy stand: what RegMix sets itself, and what is changed, beside the method; the rest with the proxy."""

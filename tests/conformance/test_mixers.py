@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from chameleon_ray.artifacts import Cost
+from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
+from chameleon_ray.backend import ProxyLosses, TrainJob, rule_settings
+from chameleon_ray.config import EmbeddingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.methods import METHODS
 from chameleon_ray.mixture import Mixture
-from tests.fakes import make_context
+from tests.fakes import FakeBackend, make_context
 
 ROWS = {"web": 400, "books": 90, "code": 120, "math": 33, "news": 7}
 
@@ -111,3 +115,35 @@ def test_many_domains(method: str) -> None:
     assert abs(math.fsum(weights.values()) - 1) < 1e-9
     assert list(weights) == list(rows)
     assert (len(set(weights.values())) == 1) == (method == "uniform")
+
+
+@dataclass
+class RecordingBackend(FakeBackend):
+    """Also remembers what was embedded and glanced at."""
+
+    embedded: list[str] = field(default_factory=list)
+    glances: list[int] = field(default_factory=list)
+
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
+        self.embedded.append(model.digest)
+        return super().embed(model, corpus, spec)
+
+    def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
+        self.glances.append(tokens_per_domain)
+        return super().glance(model, corpus, tokens_per_domain)
+
+
+def asked(job: TrainJob) -> tuple[Any, ...]:
+    return job.role, job.training, tuple(job.weights.items()), job.seed, job.rule and rule_settings(job.rule)
+
+
+def test_its_work_is_what_fitting_it_asks_for(method: str) -> None:
+    backend = RecordingBackend()
+    context = replace(make_context(ROWS), backend=backend)
+    mixer = build(method, list(ROWS))
+    work = mixer.work(context)
+    assert not backend.jobs  # nothing is done for it
+    mixer.fit(context)
+    assert sorted(map(repr, map(asked, backend.jobs))) == sorted(map(repr, map(asked, (*work.trains, *work.swarm))))
+    assert len(backend.embedded) == (work.embeds is not None) and len(backend.glances) == bool(work.glance_tokens)
+    assert work.embeds is None or work.embeds in work.trains
