@@ -22,9 +22,10 @@ from chameleon_ray.corpus.sources import documents_of, plan_sources
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
-from chameleon_ray.identity import clusters_digest, corpus_digest, embeddings_digest, family_digest, losses_digest, model_digest, proxy_digest
+from chameleon_ray.identity import family_digest
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.pretrained import check_context, described, open_pretrained
+from chameleon_ray.places import Places, layer_of
 from chameleon_ray.progress import Reporter
 from chameleon_ray.records import is_complete, once, read_record, read_table, write_record, write_table
 from chameleon_ray.training.run import Run
@@ -39,6 +40,7 @@ class RayBackend:
         """
         self._pool_actors = pool_actors
         self.root = storage.absolute(storage_address)
+        self.places = Places(self.root)
         self.resources = resources
         self.reporter = reporter or Reporter()
         self._found: dict[tuple[str, bool], TrainedModel] = {}
@@ -47,42 +49,36 @@ class RayBackend:
         """Domains found among documents; raises what reading and embedding them raises."""
         documents = documents_of(config)
         sources = plan_sources(documents, reads)
-        known = [(source.origin.domain, source.origin.heldout, source.fingerprint) for source in sources]
-        place, per_token = _layer_of(model, config.row_tokens, layer)
-        digest = clusters_digest(config, known, model.digest, place, seed, reads if any(source.wanted for source in sources) else None)
-        address = storage.join(self.root, "clusters", digest)
+        number, per_token = layer_of(model, config.row_tokens, layer)
+        place = self.places.clusters(config, sources, model, number, seed, reads)
 
         def make() -> dict[str, Any]:
             from chameleon_ray.embedding.ray_clusters import find_clusters
 
             self._start()
-            return find_clusters(config, sources, model, place, seed, address, self.resources, self.reporter, per_token, self._pool_actors)
+            return find_clusters(config, sources, model, number, seed, place.address, self.resources, self.reporter, per_token, self._pool_actors)
 
-        once(address, "clusters", digest, make)
-        storage.remove(storage.join(address, "scratch"))
-        return Clusters.load(address)
+        once(place.address, "clusters", place.digest, make)
+        storage.remove(storage.join(place.address, "scratch"))
+        return Clusters.load(place.address)
 
     def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None = None, clusters: Clusters | None = None) -> TokenCorpus:
-        """The corpus of an experiment; raises what reading it raises. What decides how much is read is part of its digest where a source is not read whole."""
+        """The corpus of an experiment; raises what reading it raises."""
         with naming("storage"):
             if not storage.is_folder(self.root):  # it will be written to; that it cannot be is better known before any text is read
                 storage.check_folder(self.root)
         sources = plan_sources(config, reads, clusters)
-        pretrained = config.tokenizer.pretrained
-        known = [(source.origin.domain, source.origin.heldout, source.fingerprint) for source in sources]
-        sampled = reads if any(source.wanted for source in sources) else None
-        digest = corpus_digest(config, known, _tokenizer_sha256(pretrained) if pretrained else None, seed, sampled)
-        address = storage.join(self.root, "corpora", digest)
+        place = self.places.corpus(config, sources, seed, reads)
 
         def make() -> dict[str, Any]:
             from chameleon_ray.corpus.ray_tokenize import tokenize
 
             self._start()
-            return tokenize(config, sources, seed, address, self.reporter)
+            return tokenize(config, sources, seed, place.address, self.reporter)
 
-        once(address, "corpus", digest, make)
-        storage.remove(storage.join(address, "scratch"))
-        corpus = TokenCorpus.load(address)
+        once(place.address, "corpus", place.digest, make)
+        storage.remove(storage.join(place.address, "scratch"))
+        corpus = TokenCorpus.load(place.address)
         if clusters is not None:
             corpus = replace(corpus, clusters=clusters.address, domains=clusters.estimated(corpus.domains))
         if config.require_heldout:
@@ -92,7 +88,7 @@ class RayBackend:
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
         """Raise the `UserError` with which training one of the jobs would begin; nothing is started."""
         for job in jobs:
-            if job.training.steps and not is_complete(self._run(job, corpus).address):
+            if job.training.steps and not is_complete(self.places.run(job, corpus).address):
                 from chameleon_ray.training.loop import check_job
 
                 check_job(job, corpus, self.resources.num_workers)
@@ -100,7 +96,7 @@ class RayBackend:
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train what is not trained yet: equal jobs once, and of jobs that differ only in their steps on one schedule the longest, which passes
         through the others. A job of no steps is done with the model that it starts from."""
-        wanted = [self._run(job, corpus) for job in jobs if job.training.steps]
+        wanted = [self.places.run(job, corpus) for job in jobs if job.training.steps]
         # A long run that goes on from a checkpoint may have passed the end of a shorter one that was asked for later: then there is another turn.
         while missing := {run.address: run for run in wanted if not is_complete(run.address)}:
             from chameleon_ray.training.ray_train import train_runs
@@ -110,14 +106,13 @@ class RayBackend:
             roles = " and ".join(sorted({run.job.role for run in runs}))
             title = f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}"
             train_runs(runs, storage.join(self.root, "unfinished"), self.resources, self.reporter, title)
-        return [_trained(self._run(job, corpus)) for job in jobs]
+        return [_trained(self.places.run(job, corpus)) for job in jobs]
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Train and measure the proxies that are missing, equal ones once."""
         from chameleon_ray.training.ray_swarm import read_losses, train_swarm
 
-        digests = [proxy_digest(job, corpus, split, tokens_per_domain) for job in jobs]
-        runs = [Run(job, corpus, digest, storage.join(self.root, "proxies", digest)) for job, digest in zip(jobs, digests, strict=True)]
+        runs = [self.places.proxy(job, corpus, split, tokens_per_domain) for job in jobs]
         missing = {run.address: run for run in runs if not is_complete(run.address)}
         if missing:
             self._start()
@@ -127,26 +122,24 @@ class RayBackend:
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
         """Embeddings of every domain's train rows from a model with the same tokenizer."""
         check_tokenizer(model, corpus)
-        layer, per_token = _layer_of(model, corpus.row_tokens, spec.layer)
-        digest = embeddings_digest(model.digest, corpus, layer, spec.samples_per_domain)
-        address = storage.join(self.root, "embeddings", digest)
+        layer, per_token = layer_of(model, corpus.row_tokens, spec.layer)
+        place = self.places.embeddings(model.digest, corpus, layer, spec.samples_per_domain)
 
         def make() -> dict[str, Any]:
             from chameleon_ray.embedding.ray_embed import embed
 
             self._start()
-            return embed(model, layer, corpus, spec, self.resources, self.reporter, per_token, digest, self._pool_actors).save(address)
+            return embed(model, layer, corpus, spec, self.resources, self.reporter, per_token, place.digest, self._pool_actors).save(place.address)
 
-        once(address, "embeddings", digest, make)
-        return Embeddings.load(address)
+        once(place.address, "embeddings", place.digest, make)
+        return Embeddings.load(place.address)
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Held-out losses of every model on every domain of some splits."""
         for model in models:
             check_tokenizer(model, corpus)
-        digests = {model.address: losses_digest(model.digest, corpus, splits) for model in models}
-        addresses = {address: storage.join(self.root, "losses", digest) for address, digest in digests.items()}
-        missing = [address for address, place in addresses.items() if not is_complete(place)]
+        places = {model.address: self.places.losses(model.digest, corpus, splits) for model in models}
+        missing = [address for address, place in places.items() if not place.is_complete]
         if missing:
             from chameleon_ray.evaluation.ray_evaluate import evaluate
 
@@ -155,18 +148,18 @@ class RayBackend:
                 trusted = frozenset(model.address for model in models if model.allow_remote_code)
                 found = evaluate(missing, corpus, splits, self.resources, phase, self._pool_actors, trusted)
             for address, losses in zip(missing, found, strict=True):
-                write_table(storage.join(addresses[address], "documents.parquet"), document_table(losses))
-                write_record(addresses[address], "losses", digests[address], {"model": address, "corpus": corpus.digest, "splits": list(splits)})
-        return [losses_of(read_table(storage.join(addresses[model.address], "documents.parquet"))) for model in models]
+                place = places[address]
+                write_table(storage.join(place.address, "documents.parquet"), document_table(losses))
+                write_record(place.address, "losses", place.digest, {"model": address, "corpus": corpus.digest, "splits": list(splits)})
+        return [losses_of(read_table(storage.join(places[model.address].address, "documents.parquet"))) for model in models]
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         """Losses of a model on some rows of the valid split of everything measured; what they took counts in full, and not in the paper's convention."""
         check_tokenizer(model, corpus)
         rows_per_domain = max(1, tokens_per_domain // corpus.row_tokens)
-        digest = losses_digest(model.digest, corpus, ("valid",), rows_per_domain)
+        place = self.places.losses(model.digest, corpus, ("valid",), rows_per_domain)
         if not corpus.heldout:
-            return ProxyLosses(digest, {}, Cost())
-        address = storage.join(self.root, "losses", digest)
+            return ProxyLosses(place.digest, {}, Cost())
 
         def make() -> dict[str, Any]:
             from chameleon_ray.evaluation.ray_evaluate import evaluate
@@ -181,16 +174,15 @@ class RayBackend:
             losses = {name: loss.mean_nats for name, loss in found["valid"].items()}
             return {"model": model.address, "losses": losses, "cost": asdict(Cost(tokens, flops, time.perf_counter() - started))}
 
-        once(address, "losses", digest, make)
-        content = read_record(address)["content"]
-        return ProxyLosses(digest, content["losses"], Cost(**content["cost"]))
+        content = once(place.address, "losses", place.digest, make)
+        return ProxyLosses(place.digest, content["losses"], Cost(**content["cost"]))
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
         """Train and measure base models as a Ray Tune experiment, those that are missing; equal jobs once."""
-        runs = {key: self._run(job, corpus) for key, job in jobs.items()}
+        runs = {key: self.places.run(job, corpus) for key, job in jobs.items()}
         missing: dict[str, tuple[str, TrainJob]] = {}
         for key, run in runs.items():
-            if not self._is_measured(run, splits):
+            if not self.places.is_measured(run, splits):
                 missing.setdefault(run.digest, (_trial_name(key), run.job))
         failed: dict[str, str] = {}
         if missing:
@@ -233,14 +225,6 @@ class RayBackend:
         if kind != "model":
             raise UserError(f"{where}: {name} holds finished {kind}, not a model; give the folder that `chameleon train` printed")
         return described(replace(TrainedModel.load(place), allow_remote_code=allow_remote_code), where)
-
-    def _run(self, job: TrainJob, corpus: TokenCorpus) -> Run:
-        digest = model_digest(job, corpus)
-        return Run(job, corpus, digest, storage.join(self.root, "models", f"{job.role}-{digest}"))
-
-    def _is_measured(self, run: Run, splits: Sequence[str]) -> bool:
-        losses = storage.join(self.root, "losses", losses_digest(run.digest, run.corpus, splits))
-        return is_complete(run.address) and is_complete(losses)
 
     def _start(self) -> None:
         """Before work: make sure that what comes out of it can be kept, then start Ray."""
@@ -313,18 +297,3 @@ def check_tokenizer(model: TrainedModel, corpus: TokenCorpus) -> None:
         raise UserError(
             f"{model.address}: trained with another tokenizer than the corpus; tokenize the corpus with it (corpus.tokenizer.pretrained={model.address})"
         )
-
-
-def _layer_of(model: TrainedModel, row_tokens: int, wanted: Literal["middle"] | int) -> tuple[int, Cost]:
-    """The layer to embed at and what one token takes."""
-    from chameleon_ray.models.pooling import middle_layer
-
-    architecture = Architecture.of_trained(model, row_tokens)
-    layer = middle_layer(architecture.layers) if wanted == "middle" else wanted
-    return layer, Cost(1, architecture.embedding_flops(layer, row_tokens), 0.0, architecture.forward_flops(row_tokens))
-
-
-def _tokenizer_sha256(address: str) -> str:
-    from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
-
-    return tokenizer_sha256(*load_tokenizer(address))

@@ -23,10 +23,10 @@ from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.config import CorpusConfig, ModelConfig, Resources
 from chameleon_ray.corpus.tokenizer import encode, load_tokenizer
 from chameleon_ray.embedding.documents import CHUNK_DOCUMENTS
+from chameleon_ray.models.architecture import middle_layer
 from chameleon_ray.models.hardware import detect
 from chameleon_ray.models.load import load_truncated
 from chameleon_ray.models.memory import FORWARD_TOKENS
-from chameleon_ray.models.pooling import middle_layer
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_session import cluster_cpus, start_ray

@@ -21,8 +21,8 @@ from chameleon_ray.corpus.chunks import chunks_of
 from chameleon_ray.corpus.ray_stream import stream
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.worker import CHUNK_ROWS, EmbedWorker
+from chameleon_ray.models.architecture import middle_layer
 from chameleon_ray.models.memory import FORWARD_TOKENS
-from chameleon_ray.models.pooling import middle_layer
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_session import cluster_cpus, start_ray
 

@@ -14,9 +14,9 @@ from chameleon_ray.config import ModelConfig
 from chameleon_ray.corpus.chunks import chunks_of
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.worker import EmbedWorker, chunk_rows
+from chameleon_ray.models.architecture import middle_layer
 from chameleon_ray.models.load import load_truncated
 from chameleon_ray.models.memory import forward_rows
-from chameleon_ray.models.pooling import middle_layer
 
 AIM_OVER_FORWARD = 0.95
 AIM_OVER_PUBLISHED = 3.0

@@ -9,6 +9,11 @@ from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import ModelConfig
 
 
+def middle_layer(num_layers: int) -> int:
+    """The middle entry of the N + 1 hidden states (0 is the token embedding), as in the authors' script."""
+    return (num_layers + 1) // 2
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What the matrix products of a decoder cost (a multiply-add counts as two operations), and what its blocks keep.

@@ -24,11 +24,6 @@ OWN_LAYOUT = "gpt2"
 LAST_PROJECTIONS = ("mlp.c_proj", "mlp.down_proj", "mlp.dense_4h_to_h")
 
 
-def middle_layer(num_layers: int) -> int:
-    """The middle entry of the N + 1 hidden states (0 is the token embedding), as in the authors' script."""
-    return (num_layers + 1) // 2
-
-
 class MeanHiddenState:
     """Token rows -> one vector per row: the mean of hidden state `layer` over the tokens that are not padding.
 

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM
 from chameleon_ray.config import ModelConfig
 from chameleon_ray.embedding.groups import group_of, group_sums
 from chameleon_ray.errors import UserError
+from chameleon_ray.models.architecture import middle_layer
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.load import load_truncated
-from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
+from chameleon_ray.models.pooling import MeanHiddenState
 from tests.families import FAMILIES, family_model
 
 CPU = Hardware(torch.device("cpu"), torch.float32, "test")

@@ -82,10 +82,11 @@ def _embeddings(folder: Path) -> Result:
     from chameleon_ray.config import ModelConfig
     from chameleon_ray.corpus.rows import RowReader
     from chameleon_ray.embedding.groups import group_sums
+    from chameleon_ray.models.architecture import middle_layer
     from chameleon_ray.models.build import build_model
     from chameleon_ray.models.hardware import detect
     from chameleon_ray.models.load import load_truncated
-    from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
+    from chameleon_ray.models.pooling import MeanHiddenState
 
     corpus = _corpus(folder)
     layers = 3

@@ -169,10 +169,11 @@ def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenC
     import torch
 
     from chameleon_ray.corpus.rows import RowReader
+    from chameleon_ray.models.architecture import middle_layer
     from chameleon_ray.models.build import build_model
     from chameleon_ray.models.hardware import Hardware
     from chameleon_ray.models.load import load_truncated
-    from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
+    from chameleon_ray.models.pooling import MeanHiddenState
 
     training = TrainingConfig(model={"layers": 3, "heads": 2, "width": 32}, steps=4)
     model: Any = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0)

@@ -17,7 +17,8 @@ from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.groups import group_sums
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.pooling import MeanHiddenState, middle_layer
+from chameleon_ray.models.architecture import middle_layer
+from chameleon_ray.models.pooling import MeanHiddenState
 from chameleon_ray.training.steps import Worker
 
 FORWARD_ROWS = 16
