@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +18,13 @@ from typer.models import TyperInfo
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
+from chameleon_ray.cli_dry import DeviceName, DryRun, Mfu, show_plan
 from chameleon_ray.cli_init import app as init_app
 from chameleon_ray.cli_judge import app as judge_app
 from chameleon_ray.cli_regmix import app as regmix_app
 from chameleon_ray.cli_regmix import check_out
 from chameleon_ray.config import load_changes
+from chameleon_ray.dry_run import plan_compare, plan_evaluate, plan_extend, plan_mix, plan_train
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.mixture import Mixture
@@ -44,12 +47,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 
 
 @app.command()
-def compare(experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def compare(
+    experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJson = False, dry_run: DryRun = False, mfu: Mfu = None, device: DeviceName = None
+) -> None:
     """Fit every method, train one base model per mixture and seed, evaluate, write the report."""
     from chameleon_ray import pipeline
     from chameleon_ray.terminal import show_comparison
 
     loaded = load_experiment(experiment, overrides or ())
+    if dry_run:
+        show_plan(loaded, partial(plan_compare, loaded), mfu, device, as_json)
+        return
     found = pipeline.compare(loaded, _backend(loaded, as_json))
     if as_json:
         mixtures = {label: json.loads(mixture.to_json()) for label, mixture in found.data.mixtures.items()}
@@ -73,6 +81,9 @@ def mix(
     method: Annotated[str, typer.Option(help="A label under methods, or a method's name.")] = "chameleon",
     out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
     as_json: AsJson = False,
+    dry_run: DryRun = False,
+    mfu: Mfu = None,
+    device: DeviceName = None,
 ) -> None:
     """Only the weights of one method."""
     from chameleon_ray import pipeline
@@ -80,6 +91,9 @@ def mix(
     loaded = load_experiment(experiment, overrides or ())
     _check_method(loaded, method)
     check_out(out)
+    if dry_run:
+        show_plan(loaded, partial(plan_mix, loaded, method), mfu, device, as_json)
+        return
     _show_mixture(pipeline.mix(loaded, method, _backend(loaded, as_json)), out, as_json)
 
 
@@ -89,12 +103,18 @@ def train(
     mixture: Annotated[str, typer.Option(help="A mixture.json.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
+    dry_run: DryRun = False,
+    mfu: Mfu = None,
+    device: DeviceName = None,
 ) -> None:
     """Train base models, one per seed, on a mixture."""
     from chameleon_ray import pipeline
 
-    loaded = load_experiment(experiment, overrides or ())
-    models = pipeline.train(loaded, Mixture.load(mixture), _backend(loaded, as_json))
+    loaded, weights = load_experiment(experiment, overrides or ()), Mixture.load(mixture)
+    if dry_run:
+        show_plan(loaded, partial(plan_train, loaded, weights), mfu, device, as_json)
+        return
+    models = pipeline.train(loaded, weights, _backend(loaded, as_json))
     if as_json:
         _print_json({"models": _models(models)})
     else:
@@ -108,12 +128,18 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Folder of a model in Hugging Face layout, with the corpus's tokenizer.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
+    dry_run: DryRun = False,
+    mfu: Mfu = None,
+    device: DeviceName = None,
 ) -> None:
     """Loss and perplexity per domain of one model on held-out text."""
     from chameleon_ray import pipeline
     from chameleon_ray.terminal import show_measurements
 
     loaded = load_experiment(experiment, overrides or ())
+    if dry_run:
+        show_plan(loaded, partial(plan_evaluate, loaded, model), mfu, device, as_json)
+        return
     measured = pipeline.evaluate(loaded, model, _backend(loaded, as_json))
     if as_json:
         _print_json({"model": model, "measurements": measured.to_pylist()})
@@ -131,6 +157,9 @@ def extend(
     method: Annotated[str, typer.Option(help="A chameleon method's label.")] = "chameleon",
     out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
     as_json: AsJson = False,
+    dry_run: DryRun = False,
+    mfu: Mfu = None,
+    device: DeviceName = None,
 ) -> None:
     """Weights for a changed set of domains, without any training."""
     from chameleon_ray import pipeline
@@ -139,6 +168,9 @@ def extend(
     _check_method(loaded, method)
     check_out(out)
     changes = load_changes(corpus)
+    if dry_run:
+        show_plan(loaded, partial(plan_extend, loaded, proxy, changes, only=only), mfu, device, as_json)
+        return
     _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method), out, as_json)
 
 

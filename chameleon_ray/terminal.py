@@ -16,6 +16,7 @@ from chameleon_ray.report.formatting import count, duration, fixed, measured, nu
 from chameleon_ray.settings import listed
 
 if TYPE_CHECKING:
+    from chameleon_ray.dry_run import Forecast
     from chameleon_ray.mixing.judge import Interval, Verdict
     from chameleon_ray.pipeline import Comparison
     from chameleon_ray.ray_doctor import Examination
@@ -43,6 +44,44 @@ def show_comparison(console: Console, found: Comparison) -> None:
     for sentence in findings(found.data):
         _say(console, sentence)
     console.print(f"report: {found.report}", markup=False, soft_wrap=True, highlight=False)
+
+
+def show_forecast(console: Console, found: Forecast) -> None:
+    """What a command would do: what is done, and of the rest tokens, operations, memory of a worker, disk and time."""
+    grid = Grid(title="What would be done", title_justify="left")
+    grid.add_column("", overflow="fold")
+    for column in ("tokens", "FLOPs", "memory", "disk", "time"):
+        grid.add_column(column, justify="right")
+    part = ""
+    for step in found.steps:
+        item = step.item
+        cells = ["done", "", "", "", ""] if item.is_done else _forecast_cells(item.tokens, item.flops, item.memory_bytes, item.disk_bytes, step.seconds)
+        if item.part != part:
+            part = item.part
+            grid.add_row(escape(part), style="bold")
+        grid.add_row(f"  {escape(item.what)}", *cells)
+    missing = found.missing
+    sums = [sum(getattr(item, field) for item in missing) for field in ("tokens", "flops", "disk_bytes")]
+    grid.add_section()
+    grid.add_row("all that is missing", *_forecast_cells(sums[0], sums[1], found.memory_bytes, sums[2], found.seconds), style="bold")
+    console.print(grid)
+    if missing:
+        _say(console, f"Time by {found.how}, with what it takes to start things; memory is that of one worker's model and rows, disk what is kept.")
+    else:
+        _say(console, "Everything is done: the command returns at once.")
+
+
+def _forecast_cells(tokens: float, flops: float, memory_bytes: float, disk_bytes: float, seconds: float) -> list[str]:
+    sizes = [size_text(size) if size else "" for size in (memory_bytes, disk_bytes)]
+    return [f"{tokens / 1e6:,.3g} M" if tokens else "", power(flops) if flops else "", *sizes, duration(seconds) if seconds else ""]
+
+
+def size_text(size: float) -> str:
+    """Bytes as people say them."""
+    for unit, each in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= each:
+            return f"{size / each:,.3g} {unit}"
+    return f"{size / 1e3:,.3g} kB"
 
 
 def show_mixture(console: Console, mixture: Mixture) -> None:

@@ -6,8 +6,8 @@ Vectors of documents are centred, projected on their d principal directions, div
 Everything is computed on one thread and in the order in which documents come, so that the same documents give the same clusters on any machine.
 
 Sources: I. Dhillon and D. Modha, Concept decompositions for large sparse text data, 2001 (spherical k-means); D. Sculley, Web-scale k-means clustering, 2010
-(mini-batches); C. Ding and X. He, K-means clustering via principal component analysis, 2004 (k - 1 directions); M. Grootendorst, BERTopic, 2022, equation 2
-(words by class-based TF-IDF).
+(mini-batches); C. Ding and X. He, K-means clustering via principal component analysis, 2004 (k - 1 directions); G. Salton and C. Buckley, Term-weighting
+approaches in automatic text retrieval, 1988 (words by TF-IDF, with clusters in the place of documents).
 """
 
 from __future__ import annotations
@@ -200,21 +200,23 @@ def vocabulary(texts: Iterable[str]) -> list[str]:
     return sorted(word for _, word in sorted(frequent)[:MAX_VOCABULARY])
 
 
-def telling_words(counts: sp.csr_array, words: Sequence[str]) -> list[list[str]]:
-    """The words that tell each of c clusters from the others, most telling first, at most 8: those with the largest tf log(1 + A / f), where tf is a word's
-    share of the words of the cluster, f how often it stands in all of them, A how many words a cluster has on average.
+def telling_words(counts: sp.csr_array, documents: Sequence[int], words: Sequence[str]) -> list[list[str]]:
+    """The words that tell each of c clusters from the others, most telling first, at most 8: those with the largest log(1 + n) log(1 + c / m), where n
+    documents of the cluster have the word, and m, the number of clusters that have it, is the sum over clusters of the share of documents with the word, over
+    the largest of these shares.
 
     Args:
         counts: [c, v] documents of a cluster that have the word.
+        documents: [c] of which words were counted.
     """
-    if not counts.nnz:
-        return [[] for _ in range(counts.shape[0])]
-    of_cluster, of_word = counts.sum(axis=1), counts.sum(axis=0)
-    rarity = np.log1p(of_cluster.mean() / np.maximum(of_word, 1))
+    shares = sp.csr_array(sp.diags_array(1 / np.maximum(np.asarray(documents, np.float64), 1)) @ counts)
+    largest = np.zeros(counts.shape[1])
+    np.maximum.at(largest, shares.indices, shares.data)
+    rarity = np.log1p(counts.shape[0] * largest / np.maximum(shares.sum(axis=0), 1e-300))
     found = []
     for cluster in range(counts.shape[0]):
         row = slice(counts.indptr[cluster], counts.indptr[cluster + 1])
-        places, scores = counts.indices[row], counts.data[row] * rarity[counts.indices[row]]
+        places, scores = counts.indices[row], np.log1p(counts.data[row]) * rarity[counts.indices[row]]
         best = np.lexsort((places, -scores))[:SHOWN_WORDS]
         found.append([words[place] for place in places[best]])
     return found

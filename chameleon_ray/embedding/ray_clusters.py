@@ -204,13 +204,15 @@ def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: flo
     counts = _word_counts(spec, target, len(words))
     for label, mine in enumerate(slices):
         kept = [cluster for cluster in range(mine.start, mine.stop) if target[cluster] == cluster]
-        telling = telling_words(counts[kept], words) if kept else []
+        members = [np.flatnonzero(target == cluster) for cluster in kept]
+        documents = [int(clusters.documents[each].sum()) for each in members]
+        telling = telling_words(counts[kept], documents, words) if kept else []
         source = spec.contents.names[label]
-        for cluster, name, told in zip(kept, names_of(telling, f"{source}/" if within else ""), telling, strict=True):
-            members = np.flatnonzero(target == cluster)
-            for member in members.tolist():
+        names = names_of(telling, f"{source}/" if within else "")
+        for cluster, name, told, mine_of_it, count in zip(kept, names, telling, members, documents, strict=True):
+            for member in mine_of_it.tolist():
                 by_cluster[member] = name
-            sums = {"documents": int(clusters.documents[members].sum()), "text_bytes": int(clusters.text_bytes[members].sum())}
+            sums = {"documents": count, "text_bytes": int(clusters.text_bytes[mine_of_it].sum())}
             rows.append({"name": name, "source": source, "words": told, **sums, "lines": [line for _, line in clusters.lines[cluster]]})
     if len(rows) < 2:
         raise UserError(

@@ -159,13 +159,19 @@ def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
         signal.check(job, corpus, world_size)
 
 
+def run_flops(worker: Worker, steps: int) -> tuple[float, float]:
+    """Operations of plain training for so many steps, and of everything that is run: activations that are computed again, and what the rule's signal takes."""
+    signal, corpus = signal_of(worker.job), worker.corpus
+    plain = worker.architecture.training_flops(steps * worker.job.training.batch_rows * corpus.row_tokens, corpus.row_tokens)
+    again = plain / 3 if worker.micro_batch.recompute else 0.0
+    return plain, plain + again + (signal.flops(worker, steps) if signal else 0.0)
+
+
 def details(worker: Worker, progress: Progress) -> dict[str, Any]:
     """What the record of a trained model says beside weights; `cost` as `Cost` has it."""
-    job, corpus, hardware, signal = worker.job, worker.corpus, worker.hardware, signal_of(worker.job)
+    job, corpus, hardware = worker.job, worker.corpus, worker.hardware
     tokens = progress.step * job.training.batch_rows * corpus.row_tokens
-    plain = worker.architecture.training_flops(tokens, corpus.row_tokens)
-    again = plain / 3 if worker.micro_batch.recompute else 0.0
-    flops = plain + again + (signal.flops(worker, progress.step) if signal else 0.0)
+    plain, flops = run_flops(worker, progress.step)
     rows, drawn = corpus.rows(), dict(zip(job.weights, progress.plan.counts if progress.plan else (), strict=True))
     found = {
         "cost": asdict(Cost(tokens, flops, progress.seconds, plain)),

@@ -35,18 +35,19 @@ class MicroBatch:
         )
 
 
-def choose_micro_batch(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, world_size: int, kept_bytes: int = 0) -> MicroBatch:
+def choose_micro_batch(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, world_size: int, kept_bytes: int = 0, room: int | None = None) -> MicroBatch:
     """As configured, else the largest divisor of a worker's rows that fits; with recomputation only where a single row would not fit without.
 
     Args:
         kept_bytes: what the device keeps beside the model's own states.
+        room: bytes that a device has for rows and states, where it is not this machine's.
     """
     training, model = job.training, Architecture.of(job, corpus)
     rows = training.batch_rows // world_size
     if training.micro_batch_rows is not None:
         return MicroBatch(training.micro_batch_rows)
     bytes_each = memory.number_bytes(hardware)
-    room = memory.free_bytes(hardware)
+    room = memory.free_bytes(hardware) if room is None else room
     if hardware.device.type == "cuda":
         room -= kept_bytes + memory.state_bytes(model, bytes_each, training.zero_stage, world_size)
     logits = memory.logits_bytes(corpus.row_tokens, corpus.vocab_size, bytes_each)

@@ -1,0 +1,72 @@
+"""What a corpus will be, as far as that can be said before it is read: its domains, and about how many tokens each will have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from chameleon_ray.artifacts import SPLITS, TokenCorpus
+from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
+from chameleon_ray.corpus.sources import Source
+from chameleon_ray.corpus.token_bytes import bytes_per_token
+from chameleon_ray.counts import DomainCounts, SplitCounts
+
+MOST_LOOKS = 64  # sources whose beginnings are read
+
+
+def outlook(config: CorpusConfig, sources: Sequence[Source], address: str, digest: str, vocab_size: int, tokenizer_sha256: str) -> TokenCorpus:
+    """A corpus that is not there, with counts that are estimates: by the sizes of files, what is wanted of them, and a look at the beginnings of some.
+
+    Where records name their domains there may be more of them than the beginnings show.
+
+    Raises:
+        UserError: as `bytes_per_token`.
+    """
+    looked = [source for source in sources if source.origin.kind != "environment" and not source.origin.heldout][:MOST_LOOKS]
+    sizes = bytes_per_token(looked, config.text_column, config.tokenizer) if looked else {}
+    text_bytes: dict[str, list[float]] = {}
+    for source in sources:
+        for name, found in _text_bytes(source, sizes).items():
+            of_domain = text_bytes.setdefault(name, [0.0, 0.0])
+            of_domain[int(source.origin.heldout)] += found
+    usual = sum(sizes.values()) / len(sizes) if sizes else float(BYTES_PER_TOKEN)
+    domains = {name: _counts(config, train, heldout, sizes.get(name, usual)) for name, (train, heldout) in text_bytes.items()}
+    names = tuple(name for name in domains if name not in config.targets)
+    return TokenCorpus(address, digest, names, domains, config.row_tokens, vocab_size, 0, tokenizer_sha256, tuple(config.targets))
+
+
+def divided(corpus: TokenCorpus, names: Sequence[str]) -> TokenCorpus:
+    """The same text as so many domains of equal size."""
+    found = [corpus.domains[name] for name in corpus.names]
+    train, valid, test = (_part([each.split(split) for each in found], len(names), corpus.row_tokens) for split in SPLITS)
+    each = DomainCounts(train, valid, test, sum(counts.text_bytes for counts in found) // len(names), 0, {}, 0.0)
+    domains = {**dict.fromkeys(names, each), **{name: corpus.domains[name] for name in corpus.targets}}
+    return replace(corpus, names=tuple(names), domains=domains)
+
+
+def _part(splits: Sequence[SplitCounts], count: int, row_tokens: int) -> SplitCounts:
+    """An equal part of what some domains have in a split."""
+    tokens = sum(each.tokens for each in splits) // count
+    return SplitCounts(0, tokens, sum(each.text_bytes for each in splits) // count, (tokens // row_tokens,))
+
+
+def _text_bytes(source: Source, sizes: Mapping[str, float]) -> dict[str, float]:
+    """Text that will be read of every domain of a source, about."""
+    origin, there = source.origin, source.likely_text_bytes
+    names = [origin.domain] if origin.domain is not None else list(origin.only) or list(sizes)
+    found = {}
+    for name in names:
+        amounts = [] if there is None else [there / len(names)]
+        if source.wanted is not None:
+            amounts.append(float(source.wanted.text_bytes(sizes.get(name, float(BYTES_PER_TOKEN)), source.wanted.num_domains or len(names))))
+        found[name] = min(amounts, default=0.0)
+    return found
+
+
+def _counts(config: CorpusConfig, train: float, declared: float, per_token: float) -> DomainCounts:
+    """Counts of a domain that has so many bytes to train on, and declared as held out."""
+    heldout = 0.0 if declared else min(config.heldout_fraction * train / per_token, 2 * config.heldout_tokens)
+    measured = min(declared / per_token, 2 * config.heldout_tokens) / 2 if declared else heldout / 2
+    splits = [SplitCounts(0, int(tokens), int(tokens * per_token), (int(tokens) // config.row_tokens,)) for tokens in (train / per_token - heldout, measured)]
+    return DomainCounts(splits[0], splits[1], splits[1], int(train + declared), 0, {}, 0.0)

@@ -1,0 +1,306 @@
+"""A backend that does nothing and notes down what it is asked for: every command plans itself with the code that carries it out.
+
+What is finished is what it is; what is not is a placeholder with the digest and address that it will have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Precision
+from chameleon_ray.corpus.outlook import divided, outlook
+from chameleon_ray.corpus.sources import documents_of, plan_sources
+from chameleon_ray.models.architecture import Architecture
+from chameleon_ray.models.devices import Device
+from chameleon_ray.places import layer_of
+from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.records import is_complete
+from chameleon_ray.training.pace import Shape
+
+Kind = Literal["read", "train", "trial", "swarm", "forward", "measure"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that a command does.
+
+    Attributes:
+        part: of the command: the text, a method's label, the base models.
+        what: in words.
+        group: items of one group go on side by side.
+        tokens, flops: of all of it; memory of one worker and disk in bytes.
+        count: runs that it stands for. `beside`: items of its group.
+        shape: what its speed depends on; None of what computes nothing to speak of.
+        text_bytes: that are read and tokenized.
+    """
+
+    part: str
+    what: str
+    kind: Kind
+    group: int
+    is_done: bool
+    tokens: float = 0.0
+    flops: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: float = 0.0
+    count: int = 1
+    beside: int = 1
+    shape: Shape | None = None
+    text_bytes: float = 0.0
+
+
+@dataclass
+class DryBackend:
+    """Notes down what is asked of a backend.
+
+    Attributes:
+        real: knows what is finished.
+        device: the GPU that the plan is for, where that is not this machine's.
+        part: what items are noted under.
+    """
+
+    real: RayBackend
+    device: Device | None = None
+    part: str = "text"
+    items: list[Item] = field(default_factory=list)
+    _group: int = 0
+    _seen: set[str] = field(default_factory=set)
+    _found: dict[str, TokenCorpus] = field(default_factory=dict)  # digest of clusters that are not found yet -> what they will be
+
+    def __post_init__(self) -> None:
+        self.root = self.real.root
+
+    def find_clusters(self, config: CorpusConfig, model: TrainedModel, layer: Literal["middle"] | int, seed: int, reads: Reads | None) -> Clusters:
+        """Those that were found; else placeholders, as many as are wanted."""
+        found = config.domains_from and config.domains_from.clusters
+        assert found
+        documents = documents_of(config)
+        sources = plan_sources(documents, reads)
+        number, per_token = layer_of(model, config.row_tokens, layer)
+        place = self.real.places.clusters(config, sources, model, number, seed, reads)
+        if place.is_complete:
+            self._note(Item(self.part, f"{found.k} clusters", "forward", self._next(), True), place.digest)
+            return self.real.find_clusters(config, model, layer, seed, reads)
+        text = outlook(documents, sources, place.address, place.digest, model.vocab_size, model.tokenizer_sha256)
+        names = [f"{source}/{i + 1}" if found.within else f"cluster-{i + 1}" for source in text.names for i in range(found.k)]
+        text_bytes, tokens = float(sum(each.text_bytes for each in text.domains.values())), float(sum(each.train.tokens for each in text.domains.values()))
+        self._found[place.digest] = divided(text, names)
+        item = Item(
+            part=self.part,
+            what=f"{len(names)} clusters: documents embedded at layer {number}",
+            kind="forward",
+            group=self._next(),
+            is_done=False,
+            tokens=tokens,
+            flops=per_token.flops * tokens,
+            disk_bytes=text_bytes / 3,
+            shape=self._shape(model, config.row_tokens, number),
+            text_bytes=text_bytes,
+        )
+        self._note(item, place.digest)
+        return Clusters(place.address, place.digest, {}, "domain", {}, Cost())
+
+    def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None, clusters: Clusters | None = None) -> TokenCorpus:
+        """The corpus that is there, or what can be said of it."""
+        if clusters is not None and clusters.digest in self._found:
+            corpus = self._found[clusters.digest]
+        else:
+            sources = plan_sources(config, reads, clusters)
+            place = self.real.places.corpus(config, sources, seed, reads)
+            if place.is_complete:
+                self._note(Item(self.part, "tokens", "read", self._next(), True), place.digest)
+                return self.real.tokenize(config, seed, reads, clusters)
+            corpus = outlook(config, sources, place.address, place.digest, *_vocabulary(config))
+        tokens = float(sum(each.train.tokens + each.valid.tokens + each.test.tokens for each in corpus.domains.values()))
+        text_bytes = float(sum(each.text_bytes for each in corpus.domains.values()))
+        size = 2 if corpus.vocab_size <= 1 << 16 else 4
+        what = f"{len(corpus.names)} domain{'s' if len(corpus.names) > 1 else ''}, read and tokenized"
+        self._note(Item(self.part, what, "read", self._next(), False, tokens, disk_bytes=size * tokens, text_bytes=text_bytes), f"{corpus.digest} tokens")
+        return corpus
+
+    def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
+        """As the real backend, where the corpus is there."""
+        if is_complete(corpus.address):
+            self.real.check(corpus, jobs)
+
+    def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
+        """Trained models, or placeholders."""
+        group = self._next()
+        return [self._train(corpus, job, group, len(jobs)) for job in jobs]
+
+    def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
+        """Note base models and their held-out losses; nothing is known of these."""
+        self.note_trials(corpus, {str(key): (job, True) for key, job in jobs.items()}, splits)
+        return {}
+
+    def note_trials(self, corpus: TokenCorpus, jobs: Mapping[str, tuple[TrainJob, bool]], splits: Sequence[str]) -> None:
+        """Note base models and their held-out losses, by name; of one whose mixture is not known yet that it is to be trained."""
+        group, measuring = self._next(), self._next()
+        models = {name: self._train(corpus, job, group, len(jobs), name, is_known) for name, (job, is_known) in jobs.items()}
+        for name, model in models.items():
+            self._measure(model, corpus, splits, None, f"{name}: held-out losses", measuring, len(jobs), name if not jobs[name][1] else None)
+
+    def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
+        """Notes the swarm as one item; nothing is known of its losses."""
+        missing = [job for job in jobs if not is_complete(self.real.places.proxy(job, corpus, split, tokens_per_domain).address)]
+        done = len(jobs) - len(missing)
+        what = f"{len(jobs)} proxies of a swarm{f', {done} of them done' if done and missing else ''}"
+        self._note(self._swarm_item(corpus, missing, split, tokens_per_domain, what), what)
+        return []
+
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
+        """Placeholders: a domain's embedding is nothing yet."""
+        number, per_token = layer_of(model, corpus.row_tokens, spec.layer)
+        place = self.real.places.embeddings(model.digest, corpus, number, spec.samples_per_domain)
+        if place.is_complete:
+            self._note(Item(self.part, "embeddings", "forward", self._next(), True), place.digest)
+            return self.real.embed(model, corpus, spec)
+        tokens = float(sum(min(rows, spec.samples_per_domain) for rows in corpus.rows().values()) * corpus.row_tokens)
+        what = f"embedding at layer {number}"
+        shape = self._shape(model, corpus.row_tokens, number)
+        width = Architecture.of_trained(model, corpus.row_tokens).width
+        disk = 32.0 * 8 * width * len(corpus.names)
+        self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, disk_bytes=disk, shape=shape), place.digest)
+        k = len(corpus.names)
+        return Embeddings(corpus.names, np.zeros((k, 1, 1)), np.ones((k, 1), np.int64), number)
+
+    def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
+        """As the real backend: a model that is named is there."""
+        return self.real.find_model(name, row_tokens, where, allow_remote_code)
+
+    def open_model(self, name: str, corpus: TokenCorpus, where: str = "model", allow_remote_code: bool = False) -> TrainedModel:
+        """As the real backend."""
+        return self.real.open_model(name, corpus, where, allow_remote_code)
+
+    def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
+        """Note held-out losses; nothing is known of them."""
+        self.measure(models, corpus, splits)
+        return []
+
+    def measure(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None, what: str = "") -> None:
+        """Note held-out losses of some models."""
+        group = self._next()
+        for model in models:
+            self._measure(model, corpus, splits, rows_at_most, what or "held-out losses", group)
+
+    def note_done(self, what: str, key: str) -> None:
+        """Note something that is finished."""
+        self._note(Item(self.part, what, "read", self._next(), True), key)
+
+    def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
+        """Note a look at losses."""
+        self.measure([model], corpus, ("valid",), max(1, tokens_per_domain // corpus.row_tokens), "a look at the proxy's losses")
+        return ProxyLosses("", {}, Cost())
+
+    def _measure(
+        self,
+        model: TrainedModel,
+        corpus: TokenCorpus,
+        splits: Sequence[str],
+        rows_at_most: int | None,
+        what: str,
+        group: int,
+        beside: int = 0,
+        unknown: str | None = None,
+    ) -> None:
+        """Losses by all actors that there is room for; beside others, in trials, by one run's workers. Of an `unknown` model nothing can be done yet."""
+        place = self.real.places.losses(model.digest, corpus, splits, rows_at_most)
+        rows = sum(min(count, rows_at_most or count) for split in splits for count in corpus.rows(split).values())
+        tokens = float(rows * corpus.row_tokens)
+        flops = Architecture.of_trained(model, corpus.row_tokens).forward_flops(corpus.row_tokens) * tokens
+        shape, is_done = self._shape(model, corpus.row_tokens, None), place.is_complete and unknown is None
+        kind: Kind = "measure" if beside else "forward"
+        item = Item(self.part, what, kind, group, is_done, tokens, flops, beside=max(1, beside), shape=shape)
+        self._note(item, f"{unknown} measured" if unknown else place.digest)
+
+    def _train(self, corpus: TokenCorpus, job: TrainJob, group: int, beside: int = 1, trial: str = "", is_known: bool = True) -> TrainedModel:
+        """Args:
+        trial: the name of a trial.
+        is_known: whether the job's weights are those that it will have.
+        """
+        from chameleon_ray.training.forecast import run_forecast
+
+        if job.training.steps == 0:
+            assert job.start is not None, "the configuration lets no job without a start have no steps"
+            return job.start
+        run = self.real.places.run(job, corpus)
+        kind: Kind = "trial" if trial else "train"
+        what, key = f"{trial or job.role}: {job.training.steps:,} steps of {job.training.batch_rows} rows", run.digest if is_known else f"{trial} trained"
+        if is_known and is_complete(run.address):
+            self._note(Item(self.part, what, kind, group, True), key)
+            (model,) = self.real.train_many(corpus, [job])
+            return model
+        resources = self.real.resources
+        found = run_forecast(job, corpus, bool(resources.gpus_per_worker), resources.num_workers, self.device)
+        tokens = float(job.training.steps * job.training.batch_rows * corpus.row_tokens)
+        shape = self._shape_of(job, corpus, job.training.batch_rows // resources.num_workers)
+        item = Item(self.part, what, kind, group, False, tokens, found.flops, found.memory_bytes, found.model_bytes, beside=beside, shape=shape)
+        self._note(item, key)
+        details = {key: job.start.details[key] for key in ("architecture", "context")} if job.start else {"training": job.training.model_dump(mode="json")}
+        return TrainedModel(run.address, run.digest, dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, Cost(), details)
+
+    def _swarm_item(self, corpus: TokenCorpus, missing: Sequence[TrainJob], split: str, tokens_per_domain: int, what: str) -> Item:
+        from chameleon_ray.training.forecast import run_forecast
+
+        if not missing:
+            return Item(self.part, what, "swarm", self._next(), True)
+        job, n = missing[0], len(missing)
+        found = run_forecast(job, corpus, bool(self.real.resources.gpus_per_worker), 1, self.device)
+        measured = sum(min(rows, max(1, tokens_per_domain // corpus.row_tokens)) for rows in corpus.rows(split).values()) * corpus.row_tokens
+        trained = job.training.steps * job.training.batch_rows * corpus.row_tokens
+        flops = found.flops + Architecture.of(job, corpus).forward_flops(corpus.row_tokens) * measured
+        shape = replace(self._shape_of(job, corpus, job.training.batch_rows), threads=1)
+        return Item(self.part, what, "swarm", self._next(), False, float(n * (trained + measured)), n * flops, found.memory_bytes, count=n, shape=shape)
+
+    def _shape_of(self, job: TrainJob, corpus: TokenCorpus, batch_rows: int) -> Shape:
+        heads = None if job.start else job.training.model.shape[1]
+        return self._of(Architecture.of(job, corpus), heads, corpus.vocab_size, corpus.row_tokens, batch_rows, job.training.precision)
+
+    def _shape(self, model: TrainedModel, row_tokens: int, layers: int | None) -> Shape:
+        """Of forward passes, through some layers."""
+        architecture = Architecture.of_trained(model, row_tokens)
+        heads = None if "architecture" in model.details else ModelConfig(**model.details["training"]["model"]).shape[1]
+        found = self._of(architecture, heads, model.vocab_size, row_tokens, 0, "auto")
+        return found if layers is None else replace(found, layers=layers)
+
+    def _of(self, architecture: Architecture, heads: int | None, vocab_size: int, row_tokens: int, batch_rows: int, precision: Precision) -> Shape:
+        resources = self.real.resources
+        return Shape(
+            layers=architecture.layers,
+            heads=heads or math.gcd(architecture.width, max(1, architecture.width // 64)),
+            width=architecture.width,
+            vocab_size=vocab_size,
+            row_tokens=row_tokens,
+            batch_rows=batch_rows,
+            threads=resources.cpus_per_worker,
+            use_gpu=bool(resources.gpus_per_worker),
+            precision=precision,
+        )
+
+    def _note(self, item: Item, digest: str) -> None:
+        """Once, whoever asks for it first."""
+        if digest not in self._seen:
+            self._seen.add(digest)
+            self.items.append(item)
+
+    def _next(self) -> int:
+        self._group += 1
+        return self._group
+
+
+def _vocabulary(config: CorpusConfig) -> tuple[int, str]:
+    """Tokens of the corpus's tokenizer, and its identity where it is known."""
+    if config.tokenizer.train is not None:
+        return config.tokenizer.train.vocab_size, ""
+    from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
+
+    assert config.tokenizer.pretrained is not None
+    tokenizer, end = load_tokenizer(config.tokenizer.pretrained)
+    return tokenizer.get_vocab_size(with_added_tokens=True), tokenizer_sha256(tokenizer, end)

@@ -1,0 +1,133 @@
+"""What a command would do, without doing it: what is done already, and of the rest tokens, operations, memory, disk and hours.
+
+Every command is planned by the code that carries it out, with a backend that only notes things down (`dry_backend.py`); how long that takes: `pace.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from chameleon_ray.backend import start_of
+from chameleon_ray.config import CorpusChanges
+from chameleon_ray.corpus.tokenizer import check_reads
+from chameleon_ray.discovery import read_corpus
+from chameleon_ray.dry_backend import DryBackend, Item
+from chameleon_ray.experiment import Experiment
+from chameleon_ray.fitting import MixtureJob, check, check_settings, compared, mixture_jobs, refits
+from chameleon_ray.mixing.static import uniform_mixture
+from chameleon_ray.mixture import Mixture
+from chameleon_ray.pace import Pace
+from chameleon_ray.pipeline import SPLITS, base_job
+from chameleon_ray.records import is_complete
+from chameleon_ray.transfer import changed_embeddings
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of the plan: an item, and how long it takes; of items side by side each its share."""
+
+    item: Item
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A command's plan. `seconds` is more than the sum of its steps by what starts and ends it; `how` says what rates it is reckoned by."""
+
+    steps: tuple[Step, ...]
+    seconds: float
+    how: str
+
+    @property
+    def missing(self) -> list[Item]:
+        """What is not done."""
+        return [step.item for step in self.steps if not step.item.is_done]
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most that a worker needs."""
+        return max((item.memory_bytes for item in self.missing), default=0)
+
+
+def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
+    """Note down what `compare` does; a base model whose mixture is not known yet is one to be trained."""
+    check_settings(experiment, experiment.methods)
+    corpus = read_corpus(experiment, dry)
+    jobs, swept = mixture_jobs(experiment, corpus, dry)
+    mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in refits([*jobs, *swept])}
+    dry.part = "base models"
+    bases = {}
+    for job in compared(jobs, swept):
+        start = start_of(job.experiment.base, corpus, dry, "base")
+        for seed in experiment.seeds:
+            mixture = mixtures[job.label, experiment.fit_seed(seed)]
+            known = replace(mixture or uniform_mixture(corpus), label=job.label)
+            bases[f"{job.label}, seed {seed}"] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
+    dry.note_trials(corpus, bases, SPLITS)
+
+
+def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:
+    """Note down what `mix` does."""
+    check_settings(experiment, [label])
+    _plan_method(MixtureJob.of(label, "", experiment, read_corpus(experiment, dry), dry), dry)
+
+
+def plan_train(experiment: Experiment, mixture: Mixture, dry: DryBackend) -> None:
+    """Note down what `train` does."""
+    corpus = read_corpus(experiment, dry)
+    dry.part = "base models"
+    start = start_of(experiment.base, corpus, dry, "base")
+    dry.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in experiment.seeds])
+
+
+def plan_evaluate(experiment: Experiment, model: str, dry: DryBackend) -> None:
+    """Note down what `evaluate` does."""
+    found = dry.find_model(model, experiment.corpus.row_tokens, "--model")
+    check_reads(found, experiment.corpus.tokenizer, "--model")
+    corpus = read_corpus(experiment, dry)
+    dry.part = "model"
+    dry.evaluate([found], corpus, SPLITS)
+
+
+def plan_extend(experiment: Experiment, proxy: str, changes: CorpusChanges, dry: DryBackend, only: bool = False) -> None:
+    """Note down what `extend` does."""
+    changed_embeddings(experiment, proxy, changes, dry, only)
+
+
+def _plan_method(job: MixtureJob, dry: DryBackend) -> Mixture | None:
+    """Note down what fitting a method takes; its mixture, where that is finished or takes nothing.
+
+    Raises:
+        UserError: what is known of it before anything is trained.
+    """
+    dry.part = job.name
+    address = job.address(dry)
+    if is_complete(address):
+        dry.note_done("mixture", address)
+        return Mixture.load(f"{address}/mixture.json")
+    check(job, dry)
+    work = job.mixer.work(job.context(dry))
+    if work == type(work)():
+        return job.question.answer(job.mixer.fit(job.context(dry)), job.mixer.by_size)
+    models = {id(run): model for run in work.trains for model in dry.train_many(job.corpus, [run])}
+    if work.embeds is not None:
+        model = models[id(work.embeds)]
+        dry.embed(model, job.corpus, job.experiment.embedding)
+        if work.glance_tokens:
+            dry.glance(model, job.corpus, work.glance_tokens)
+    if work.swarm:
+        dry.train_swarm(job.corpus, work.swarm, "valid", work.valid_tokens)
+    return None
+
+
+def forecast(dry: DryBackend, pace: Pace) -> Forecast:
+    """How long everything takes that was noted down."""
+    steps, total = [], 0.0
+    for _, group in groupby(dry.items, key=lambda item: item.group):
+        items = list(group)
+        alone = [pace.seconds(item) for item in items]
+        wall = max(*alone, sum(alone) / pace.side_by_side(items)) if len(items) > 1 else alone[0]
+        steps += [Step(item, wall * seconds / (sum(alone) or 1.0)) for item, seconds in zip(items, alone, strict=True)]
+        total += wall
+    return Forecast(tuple(steps), total + (pace.session_seconds if total else 0.0), pace.how)

@@ -1,0 +1,152 @@
+"""How long things take: operations over a rate, and what it takes to start them.
+
+A rate is stated, as a share of a GPU's peak, or that of a few real steps on this machine (`training/pace.py`), with as many processes at once as would be at
+work. Starting things is reckoned in units of what importing torch and DeepSpeed takes here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from chameleon_ray.config import Resources
+from chameleon_ray.dry_backend import Item
+from chameleon_ray.errors import UserError
+from chameleon_ray.models.devices import Device
+from chameleon_ray.training.pace import Shape
+
+# In seconds of importing what a worker imports; measured on the quickstart.
+SESSION_STARTS, READ_STARTS, RUN_STARTS, TRIAL_STARTS, SWARM_STARTS, POOL_STARTS = 2.0, 6.0, 4.0, 5.0, 2.0, 3.0
+DEEPSPEED = 1.07  # a step by it over one by the plain engine
+TEXT_BYTES_PER_SECOND = 1.5e6  # read, sorted, tokenized and written, by one CPU
+TYPICAL_START_SECONDS = 6.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast things go.
+
+    Attributes:
+        how: in words.
+        rates: operations per second of one worker, by shape and how many are at work at once.
+        at_once: training runs side by side.
+        workers: of one run.
+        cpus: that read text.
+        start_seconds: of importing what a worker imports.
+    """
+
+    how: str
+    rates: Mapping[tuple[Shape, int], float]
+    at_once: int
+    workers: int
+    cpus: int
+    start_seconds: float
+
+    @property
+    def session_seconds(self) -> float:
+        """Of starting Ray."""
+        return SESSION_STARTS * self.start_seconds
+
+    def side_by_side(self, items: Sequence[Item]) -> int:
+        """How many of a group go on at once."""
+        return min(self.at_once, len(items))
+
+    def seconds(self, item: Item) -> float:
+        """Of an item by itself; of a swarm, of all its proxies."""
+        if item.is_done:
+            return 0.0
+        reading = item.text_bytes / (TEXT_BYTES_PER_SECOND * self.cpus)
+        if item.kind == "read":
+            return READ_STARTS * self.start_seconds + reading
+        processes = processes_of(item, self.at_once, self.workers)
+        assert item.shape is not None
+        rate = self.rates[item.shape, processes]
+        if item.kind in ("train", "trial"):
+            start = RUN_STARTS if item.kind == "train" else TRIAL_STARTS
+            return start * self.start_seconds + DEEPSPEED * item.flops / (rate * self.workers)
+        if item.kind == "measure":
+            return POOL_STARTS * self.start_seconds + item.flops / (rate * self.workers)
+        return (SWARM_STARTS if item.kind == "swarm" else POOL_STARTS) * self.start_seconds + reading + item.flops / (rate * processes)
+
+
+def processes_of(item: Item, at_once: int, workers: int) -> int:
+    """Processes at work while an item is."""
+    if item.kind in ("train", "trial", "measure"):
+        return min(at_once, item.beside) * workers
+    return min(at_once * workers, item.count) if item.kind == "swarm" else at_once * workers
+
+
+def stated_pace(items: Sequence[Item], resources: Resources, mfu: float, device: Device) -> Pace:
+    """By a share of a device's peak: one run at a time, on as many devices as it has workers."""
+    workers = resources.num_workers
+    rates = {(item.shape, processes_of(item, 1, workers)): mfu * device.peak_flops for item in items if item.shape is not None}
+    how = f"{mfu:g} of the peak of {workers} {device.name}"
+    return Pace(how, rates, 1, workers, resources.cpus_per_worker * workers, TYPICAL_START_SECONDS)
+
+
+def measured_pace(items: Sequence[Item], resources: Resources) -> Pace:
+    """By real steps on this machine.
+
+    Raises:
+        UserError: GPUs are asked for and there are none here, or fewer CPUs or GPUs than one run takes.
+    Cost: some ten seconds, and two for every shape.
+    """
+    at_once, workers, cpus = _room(resources), resources.num_workers, os.cpu_count() or 1
+    missing = [item for item in items if not item.is_done and item.shape is not None]
+    wanted: dict[int, list[Shape]] = {}
+    for item in missing:
+        shapes = wanted.setdefault(processes_of(item, at_once, workers), [])
+        assert item.shape is not None
+        if item.shape not in shapes:
+            shapes.append(item.shape)
+    rates: dict[tuple[Shape, int], float] = {}
+    start = TYPICAL_START_SECONDS
+    for processes, shapes in wanted.items():
+        start, found = _measure(shapes, processes)
+        rates |= {(shape, processes): rate for shape, rate in zip(shapes, found, strict=True)}
+    return Pace("the rates of a few steps on this machine", rates, at_once, workers, cpus, start)
+
+
+def _room(resources: Resources) -> int:
+    """Training runs that this machine holds side by side."""
+    if resources.gpus_per_worker:
+        import torch
+
+        there, each, what = torch.cuda.device_count() if torch.cuda.is_available() else 0, resources.gpus_per_worker, "GPUs"
+    else:
+        there, each, what = os.cpu_count() or 1, float(resources.cpus_per_worker), "CPUs"
+    found = int(there / (each * resources.num_workers))
+    if not found:
+        raise UserError(
+            f"--dry-run: one run takes {each * resources.num_workers:g} {what} and this machine has {there}, so that no rate can be measured; "
+            "state one with --mfu 0.4 --device H100"
+        )
+    return found
+
+
+def _measure(shapes: Sequence[Shape], processes: int) -> tuple[float, list[float]]:
+    """Seconds of importing, and operations per second of one process, by several at once."""
+    command = [sys.executable, "-m", "chameleon_ray.training.pace"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(shapes[0].threads)}
+    asked = json.dumps([asdict(shape) for shape in shapes])
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+        for _ in range(processes)
+    ]
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write(asked)
+        process.stdin.close()
+    found = []
+    for process in running:
+        assert process.stdout is not None
+        told = process.stdout.read().strip().splitlines()
+        if process.wait() or not told:
+            raise UserError("--dry-run: no rate could be measured here (chameleon doctor says what is wrong); state one with --mfu 0.4 --device H100")
+        found.append(json.loads(told[-1]))
+    rates = [sum(each["flops_per_second"][i] for each in found) / processes for i in range(len(shapes))]
+    return max(each["import_seconds"] for each in found), rates
