@@ -24,7 +24,7 @@ from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.records import is_complete
 from chameleon_ray.training.pace import Shape
 
-Kind = Literal["read", "train", "trial", "swarm", "forward", "measure"]
+Kind = Literal["read", "train", "trial", "swarm", "forward", "measure", "report"]
 
 
 @dataclass(frozen=True)
@@ -135,17 +135,25 @@ class DryBackend:
         group = self._next()
         return [self._train(corpus, job, group, len(jobs)) for job in jobs]
 
+    def train_ahead(self, corpus: TokenCorpus, jobs: Sequence[tuple[str, TrainJob]]) -> None:
+        """Note runs of several parts that are started together."""
+        group, before = self._next(), self.part
+        for self.part, job in jobs:
+            self._train(corpus, job, group, len(jobs))
+        self.part = before
+
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
         """Note base models and their held-out losses; nothing is known of these."""
-        self.note_trials(corpus, {str(key): (job, True) for key, job in jobs.items()}, splits)
+        self.note_trials(corpus, {(str(key), job.seed): (job, True) for key, job in jobs.items()}, splits)
         return {}
 
-    def note_trials(self, corpus: TokenCorpus, jobs: Mapping[str, tuple[TrainJob, bool]], splits: Sequence[str]) -> None:
-        """Note base models and their held-out losses, by name; of one whose mixture is not known yet that it is to be trained."""
+    def note_trials(self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]) -> None:
+        """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained."""
         group, measuring = self._next(), self._next()
-        models = {name: self._train(corpus, job, group, len(jobs), name, is_known) for name, (job, is_known) in jobs.items()}
-        for name, model in models.items():
-            self._measure(model, corpus, splits, None, f"{name}: held-out losses", measuring, len(jobs), name if not jobs[name][1] else None)
+        models = {key: self._train(corpus, job, group, len(jobs), key, is_known) for key, (job, is_known) in jobs.items()}
+        for key, model in models.items():
+            unknown = None if jobs[key][1] else f"{key} measured"
+            self._measure(model, corpus, splits, None, "held-out losses of the base models", measuring, len(jobs), unknown)
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Notes the swarm as one item; nothing is known of its losses."""
@@ -190,6 +198,10 @@ class DryBackend:
         for model in models:
             self._measure(model, corpus, splits, rows_at_most, what or "held-out losses", group)
 
+    def note_report(self) -> None:
+        """Note the report of a comparison, which is done when everything is."""
+        self._note(Item("report", "pictures and tables", "report", self._next(), all(item.is_done for item in self.items)), "report")
+
     def note_done(self, what: str, key: str) -> None:
         """Note something that is finished."""
         self._note(Item(self.part, what, "read", self._next(), True), key)
@@ -218,11 +230,13 @@ class DryBackend:
         shape, is_done = self._shape(model, corpus.row_tokens, None), place.is_complete and unknown is None
         kind: Kind = "measure" if beside else "forward"
         item = Item(self.part, what, kind, group, is_done, tokens, flops, beside=max(1, beside), shape=shape)
-        self._note(item, f"{unknown} measured" if unknown else place.digest)
+        self._note(item, unknown or place.digest)
 
-    def _train(self, corpus: TokenCorpus, job: TrainJob, group: int, beside: int = 1, trial: str = "", is_known: bool = True) -> TrainedModel:
+    def _train(
+        self, corpus: TokenCorpus, job: TrainJob, group: int, beside: int = 1, trial: tuple[str, int] | None = None, is_known: bool = True
+    ) -> TrainedModel:
         """Args:
-        trial: the name of a trial.
+        trial: label and seed of a base model.
         is_known: whether the job's weights are those that it will have.
         """
         from chameleon_ray.training.forecast import run_forecast
@@ -232,7 +246,8 @@ class DryBackend:
             return job.start
         run = self.real.places.run(job, corpus)
         kind: Kind = "trial" if trial else "train"
-        what, key = f"{trial or job.role}: {job.training.steps:,} steps of {job.training.batch_rows} rows", run.digest if is_known else f"{trial} trained"
+        what = f"{trial[0] if trial else job.role}: {job.training.steps:,} steps of {job.training.batch_rows} rows"
+        key = run.digest if is_known else f"{trial} trained"
         if is_known and is_complete(run.address):
             self._note(Item(self.part, what, kind, group, True), key)
             (model,) = self.real.train_many(corpus, [job])

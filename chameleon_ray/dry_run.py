@@ -55,7 +55,10 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     check_settings(experiment, experiment.methods)
     corpus = read_corpus(experiment, dry)
     jobs, swept = mixture_jobs(experiment, corpus, dry)
-    mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in refits([*jobs, *swept])}
+    fits = refits([*jobs, *swept])
+    ahead = [(job.name, run) for job in fits if not is_complete(job.address(dry)) for run in job.mixer.jobs(job.context(dry)) if run.ahead]
+    dry.train_ahead(corpus, ahead)
+    mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in fits}
     dry.part = "base models"
     bases = {}
     for job in compared(jobs, swept):
@@ -63,8 +66,9 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
         for seed in experiment.seeds:
             mixture = mixtures[job.label, experiment.fit_seed(seed)]
             known = replace(mixture or uniform_mixture(corpus), label=job.label)
-            bases[f"{job.label}, seed {seed}"] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
+            bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
     dry.note_trials(corpus, bases, SPLITS)
+    dry.note_report()
 
 
 def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:
@@ -130,4 +134,6 @@ def forecast(dry: DryBackend, pace: Pace) -> Forecast:
         wall = max(*alone, sum(alone) / pace.side_by_side(items)) if len(items) > 1 else alone[0]
         steps += [Step(item, wall * seconds / (sum(alone) or 1.0)) for item, seconds in zip(items, alone, strict=True)]
         total += wall
+    parts = list(dict.fromkeys(item.part for item in dry.items))
+    steps.sort(key=lambda step: parts.index(step.item.part))
     return Forecast(tuple(steps), total + (pace.session_seconds if total else 0.0), pace.how)

@@ -14,16 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from chameleon_ray.config import Resources
-from chameleon_ray.dry_backend import Item
+from chameleon_ray.dry_backend import Item, Kind
 from chameleon_ray.errors import UserError
 from chameleon_ray.models.devices import Device
 from chameleon_ray.training.pace import Shape
 
-# In seconds of importing what a worker imports; measured on the quickstart.
-SESSION_STARTS, READ_STARTS, RUN_STARTS, TRIAL_STARTS, SWARM_STARTS, POOL_STARTS = 2.0, 6.0, 4.0, 5.0, 2.0, 3.0
+# What starting takes beside the work itself, in units of importing what a worker imports, as the phases of the quickstart show it.
+STARTS: dict[Kind, float] = {"read": 3.0, "train": 7.0, "trial": 19.0, "swarm": 4.0, "forward": 3.5, "measure": 3.5, "report": 7.0}
+SESSION_STARTS = 8.0
 DEEPSPEED = 1.07  # a step by it over one by the plain engine
 TEXT_BYTES_PER_SECOND = 1.5e6  # read, sorted, tokenized and written, by one CPU
-TYPICAL_START_SECONDS = 6.0
+TYPICAL_START_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Pace:
 
     @property
     def session_seconds(self) -> float:
-        """Of starting Ray."""
+        """Of starting and ending the command and Ray."""
         return SESSION_STARTS * self.start_seconds
 
     def side_by_side(self, items: Sequence[Item]) -> int:
@@ -59,18 +60,14 @@ class Pace:
         """Of an item by itself; of a swarm, of all its proxies."""
         if item.is_done:
             return 0.0
-        reading = item.text_bytes / (TEXT_BYTES_PER_SECOND * self.cpus)
-        if item.kind == "read":
-            return READ_STARTS * self.start_seconds + reading
+        start = STARTS[item.kind] * self.start_seconds + item.text_bytes / (TEXT_BYTES_PER_SECOND * self.cpus)
+        if item.shape is None:
+            return start
         processes = processes_of(item, self.at_once, self.workers)
-        assert item.shape is not None
-        rate = self.rates[item.shape, processes]
+        of_one = self.rates[item.shape, processes]
         if item.kind in ("train", "trial"):
-            start = RUN_STARTS if item.kind == "train" else TRIAL_STARTS
-            return start * self.start_seconds + DEEPSPEED * item.flops / (rate * self.workers)
-        if item.kind == "measure":
-            return POOL_STARTS * self.start_seconds + item.flops / (rate * self.workers)
-        return (SWARM_STARTS if item.kind == "swarm" else POOL_STARTS) * self.start_seconds + reading + item.flops / (rate * processes)
+            return start + DEEPSPEED * item.flops / (of_one * self.workers)
+        return start + item.flops / (of_one * (self.workers if item.kind == "measure" else processes))
 
 
 def processes_of(item: Item, at_once: int, workers: int) -> int:
@@ -149,4 +146,4 @@ def _measure(shapes: Sequence[Shape], processes: int) -> tuple[float, list[float
             raise UserError("--dry-run: no rate could be measured here (chameleon doctor says what is wrong); state one with --mfu 0.4 --device H100")
         found.append(json.loads(told[-1]))
     rates = [sum(each["flops_per_second"][i] for each in found) / processes for i in range(len(shapes))]
-    return max(each["import_seconds"] for each in found), rates
+    return min(each["import_seconds"] for each in found), rates

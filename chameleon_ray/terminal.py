@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -53,13 +54,17 @@ def show_forecast(console: Console, found: Forecast) -> None:
     for column in ("tokens", "FLOPs", "memory", "disk", "time"):
         grid.add_column(column, justify="right")
     part = ""
-    for step in found.steps:
-        item = step.item
-        cells = ["done", "", "", "", ""] if item.is_done else _forecast_cells(item.tokens, item.flops, item.memory_bytes, item.disk_bytes, step.seconds)
-        if item.part != part:
-            part = item.part
+    lines = groupby(found.steps, key=lambda step: (step.item.part, step.item.what))
+    for (of, what), steps in ((key, list(group)) for key, group in lines):
+        if of != part:
+            part = of
             grid.add_row(escape(part), style="bold")
-        grid.add_row(f"  {escape(item.what)}", *cells)
+        left = [step for step in steps if not step.item.is_done]
+        runs = f" ({len(steps)} times{f', {len(steps) - len(left)} done' if 0 < len(left) < len(steps) else ''})" if len(steps) > 1 else ""
+        sums = [sum(getattr(step.item, field) for step in left) for field in ("tokens", "flops", "disk_bytes")]
+        most = max((step.item.memory_bytes for step in left), default=0)
+        cells = _forecast_cells(sums[0], sums[1], most, sums[2], sum(step.seconds for step in left)) if left else ["done", "", "", "", ""]
+        grid.add_row(f"  {escape(what)}{runs}", *cells)
     missing = found.missing
     sums = [sum(getattr(item, field) for item in missing) for field in ("tokens", "flops", "disk_bytes")]
     grid.add_section()
