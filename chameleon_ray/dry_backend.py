@@ -14,7 +14,7 @@ import numpy as np
 
 from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Precision
+from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Precision, TokenizerConfig
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import documents_of, plan_sources
 from chameleon_ray.models.architecture import Architecture
@@ -64,14 +64,17 @@ class DryBackend:
         real: knows what is finished.
         device: the GPU that the plan is for, where that is not this machine's.
         part: what items are noted under.
+        parts: the order to show some parts in; others follow as they came.
     """
 
     real: RayBackend
     device: Device | None = None
     part: str = "text"
+    parts: list[str] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     _group: int = 0
     _seen: set[str] = field(default_factory=set)
+    _tokenizers: dict[str, TokenizerConfig] = field(default_factory=dict)  # address of one that is not trained yet -> how it will be
     _found: dict[str, TokenCorpus] = field(default_factory=dict)  # digest of clusters that are not found yet -> what they will be
 
     def __post_init__(self) -> None:
@@ -81,7 +84,8 @@ class DryBackend:
         """Those that were found; else placeholders, as many as are wanted."""
         found = config.domains_from and config.domains_from.clusters
         assert found
-        documents = documents_of(config)
+        planned = self._tokenizers.get(config.tokenizer.pretrained or "")
+        documents = documents_of(config.model_copy(update={"tokenizer": planned}) if planned else config)
         sources = plan_sources(documents, reads)
         number, per_token = layer_of(model, config.row_tokens, layer)
         place = self.real.places.clusters(config, sources, model, number, seed, reads)
@@ -118,6 +122,7 @@ class DryBackend:
                 self._note(Item(self.part, "tokens", "read", self._next(), True), place.digest)
                 return self.real.tokenize(config, seed, reads, clusters)
             corpus = outlook(config, sources, place.address, place.digest, *_vocabulary(config))
+            self._tokenizers[corpus.tokenizer_address] = config.tokenizer
         tokens = float(sum(each.train.tokens + each.valid.tokens + each.test.tokens for each in corpus.domains.values()))
         text_bytes = float(sum(each.text_bytes for each in corpus.domains.values()))
         size = 2 if corpus.vocab_size <= 1 << 16 else 4

@@ -57,6 +57,7 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     jobs, swept = mixture_jobs(experiment, corpus, dry)
     fits = refits([*jobs, *swept])
     ahead = [(job.name, run) for job in fits if not is_complete(job.address(dry)) for run in job.mixer.jobs(job.context(dry)) if run.ahead]
+    dry.parts += [dry.part, *(job.name for job in fits)]
     dry.train_ahead(corpus, ahead)
     mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in fits}
     dry.part = "base models"
@@ -134,6 +135,6 @@ def forecast(dry: DryBackend, pace: Pace) -> Forecast:
         wall = max(*alone, sum(alone) / pace.side_by_side(items)) if len(items) > 1 else alone[0]
         steps += [Step(item, wall * seconds / (sum(alone) or 1.0)) for item, seconds in zip(items, alone, strict=True)]
         total += wall
-    parts = list(dict.fromkeys(item.part for item in dry.items))
+    parts = list(dict.fromkeys([*dry.parts, *(item.part for item in dry.items)]))
     steps.sort(key=lambda step: parts.index(step.item.part))
     return Forecast(tuple(steps), total + (pace.session_seconds if total else 0.0), pace.how)

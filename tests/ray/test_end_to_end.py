@@ -92,6 +92,30 @@ def test_compare_prints_what_was_asked_and_returns_at_once_the_second_time(exper
     assert found["mixtures"]["chameleon"]["cost"]["flops"] > 0
 
 
+def test_a_plan_has_the_numbers_that_the_run_recorded(
+    experiment_file: Path, experiment: Experiment, backend: RayBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "compare", experiment_file, "--dry-run", "--json")
+    assert status == 0, err
+    done = json.loads(out)
+    assert done["seconds"] == 0 and all(step["is_done"] for step in done["steps"])
+    status, out, err = run(capsys, "compare", experiment_file, "--dry-run", "--json", f"storage={tmp_path}/empty")
+    assert status == 0, err
+    steps = json.loads(out)["steps"]
+    assert not any(step["is_done"] for step in steps) and not (tmp_path / "empty").exists()
+    found = compare(experiment, backend)
+    mixture = found.data.mixtures["chameleon"]
+    (trained,) = (step for step in steps if step["kind"] == "train")
+    assert trained["flops"] == mixture.ledger[mixture.provenance["proxy"]].flops
+    (embedded,) = (step for step in steps if step["what"].startswith("embedding"))
+    assert (embedded["tokens"], embedded["flops"]) in {(cost.tokens, cost.flops) for cost in mixture.ledger.values()}
+    trials = [step for step in steps if step["kind"] == "trial"]
+    assert [step["flops"] for step in trials] == [model.cost.flops for model in found.models.values()]
+    (read,) = (step for step in steps if step["kind"] == "read")
+    corpus = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
+    assert read["tokens"] == pytest.approx(sum(each.train.tokens + each.valid.tokens + each.test.tokens for each in corpus.domains.values()), rel=0.25)
+
+
 def test_models_are_hugging_face_models_and_better_than_chance(experiment: Experiment, backend: RayBackend, corpus: TokenCorpus) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

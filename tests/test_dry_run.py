@@ -1,0 +1,207 @@
+"""What a command would do: planned by the code that does it, nothing started or written, in numbers that the run itself would record."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from chameleon_ray.cli import main
+from chameleon_ray.dry_backend import DryBackend, Item
+from chameleon_ray.dry_run import forecast, plan_compare, plan_mix
+from chameleon_ray.experiment import Experiment, parse_experiment
+from chameleon_ray.models.devices import DEVICES
+from chameleon_ray.pace import Pace, measured_pace, processes_of, stated_pace
+from chameleon_ray.progress import Reporter
+from chameleon_ray.ray_backend import RayBackend
+
+MODEL = {"layers": 2, "heads": 2, "width": 32}
+TRAINING = {"model": MODEL, "steps": 20, "batch_rows": 8}
+KINDS = ("law", "food", "code")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    chance = random.Random(0)
+    for kind in KINDS:
+        words = [f"{kind}{i}" for i in range(50)]
+        documents = [" ".join(chance.choices(words, k=chance.randint(40, 160))) for _ in range(100)]
+        (folder / f"{kind}.jsonl").write_text("".join(json.dumps({"text": text, "kind": kind}) + "\n" for text in documents))
+    return folder
+
+
+def document(texts: Path, runs: Path, **changes: Any) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "name": "planned",
+        "storage": str(runs),
+        "corpus": {
+            "domains": {kind: {"files": [f"{texts}/{kind}.jsonl"]} for kind in KINDS},
+            "tokenizer": {"train": {"vocab_size": 400}},
+            "row_tokens": 32,
+            "heldout_tokens": 512,
+        },
+        "proxy": TRAINING,
+        "base": {**TRAINING, "steps": 30},
+        "embedding": {"samples_per_domain": 16},
+    }
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) and key in content and key != "methods" else value
+    return content
+
+
+def planned(experiment: Experiment, label: str | None = None, device: str | None = None) -> DryBackend:
+    dry = DryBackend(RayBackend(experiment.storage, experiment.resources, Reporter.silent()), DEVICES[device] if device else None)
+    if label is None:
+        plan_compare(experiment, dry)
+    else:
+        plan_mix(experiment, label, dry)
+    return dry
+
+
+def by_part(dry: DryBackend) -> dict[str, list[Item]]:
+    found = defaultdict(list)
+    for item in dry.items:
+        found[item.part].append(item)
+    return dict(found)
+
+
+def test_nothing_is_started_and_nothing_written(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "planned.yaml"
+    file.write_text(yaml.safe_dump(document(texts, tmp_path / "runs")))
+    stated = ["--dry-run", "--mfu", "0.4", "--device", "H100"]
+    for arguments in (["compare", str(file), *stated], ["mix", str(file), *stated], ["compare", str(file), *stated, "--json"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code in (0, None)
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    assert found["seconds"] > 0 and found["how"] == "0.4 of the peak of 1 H100"
+    assert {step["part"] for step in found["steps"]} == {"text", "chameleon", "base models", "report"}
+    assert any("all that is missing" in line for line in lines)
+    assert not (tmp_path / "runs").exists() and not ray.is_initialized()
+
+
+def test_every_method_says_what_it_takes(texts: Path, tmp_path: Path) -> None:
+    methods: dict[str, Any] = {
+        "uniform": {},
+        "proportional": {},
+        "chameleon": {},
+        "paper": {"method": "chameleon", "variant": "paper"},
+        "doremi": {},
+        "doge": {},
+        "regmix": {"num_proxies": 64, "proxy": {"steps": 5}},
+    }
+    parts = by_part(planned(parse_experiment(document(texts, tmp_path, methods=methods, seeds=[0, 1]))))
+    kinds = {part: [item.kind for item in items] for part, items in parts.items()}
+    # DoReMi's reference is Chameleon's proxy, and so is the other variant's: what is shared counts once. What takes nothing is not there.
+    assert kinds == {
+        "text": ["read"],
+        "chameleon": ["train", "forward", "forward"],
+        "doremi": ["train"],
+        "doge": ["train"],
+        "regmix": ["swarm"],
+        "base models": ["trial"] * 14 + ["measure"] * 14,
+        "report": ["report"],
+    }
+    (swarm,) = parts["regmix"]
+    assert swarm.count == 64 and swarm.tokens > 64 * 5 * 8 * 32
+    proxy, doge, doremi = parts["chameleon"][0], parts["doge"][0], parts["doremi"][0]
+    assert proxy.tokens == doge.tokens == 20 * 8 * 32 and proxy.group == doge.group != doremi.group
+    assert doremi.flops == pytest.approx(4 / 3 * proxy.flops, rel=0.05) and doge.flops > proxy.flops
+
+
+def test_sweeps_and_refits_are_planned_too(texts: Path, tmp_path: Path) -> None:
+    content = document(texts, tmp_path, seeds=[0, 1], fit_every_seed=True, sweep={"grid": {"proxy.steps": [10, 20]}})
+    parts = by_part(planned(parse_experiment(content)))
+    trained = [item for items in parts.values() for item in items if item.kind == "train"]
+    assert len(trained) == 4  # two seeds, 10 and 20 steps; the second point is the experiment itself
+    assert sorted(item.tokens for item in trained) == [10 * 8 * 32] * 2 + [20 * 8 * 32] * 2
+
+
+def test_domains_that_are_yet_to_be_found(texts: Path, tmp_path: Path) -> None:
+    content = document(texts, tmp_path)
+    content["corpus"] |= {"domains": {}, "domains_from": {"clusters": {"k": 4, "of": [f"{texts}/*.jsonl"]}}}
+    parts = by_part(planned(parse_experiment(content), "chameleon"))
+    assert [(item.kind, item.what.split(":")[0]) for item in parts["text"]] == [
+        ("read", "1 domain, read and tokenized"),
+        ("train", "proxy"),
+        ("forward", "4 clusters"),
+        ("read", "4 domains, read and tokenized"),
+    ]
+    assert parts["text"][0].text_bytes == pytest.approx(parts["text"][2].text_bytes, rel=0.1)
+    content["corpus"]["domains_from"]["clusters"]["within"] = "kind"
+    assert by_part(planned(parse_experiment(content), "chameleon"))["text"][2].what.startswith("12 clusters")
+
+
+def test_domains_by_a_column_are_seen_at_a_first_look(texts: Path, tmp_path: Path) -> None:
+    content = document(texts, tmp_path)
+    content["corpus"] |= {"domains": {}, "domains_from": {"files": [f"{texts}/*.jsonl"], "domain_column": "kind"}, "tokens_per_domain": 500}
+    (read, *_) = planned(parse_experiment(content), "chameleon").items
+    assert read.what == "3 domains, read and tokenized"
+    content["corpus"]["domains_from"]["only"] = ["law", "food"]
+    assert planned(parse_experiment(content), "chameleon").items[0].what.startswith("2 domains")
+
+
+def test_memory_and_time_of_gpus_that_are_not_here(texts: Path, tmp_path: Path) -> None:
+    base = {"model": {"preset": "684M"}, "steps": 10_000, "batch_rows": 128}
+    content = document(texts, tmp_path, base=base, resources={"num_workers": 8, "gpus_per_worker": 1})
+    content["corpus"] |= {"row_tokens": 512, "tokenizer": {"train": {"vocab_size": 50257}}}
+    content |= {"seeds": [0], "methods": {"uniform": {}}}
+    experiment = parse_experiment(content)
+    found = {}
+    for device in ("H100", "L4"):
+        dry = planned(experiment, device=device)
+        trial = next(item for item in dry.items if item.kind == "trial")
+        assert trial.memory_bytes < DEVICES[device].memory_bytes
+        found[device] = forecast(dry, stated_pace(dry.items, experiment.resources, 0.4, DEVICES[device]))
+        hours = trial.flops / (8 * 0.4 * DEVICES[device].peak_flops) / 3600
+        assert found[device].seconds / 3600 == pytest.approx(hours, rel=0.3)
+    assert found["L4"].seconds > 5 * found["H100"].seconds
+    assert "of 8 L4" in found["L4"].how
+
+
+def test_what_goes_on_side_by_side_takes_the_time_of_one() -> None:
+    items = [Item("base models", "a", "report", 1, False, beside=4)] * 4
+    pace = Pace("", {}, 2, 1, 2, 1.0)
+    dry = DryBackend.__new__(DryBackend)
+    dry.items, dry.parts = items, []
+    assert forecast(dry, pace).seconds == pytest.approx(pace.session_seconds + 2 * pace.seconds(items[0]))
+    assert processes_of(Item("", "", "trial", 1, False, beside=4), 2, 3) == 6
+    assert processes_of(Item("", "", "swarm", 1, False, count=3), 8, 1) == 3
+
+
+def test_a_rate_is_measured_by_real_steps(texts: Path, tmp_path: Path) -> None:
+    experiment = parse_experiment(document(texts, tmp_path))
+    dry = planned(experiment, "chameleon")
+    pace = measured_pace(dry.items, experiment.resources)
+    assert len(pace.rates) == 3 and all(1e6 < rate < 1e13 for rate in pace.rates.values())
+    assert 0.1 < pace.start_seconds < 120
+    found = forecast(dry, pace)
+    assert found.seconds > sum(step.seconds for step in found.steps) > 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--mfu", "0.4"], "--mfu: a share of a peak needs the device that has it"),
+        (["--device", "H100"], "give both, as --mfu 0.4 --device H100"),
+        (["--mfu", "40", "--device", "H100"], "--mfu: 40 is no share of a peak; give one from 0 to 1"),
+        (["--mfu", "0.4", "--device", "H10"], "--device: 'H10' is not known; known: A10G"),
+        (["resources.num_workers=512"], "state one with --mfu 0.4 --device H100"),
+    ],
+)
+def test_what_no_time_can_be_said_of(texts: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "planned.yaml"
+    file.write_text(yaml.safe_dump(document(texts, tmp_path / "runs", proxy={"batch_rows": 512}, base={"batch_rows": 512})))
+    with pytest.raises(SystemExit) as stopped:
+        main(["mix", str(file), "--dry-run", *arguments])
+    assert stopped.value.code == 2
+    told = capsys.readouterr()
+    assert message in " ".join(told.err.split()) and not told.out
