@@ -33,7 +33,7 @@ from chameleon_ray.ray_session import cluster_cpus, start_ray
 
 BOUND = 0.9
 KINDS, K = 8, 8
-SMALL, LARGE, ROW_TOKENS = 512, 4096, 512
+SMALL, LARGE, ROW_TOKENS = 256, 2304, 512
 
 
 def write_texts(folder: Path, documents: int) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +83,11 @@ class BucketDocuments:
     texts: pa.ChunkedArray
     duplicates: dict[str, int]
     unused: dict[str, int]
+
+    def part(self, number: int, count: int) -> BucketDocuments:
+        """One of so many equal parts of the documents."""
+        n = len(self.documents)
+        return replace(self, documents=self.documents[number * n // count : (number + 1) * n // count])
 
     def __iter__(self) -> Iterator[tuple[bytes, str, bool, str]]:
         for key, domain, heldout, place in self.documents:

@@ -24,12 +24,13 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from chameleon_ray import storage
-from chameleon_ray.corpus.buckets import Contents, read_bucket
+from chameleon_ray.corpus.buckets import BucketDocuments, Contents, read_bucket
 from chameleon_ray.corpus.tokenizer import encode, load_tokenizer
 from chameleon_ray.embedding.clusters import Directions, nearest, vocabulary, words_of
 from chameleon_ray.tensors import read_tensors, write_tensors
 
 CHUNK_DOCUMENTS = 256
+LEAST_PARTS = 32
 CHARACTERS_PER_TOKEN = 8  # at most, of what is tokenized of a document: only its first tokens are embedded
 WORD_CHARACTERS = 1000  # of a document, for the words that tell its cluster
 WORD_DOCUMENTS = 1 << 20  # of all, for these words
@@ -54,13 +55,18 @@ class DocumentSpec:
         return self.contents.layout.buckets
 
     @property
+    def parts(self) -> int:
+        """Parts of each bucket that are embedded one by one: of few buckets several, so that there is work for all actors."""
+        return max(1, -(-LEAST_PARTS // self.buckets))
+
+    @property
     def domain_column(self) -> str:
         """The column that the name of a document's cluster is written to."""
         return DOMAIN_COLUMN if self.text_column != DOMAIN_COLUMN else f"{DOMAIN_COLUMN}_name"
 
-    def vectors_address(self, bucket: int) -> str:
-        """[n, p] `vectors` of the documents of a bucket, and [n] the place of their `label` among the names of the contents."""
-        return self._scratch(f"vectors-{bucket:07d}")
+    def vectors_address(self, bucket: int, part: int) -> str:
+        """[n, p] `vectors` of the documents of a part of a bucket, and [n] the place of their `label` among the names of the contents."""
+        return self._scratch(f"vectors-{bucket:07d}-{part:02d}")
 
     def clusters_address(self, bucket: int) -> str:
         """[n] the cluster of every document of a bucket, before tiny ones are merged."""
@@ -98,7 +104,7 @@ class DocumentSpec:
 
 
 class DocumentWorker:
-    """An actor that holds a truncated model: writes the vectors of the documents of a bucket. While it computes a thread tokenizes what comes next."""
+    """An actor that holds a truncated model: writes the vectors of a part of a bucket's documents. While it computes a thread tokenizes what comes next."""
 
     def __init__(self, spec: DocumentSpec, layer: int, use_gpu: bool, threads: int, allow_remote_code: bool = False) -> None:
         import torch
@@ -111,20 +117,23 @@ class DocumentWorker:
         torch.set_num_threads(threads)
         hardware = detect(use_gpu)
         self._spec, self._count = spec, 0
+        self._read: tuple[int, BucketDocuments] | None = None  # parts of one bucket come one after the other
         self._tokens = FORWARD_TOKENS[hardware.device.type]
         self._tokenizer, self._end = load_tokenizer(spec.model)
         self._embed = MeanHiddenState(load_truncated(storage.local_directory(spec.model), layer, hardware, allow_remote_code), layer)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        bucket = int(batch["bucket"][0])
+        bucket, part = int(batch["bucket"][0]), int(batch["part"][0])
         self._count = 0
-        found = read_bucket(self._spec.contents, bucket, {})
+        if self._read is None or self._read[0] != bucket:
+            self._read = bucket, read_bucket(self._spec.contents, bucket, {})
+        found = self._read[1].part(part, self._spec.parts)
         place = {name: i for i, name in enumerate(self._spec.contents.names)}
         texts = (text for *_, text in found)
         vectors = [self._vectors(tokens) for tokens in _ahead(lambda: self._next_tokens(texts))]
         labels = np.array([place[name] for _, name, _, _ in found.documents], np.int64)
         stacked = np.concatenate(vectors) if vectors else np.zeros((0, self._embed.width), np.float32)
-        write_tensors(self._spec.vectors_address(bucket), {"vectors": stacked, "label": labels})
+        write_tensors(self._spec.vectors_address(bucket, part), {"vectors": stacked, "label": labels})
         return {"number": batch["number"], "documents": [len(labels)], "tokens": [self._count]}
 
     def _next_tokens(self, texts: Iterator[str]) -> list[NDArray[np.uint32]]:
@@ -161,6 +170,12 @@ def _ahead(function: Any) -> Iterator[Any]:
             yield found
 
 
+def read_vectors(spec: DocumentSpec, bucket: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The vectors of a bucket's documents, [n, p], and their labels, [n]."""
+    parts = [read_tensors(spec.vectors_address(bucket, part)) for part in range(spec.parts)]
+    return np.concatenate([part["vectors"] for part in parts]), np.concatenate([part["label"] for part in parts])
+
+
 def choose_words(spec: DocumentSpec) -> dict[str, Any]:
     """Write the vocabulary that telling words are taken from: words of the first buckets."""
     if not storage.exists(spec.vocabulary_address):
@@ -191,8 +206,7 @@ def assign(spec: DocumentSpec, bucket: int, word_share: float) -> dict[str, Any]
     done = f"{spec.clusters_address(bucket)}.json"
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
-    arrays = read_tensors(spec.vectors_address(bucket))
-    vectors, label = arrays["vectors"], arrays["label"]
+    vectors, label = read_vectors(spec, bucket)
     cluster, similar = np.empty(len(label), np.int64), np.empty(len(label), np.float32)
     spaces = _spaces(spec.spaces_address)
     for each in np.unique(label).tolist():

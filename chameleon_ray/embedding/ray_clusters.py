@@ -7,13 +7,13 @@ writes them. Between the first and the second the driver finds the centres; it h
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,17 @@ from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sources import Source, documents_of
 from chameleon_ray.counts import Excerpt
 from chameleon_ray.embedding.clusters import PASSES, TINY, Array, Directions, MiniBatches, begin, merged, names_of, sample_of, telling_words
-from chameleon_ray.embedding.documents import LINES, WORD_DOCUMENTS, DocumentSpec, DocumentWorker, assign, choose_words, read_words, write_documents
+from chameleon_ray.embedding.documents import (
+    LINES,
+    WORD_DOCUMENTS,
+    DocumentSpec,
+    DocumentWorker,
+    assign,
+    choose_words,
+    read_vectors,
+    read_words,
+    write_documents,
+)
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Phase, Reporter
 from chameleon_ray.records import write_table
@@ -91,7 +101,8 @@ def _check_number(documents: int, k: int) -> None:
 
 def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: Resources, phase: Phase, pool_actors: int | None) -> int:
     """Write the vectors of all documents; how many tokens that took, of those that were not there."""
-    missing = [bucket for bucket in range(spec.buckets) if not storage.exists(spec.vectors_address(bucket))]
+    parts = itertools.product(range(spec.buckets), range(spec.parts))
+    missing = [place for place in parts if not storage.exists(spec.vectors_address(*place))]
     arguments = {
         "spec": spec,
         "layer": layer,
@@ -99,16 +110,16 @@ def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: R
         "threads": resources.cpus_per_worker,
         "allow_remote_code": allow_remote_code,
     }
-    items = [{"number": number, "bucket": bucket} for number, bucket in enumerate(missing)]
+    items = [{"number": number, "bucket": bucket, "part": part} for number, (bucket, part) in enumerate(missing)]
     return sum(int(row["tokens"]) for _, row in through_pool(items, DocumentWorker, arguments, resources, phase, "embed", pool_actors)) if items else 0
 
 
 def _vectors(spec: DocumentSpec) -> Iterator[tuple[Array, NDArray[np.int64]]]:
     for bucket in range(spec.buckets):
-        arrays = read_tensors(spec.vectors_address(bucket))
-        if not np.isfinite(arrays["vectors"]).all():
+        vectors, labels = read_vectors(spec, bucket)
+        if not np.isfinite(vectors).all():
             raise UserError(f"{WHERE}.embed: the model in {spec.model} gives embeddings that are not finite: it has diverged; take another, or train it longer")
-        yield arrays["vectors"], arrays["label"]
+        yield vectors, labels
 
 
 def _divide(spec: DocumentSpec, k: int, seed: int, within: bool, phase: Phase) -> None:
@@ -193,7 +204,7 @@ def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: flo
     rows: list[dict[str, Any]] = []
     by_cluster: list[str | None] = [None] * int(first[-1])
     target = np.full(first[-1], -1)
-    slices = [slice(int(start), int(stop)) for start, stop in pairwise(first)]
+    slices = [slice(int(start), int(stop)) for start, stop in itertools.pairwise(first)]
     for label, mine in enumerate(slices):
         sizes = clusters.text_bytes[mine]
         if sizes.any():
