@@ -201,7 +201,7 @@ def vocabulary(texts: Iterable[str]) -> list[str]:
 
 
 def telling_words(counts: sp.csr_array, documents: Sequence[int], words: Sequence[str]) -> list[list[str]]:
-    """The words that tell each of c clusters from the others, most telling first, at most 8: those with the largest log(1 + n) log(1 + c / m), where n
+    """The words that tell each of c clusters from the others, most telling first, at most 8: those with the largest log(1 + n) log(c / m), where n
     documents of the cluster have the word, and m, the number of clusters that have it, is the sum over clusters of the share of documents with the word, over
     the largest of these shares.
 
@@ -212,7 +212,7 @@ def telling_words(counts: sp.csr_array, documents: Sequence[int], words: Sequenc
     shares = sp.csr_array(sp.diags_array(1 / np.maximum(np.asarray(documents, np.float64), 1)) @ counts)
     largest = np.zeros(counts.shape[1])
     np.maximum.at(largest, shares.indices, shares.data)
-    rarity = np.log1p(counts.shape[0] * largest / np.maximum(shares.sum(axis=0), 1e-300))
+    rarity = np.log(np.maximum(counts.shape[0] * largest / np.maximum(shares.sum(axis=0), 1e-300), 1.0))
     found = []
     for cluster in range(counts.shape[0]):
         row = slice(counts.indptr[cluster], counts.indptr[cluster + 1])

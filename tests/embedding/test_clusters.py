@@ -128,16 +128,14 @@ def test_words_that_tell_a_cluster_are_frequent_in_it_and_rare_elsewhere() -> No
     counts = np.array([[sum(word in words_of(text) for text in kind) for word in words] for kind in texts])
     first, second, third = telling_words(sp.csr_array(counts), [len(kind) for kind in texts], words)
     assert first[:3] == ["stove", "butter", "onion"] and second[:2] == ["friend", "letter"]
-    assert first[-1] in ("the", "and") and "butter" not in second and set(third) == {"the", "onion", "and", "letter"}
+    assert "butter" not in second and set(third) == {"the", "onion", "and", "letter"}
     assert telling_words(sp.csr_array((2, 0)), [1, 1], []) == [[], []]
 
 
 def test_a_word_that_every_cluster_has_tells_none() -> None:
     # "the" stands in all documents of all clusters, the other words in few of one.
-    counts = np.array([[900, 20, 0], [900, 0, 20]])
-    assert telling_words(sp.csr_array(counts), [900, 900], ["the", "ale", "tax"])[0][0] == "the"
     counts = np.array([[900, 60, 0, 0, 0, 0], *[[900, 0, 60, 60, 60, 60]] * 8])
-    assert telling_words(sp.csr_array(counts), [900] * 9, ["the", "ale", "tax", "law", "sea", "war"])[0][0] == "ale"
+    assert telling_words(sp.csr_array(counts), [900] * 9, ["the", "ale", "tax", "law", "sea", "war"])[0] == ["ale", "the"]
 
 
 def test_words_are_runs_of_letters_in_any_script() -> None:
