@@ -18,7 +18,7 @@ from typer.models import TyperInfo
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
-from chameleon_ray.cli_dry import DeviceName, DryRun, Mfu, show_plan
+from chameleon_ray.cli_dry import DeviceName, DryRun, Mfu, is_plan, show_plan
 from chameleon_ray.cli_init import app as init_app
 from chameleon_ray.cli_judge import app as judge_app
 from chameleon_ray.cli_regmix import app as regmix_app
@@ -55,7 +55,7 @@ def compare(
     from chameleon_ray.terminal import show_comparison
 
     loaded = load_experiment(experiment, overrides or ())
-    if dry_run:
+    if is_plan(dry_run, mfu, device):
         show_plan(loaded, partial(plan_compare, loaded), mfu, device, as_json)
         return
     found = pipeline.compare(loaded, _backend(loaded, as_json))
@@ -91,7 +91,7 @@ def mix(
     loaded = load_experiment(experiment, overrides or ())
     _check_method(loaded, method)
     check_out(out)
-    if dry_run:
+    if is_plan(dry_run, mfu, device):
         show_plan(loaded, partial(plan_mix, loaded, method), mfu, device, as_json)
         return
     _show_mixture(pipeline.mix(loaded, method, _backend(loaded, as_json)), out, as_json)
@@ -111,7 +111,7 @@ def train(
     from chameleon_ray import pipeline
 
     loaded, weights = load_experiment(experiment, overrides or ()), Mixture.load(mixture)
-    if dry_run:
+    if is_plan(dry_run, mfu, device):
         show_plan(loaded, partial(plan_train, loaded, weights), mfu, device, as_json)
         return
     models = pipeline.train(loaded, weights, _backend(loaded, as_json))
@@ -137,7 +137,7 @@ def evaluate(
     from chameleon_ray.terminal import show_measurements
 
     loaded = load_experiment(experiment, overrides or ())
-    if dry_run:
+    if is_plan(dry_run, mfu, device):
         show_plan(loaded, partial(plan_evaluate, loaded, model), mfu, device, as_json)
         return
     measured = pipeline.evaluate(loaded, model, _backend(loaded, as_json))
@@ -168,8 +168,8 @@ def extend(
     _check_method(loaded, method)
     check_out(out)
     changes = load_changes(corpus)
-    if dry_run:
-        show_plan(loaded, partial(plan_extend, loaded, proxy, changes, only=only), mfu, device, as_json)
+    if is_plan(dry_run, mfu, device):
+        show_plan(loaded, partial(plan_extend, loaded, proxy, changes, method, only=only), mfu, device, as_json)
         return
     _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method), out, as_json)
 

@@ -6,13 +6,28 @@ its domains is one like any other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
-from chameleon_ray.artifacts import Clusters, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, Reads, TrainJob, start_of
-from chameleon_ray.config import ClustersConfig, CorpusConfig, DomainConfig, TokenizerConfig
+from chameleon_ray.config import ClustersConfig, CorpusConfig, DomainConfig, TokenizerConfig, TrainingConfig
 from chameleon_ray.corpus.sources import TEXT
+from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import SMALL_TEXT_BYTES, Experiment
+
+WHERE = "corpus.domains_from.clusters"
+# What the documents are read by -> where the user wrote it.
+KEYS = (
+    (f"corpus.domains.{TEXT}.files", f"{WHERE}.of"),
+    (f"corpus.domains.{TEXT}", WHERE),
+    (f"domain {TEXT!r}", "the documents"),
+    ("corpus.domains_from.files", f"{WHERE}.of"),
+    ("corpus.domains_from.huggingface", f"{WHERE}.huggingface"),
+    ("corpus.domains_from.domain_column", f"{WHERE}.within"),
+)
 
 
 def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None = None) -> TokenCorpus:
@@ -27,12 +42,28 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
     found = asked.corpus.domains_from and asked.corpus.domains_from.clusters
     if not found:
         return backend.tokenize(asked.corpus, seed, reads)
-    if found.embed == "proxy":
-        model, config = _proxy(experiment, asked.corpus, found, backend)
-    else:
-        model, config = backend.find_model(found.embed, asked.corpus.row_tokens, "corpus.domains_from.clusters.embed"), asked.corpus
-    clusters = _clusters(experiment, config, found, model, reads, backend)
+    layer: Literal["middle"] | int = "middle"  # embedding.layer is of the experiment's proxy
+    with _by_its_keys():
+        if found.embed == "proxy":
+            layer = experiment.embedding.layer
+            model, config = _proxy(experiment, asked.corpus, found, backend)
+        else:
+            model, config = backend.find_model(found.embed, asked.corpus.row_tokens, f"{WHERE}.embed"), asked.corpus
+        wanted = reads and replace(reads, domain_tokens=found.k * reads.domain_tokens)  # as many documents as all the domains together want
+        clusters = backend.find_clusters(config, model, layer, seed, wanted)
     return backend.tokenize(config, seed, reads, clusters)
+
+
+@contextmanager
+def _by_its_keys() -> Iterator[None]:
+    """What is said of the keys that the documents are read by, said of those that the user wrote."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error)
+        for ours, theirs in KEYS:
+            told = told.replace(ours, theirs)
+        raise UserError(told) from error
 
 
 def _proxy(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, backend: Backend) -> tuple[TrainedModel, CorpusConfig]:
@@ -40,6 +71,7 @@ def _proxy(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, 
     source = {"files": found.of} if found.of else {"huggingface": found.huggingface}
     one = corpus.model_copy(update={"domains": {TEXT: DomainConfig.model_validate(source)}, "domains_from": None, "require_heldout": False})
     training = experiment.proxy.model_copy(update={"stop": None})
+    _check_layer(training, experiment.embedding.layer, backend)
     reads = None if corpus.tokens_per_domain is None else Reads(training.steps * training.batch_rows * corpus.row_tokens, 0, SMALL_TEXT_BYTES)
     text = backend.tokenize(one, experiment.seeds[0], reads)
     job = TrainJob("proxy", training, {TEXT: 1.0}, experiment.seeds[0], start=start_of(training, text, backend, "proxy"))
@@ -48,7 +80,14 @@ def _proxy(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, 
     return model, corpus.model_copy(update={"tokenizer": TokenizerConfig(pretrained=text.tokenizer_address)})
 
 
-def _clusters(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, model: TrainedModel, reads: Reads | None, backend: Backend) -> Clusters:
-    """As many documents are read as all the domains together want."""
-    wanted = reads and replace(reads, domain_tokens=found.k * reads.domain_tokens)
-    return backend.find_clusters(corpus, model, experiment.embedding.layer, experiment.seeds[0], wanted)
+def _check_layer(training: TrainingConfig, layer: Literal["middle"] | int, backend: Backend) -> None:
+    """Raise `UserError` for a layer that a proxy will not have, before it is trained."""
+    name = training.model.pretrained
+    if layer == "middle":
+        return
+    if name is None:
+        layers = training.model.shape[0]
+    else:
+        layers = backend.find_model(name, 1, "proxy.model.pretrained", training.model.allow_remote_code).details["architecture"]["layers"]
+    if layer > layers:
+        raise UserError(f"embedding.layer: {layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")

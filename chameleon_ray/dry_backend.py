@@ -16,11 +16,11 @@ from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, Tok
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Precision, TokenizerConfig
 from chameleon_ray.corpus.outlook import divided, outlook
-from chameleon_ray.corpus.sources import documents_of, plan_sources
+from chameleon_ray.corpus.sources import combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.devices import Device
 from chameleon_ray.places import layer_of
-from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.ray_backend import RayBackend, longest
 from chameleon_ray.records import is_complete
 from chameleon_ray.training.pace import Shape
 
@@ -64,12 +64,14 @@ class DryBackend:
         real: knows what is finished.
         device: the GPU that the plan is for, where that is not this machine's.
         part: what items are noted under.
+        guessed: whether names of domains are not known yet.
         parts: the order to show some parts in; others follow as they came.
     """
 
     real: RayBackend
     device: Device | None = None
     part: str = "text"
+    guessed: bool = False
     parts: list[str] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     _group: int = 0
@@ -84,18 +86,18 @@ class DryBackend:
         """Those that were found; else placeholders, as many as are wanted."""
         found = config.domains_from and config.domains_from.clusters
         assert found
-        planned = self._tokenizers.get(config.tokenizer.pretrained or "")
-        documents = documents_of(config.model_copy(update={"tokenizer": planned}) if planned else config)
-        sources = plan_sources(documents, reads)
+        asked = config.model_copy(update={"tokenizer": self._tokenizers.get(config.tokenizer.pretrained or "", config.tokenizer)})
+        sources = plan_documents(config, reads)
         number, per_token = layer_of(model, config.row_tokens, layer)
         place = self.real.places.clusters(config, sources, model, number, seed, reads)
         if place.is_complete:
             self._note(Item(self.part, f"{found.k} clusters", "forward", self._next(), True), place.digest)
             return self.real.find_clusters(config, model, layer, seed, reads)
-        text = outlook(documents, sources, place.address, place.digest, model.vocab_size, model.tokenizer_sha256)
+        text = outlook(documents_of(asked), sources, place.address, place.digest, *_vocabulary(asked))
         names = [f"{source}/{i + 1}" if found.within else f"cluster-{i + 1}" for source in text.names for i in range(found.k)]
         text_bytes, tokens = float(sum(each.text_bytes for each in text.domains.values())), float(sum(each.train.tokens for each in text.domains.values()))
         self._found[place.digest] = divided(text, names)
+        self.guessed = True
         item = Item(
             part=self.part,
             what=f"{len(names)} clusters: documents embedded at layer {number}",
@@ -122,6 +124,9 @@ class DryBackend:
                 self._note(Item(self.part, "tokens", "read", self._next(), True), place.digest)
                 return self.real.tokenize(config, seed, reads, clusters)
             corpus = outlook(config, sources, place.address, place.digest, *_vocabulary(config))
+            self.guessed |= any(source.origin.domain is None and not source.origin.only for source in sources) and clusters is None
+            if clusters is not None:
+                corpus = divided(corpus, clusters.table()["name"].to_pylist())
             self._tokenizers[corpus.tokenizer_address] = config.tokenizer
         tokens = float(sum(each.train.tokens + each.valid.tokens + each.test.tokens for each in corpus.domains.values()))
         text_bytes = float(sum(each.text_bytes for each in corpus.domains.values()))
@@ -131,20 +136,27 @@ class DryBackend:
         return corpus
 
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
-        """As the real backend, where the corpus is there."""
-        if is_complete(corpus.address):
-            self.real.check(corpus, jobs)
+        """As the real backend, where the domains are known."""
+        from chameleon_ray.training.loop import check_job
+
+        if not self.guessed:
+            for job in jobs:
+                if job.training.steps:
+                    check_job(job, corpus, self.real.resources.num_workers)
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Trained models, or placeholders."""
-        group = self._next()
-        return [self._train(corpus, job, group, len(jobs)) for job in jobs]
+        self.train_ahead(corpus, [(self.part, job) for job in jobs])
+        return [self._model(corpus, job) for job in jobs]
 
     def train_ahead(self, corpus: TokenCorpus, jobs: Sequence[tuple[str, TrainJob]]) -> None:
-        """Note runs of several parts that are started together."""
+        """Note runs of several parts that are started together; those that a longer one passes through take nothing of their own."""
         group, before = self._next(), self.part
+        runs = {run.digest: run for _, job in jobs if job.training.steps for run in [self.real.places.run(job, corpus)] if not is_complete(run.address)}
+        alone = {run.digest for run in longest(list(runs.values()))}
         for self.part, job in jobs:
-            self._train(corpus, job, group, len(jobs))
+            passed = job.training.steps > 0 and self.real.places.run(job, corpus).digest in runs.keys() - alone
+            self._train(corpus, job, group, max(1, len(alone)), passed=passed)
         self.part = before
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
@@ -152,20 +164,28 @@ class DryBackend:
         self.note_trials(corpus, {(str(key), job.seed): (job, True) for key, job in jobs.items()}, splits)
         return {}
 
-    def note_trials(self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]) -> None:
-        """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained."""
+    def note_trials(
+        self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]
+    ) -> dict[tuple[str, int], TrainedModel]:
+        """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained. The models."""
         group, measuring = self._next(), self._next()
-        models = {key: self._train(corpus, job, group, len(jobs), key, is_known) for key, (job, is_known) in jobs.items()}
+        places = {key: self.real.places.run(job, corpus) for key, (job, is_known) in jobs.items() if is_known}
+        missing = len(jobs) - sum(self.real.places.is_measured(run, splits) for run in places.values())
+        for key, (job, is_known) in jobs.items():
+            self._train(corpus, job, group, max(1, missing), key, is_known)
+        models = {key: self._model(corpus, job) for key, (job, _) in jobs.items()}
         for key, model in models.items():
             unknown = None if jobs[key][1] else f"{key} measured"
-            self._measure(model, corpus, splits, None, "held-out losses of the base models", measuring, len(jobs), unknown)
+            self._measure(model, corpus, splits, None, "held-out losses of the base models", measuring, max(1, missing), unknown)
+        return models
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Notes the swarm as one item; nothing is known of its losses."""
-        missing = [job for job in jobs if not is_complete(self.real.places.proxy(job, corpus, split, tokens_per_domain).address)]
-        done = len(jobs) - len(missing)
-        what = f"{len(jobs)} proxies of a swarm{f', {done} of them done' if done and missing else ''}"
-        self._note(self._swarm_item(corpus, missing, split, tokens_per_domain, what), what)
+        runs = {(run := self.real.places.proxy(job, corpus, split, tokens_per_domain)).digest: run for job in jobs}
+        missing = [run.job for run in runs.values() if not is_complete(run.address)]
+        done = len(runs) - len(missing)
+        what = f"{len(runs)} proxies of a swarm{f', {done} of them done' if done and missing else ''}"
+        self._note(self._swarm_item(corpus, missing, split, tokens_per_domain, what), combined(runs))
         return []
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
@@ -182,7 +202,7 @@ class DryBackend:
         disk = 32.0 * 8 * width * len(corpus.names)
         self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, disk_bytes=disk, shape=shape), place.digest)
         k = len(corpus.names)
-        return Embeddings(corpus.names, np.zeros((k, 1, 1)), np.ones((k, 1), np.int64), number)
+        return Embeddings(corpus.names, np.broadcast_to(0.0, (k, 1, width)), np.ones((k, 1), np.int64), number)
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
         """As the real backend: a model that is named is there."""
@@ -203,9 +223,14 @@ class DryBackend:
         for model in models:
             self._measure(model, corpus, splits, rows_at_most, what or "held-out losses", group)
 
-    def note_report(self) -> None:
-        """Note the report of a comparison, which is done when everything is."""
-        self._note(Item("report", "pictures and tables", "report", self._next(), all(item.is_done for item in self.items)), "report")
+    def note_report(self, address: str | None) -> None:
+        """Note the report of a comparison; where it will lie is known once all its models are."""
+        is_done = address is not None and is_complete(address)
+        self._note(Item("report", "pictures and tables", "report", self._next(), is_done), "report")
+
+    def note_failure(self, told: str, key: str) -> None:
+        """Note what will not be done, and why."""
+        self._note(Item(self.part, f"left out: {told}", "report", self._next(), True), f"{key} left out")
 
     def note_done(self, what: str, key: str) -> None:
         """Note something that is finished."""
@@ -238,31 +263,47 @@ class DryBackend:
         self._note(item, unknown or place.digest)
 
     def _train(
-        self, corpus: TokenCorpus, job: TrainJob, group: int, beside: int = 1, trial: tuple[str, int] | None = None, is_known: bool = True
-    ) -> TrainedModel:
+        self,
+        corpus: TokenCorpus,
+        job: TrainJob,
+        group: int,
+        beside: int = 1,
+        trial: tuple[str, int] | None = None,
+        is_known: bool = True,
+        passed: bool = False,
+    ) -> None:
         """Args:
         trial: label and seed of a base model.
         is_known: whether the job's weights are those that it will have.
+        passed: whether a longer run passes through it.
         """
         from chameleon_ray.training.forecast import run_forecast
 
         if job.training.steps == 0:
-            assert job.start is not None, "the configuration lets no job without a start have no steps"
-            return job.start
+            return
         run = self.real.places.run(job, corpus)
         kind: Kind = "trial" if trial else "train"
         what = f"{trial[0] if trial else job.role}: {job.training.steps:,} steps of {job.training.batch_rows} rows"
         key = run.digest if is_known else f"{trial} trained"
         if is_known and is_complete(run.address):
             self._note(Item(self.part, what, kind, group, True), key)
-            (model,) = self.real.train_many(corpus, [job])
-            return model
+            return
+        if passed:
+            self._note(Item(self.part, f"{what}, on the way of a longer run", "report", group, True), key)
+            return
         resources = self.real.resources
         found = run_forecast(job, corpus, bool(resources.gpus_per_worker), resources.num_workers, self.device)
         tokens = float(job.training.steps * job.training.batch_rows * corpus.row_tokens)
         shape = self._shape_of(job, corpus, job.training.batch_rows // resources.num_workers)
         item = Item(self.part, what, kind, group, False, tokens, found.flops, found.memory_bytes, found.model_bytes, beside=beside, shape=shape)
         self._note(item, key)
+
+    def _model(self, corpus: TokenCorpus, job: TrainJob) -> TrainedModel:
+        """The model of a job as it is, or a placeholder."""
+        run = self.real.places.run(job, corpus)
+        if job.training.steps == 0 or is_complete(run.address):
+            (model,) = self.real.train_many(corpus, [job])
+            return model
         details = {key: job.start.details[key] for key in ("architecture", "context")} if job.start else {"training": job.training.model_dump(mode="json")}
         return TrainedModel(run.address, run.digest, dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, Cost(), details)
 

@@ -5,21 +5,24 @@ Every command is planned by the code that carries it out, with a backend that on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from chameleon_ray.backend import start_of
-from chameleon_ray.config import CorpusChanges
-from chameleon_ray.corpus.tokenizer import check_reads
-from chameleon_ray.discovery import read_corpus
+from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.backend import Backend, start_of
+from chameleon_ray.config import ConstraintsConfig, CorpusChanges
 from chameleon_ray.dry_backend import DryBackend, Item
+from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob, check, check_settings, compared, mixture_jobs, refits
+from chameleon_ray.mixing.question import Question
 from chameleon_ray.mixing.static import uniform_mixture
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.pace import Pace
-from chameleon_ray.pipeline import SPLITS, base_job
+from chameleon_ray.pipeline import SPLITS, base_job, checked_corpus, model_to_evaluate, open_corpus, weigher_of
 from chameleon_ray.records import is_complete
+from chameleon_ray.results import report_address
 from chameleon_ray.transfer import changed_embeddings
 
 
@@ -52,66 +55,94 @@ class Forecast:
 
 def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     """Note down what `compare` does; a base model whose mixture is not known yet is one to be trained."""
-    check_settings(experiment, experiment.methods)
-    corpus = read_corpus(experiment, dry)
+    experiment, corpus = _opened(experiment, dry, checked_corpus)
     jobs, swept = mixture_jobs(experiment, corpus, dry)
     fits = refits([*jobs, *swept])
-    ahead = [(job.name, run) for job in fits if not is_complete(job.address(dry)) for run in job.mixer.jobs(job.context(dry)) if run.ahead]
     dry.parts += [dry.part, *(job.name for job in fits)]
-    dry.train_ahead(corpus, ahead)
-    mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in fits}
+    possible = [job for job in fits if _is_possible(job, dry)]
+    for each in {job.corpus.digest: job.corpus for job in possible}.values():
+        mine = [job for job in possible if job.corpus.digest == each.digest and not is_complete(job.address(dry))]
+        dry.train_ahead(each, [(job.name, run) for job in mine for run in job.mixer.jobs(job.context(dry)) if run.ahead])
+    mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in possible}
     dry.part = "base models"
     bases = {}
     for job in compared(jobs, swept):
         start = start_of(job.experiment.base, corpus, dry, "base")
-        for seed in experiment.seeds:
+        for seed in (seed for seed in experiment.seeds if (job.label, experiment.fit_seed(seed)) in mixtures):
             mixture = mixtures[job.label, experiment.fit_seed(seed)]
             known = replace(mixture or uniform_mixture(corpus), label=job.label)
             bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
-    dry.note_trials(corpus, bases, SPLITS)
-    dry.note_report()
+    models = dry.note_trials(corpus, bases, SPLITS)
+    is_known = all(known for _, known in bases.values()) and len(possible) == len(fits)
+    dry.note_report(report_address(experiment, models, {}, dry) if is_known else None)
 
 
 def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:
     """Note down what `mix` does."""
     check_settings(experiment, [label])
-    _plan_method(MixtureJob.of(label, "", experiment, read_corpus(experiment, dry), dry), dry)
+    experiment, corpus = _opened(experiment, dry, open_corpus)
+    job = MixtureJob.of(label, "", experiment, corpus, dry)
+    check(job, dry)
+    _plan_method(job, dry)
 
 
 def plan_train(experiment: Experiment, mixture: Mixture, dry: DryBackend) -> None:
     """Note down what `train` does."""
-    corpus = read_corpus(experiment, dry)
+    experiment, corpus = _opened(experiment, dry, open_corpus)
     dry.part = "base models"
+    if dry.guessed:
+        mixture = uniform_mixture(corpus)
+    else:
+        Question.of(experiment.question, corpus.names, corpus.tokens()).check(mixture)
     start = start_of(experiment.base, corpus, dry, "base")
     dry.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in experiment.seeds])
 
 
 def plan_evaluate(experiment: Experiment, model: str, dry: DryBackend) -> None:
     """Note down what `evaluate` does."""
-    found = dry.find_model(model, experiment.corpus.row_tokens, "--model")
-    check_reads(found, experiment.corpus.tokenizer, "--model")
-    corpus = read_corpus(experiment, dry)
+    found, corpus = model_to_evaluate(experiment, model, dry)
     dry.part = "model"
     dry.evaluate([found], corpus, SPLITS)
 
 
-def plan_extend(experiment: Experiment, proxy: str, changes: CorpusChanges, dry: DryBackend, only: bool = False) -> None:
+def plan_extend(experiment: Experiment, proxy: str, changes: CorpusChanges, label: str, dry: DryBackend, only: bool = False) -> None:
     """Note down what `extend` does."""
+    weigher_of(experiment, label)
     changed_embeddings(experiment, proxy, changes, dry, only)
 
 
-def _plan_method(job: MixtureJob, dry: DryBackend) -> Mixture | None:
-    """Note down what fitting a method takes; its mixture, where that is finished or takes nothing.
+def _opened(experiment: Experiment, dry: DryBackend, opened: Callable[[Experiment, Backend], TokenCorpus]) -> tuple[Experiment, TokenCorpus]:
+    """The corpus; where its domains are not known yet, what their weights must keep to cannot be looked at."""
+    try:
+        corpus = opened(experiment, dry)
+    except UserError:
+        if not dry.guessed:
+            raise
+    else:
+        if not dry.guessed:
+            return experiment, corpus
+    free = experiment.model_copy(update={"constraints": ConstraintsConfig()})
+    return free, opened(free, dry)
 
-    Raises:
-        UserError: what is known of it before anything is trained.
-    """
+
+def _is_possible(job: MixtureJob, dry: DryBackend) -> bool:
+    """Whether a method can be fitted, as far as is known before anything is trained; what cannot is noted down as left out."""
+    try:
+        check(job, dry)
+    except UserError as error:
+        dry.part = job.name
+        dry.note_failure(str(error), job.name)
+        return False
+    return True
+
+
+def _plan_method(job: MixtureJob, dry: DryBackend) -> Mixture | None:
+    """Note down what fitting a method takes; its mixture, where that is finished or takes nothing."""
     dry.part = job.name
     address = job.address(dry)
     if is_complete(address):
         dry.note_done("mixture", address)
         return Mixture.load(f"{address}/mixture.json")
-    check(job, dry)
     work = job.mixer.work(job.context(dry))
     if work == type(work)():
         return job.question.answer(job.mixer.fit(job.context(dry)), job.mixer.by_size)

@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chameleon_ray.corpus.survey import Survey, Text
+from chameleon_ray.errors import UserError
+
+LEAST_BYTES, LEAST_DOCUMENTS = 200_000, 40  # that domains can be found in
+DOCUMENT_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ def experiment_text(place: str, found: Survey, machine: Machine, file: str) -> s
     Args:
         place: what the person named.
         file: what it will be called, for the commands in its comments.
+    Raises:
+        UserError: nothing divides the text into domains, and it is too little to find some in.
     """
     name = _label(place)
     lines = [
@@ -63,14 +69,22 @@ def _domains(place: str, found: Survey) -> list[str]:
         only = f"  #   a first look found {len(values)}: {shown}; only: [names] takes some of them"
         return [f"  domains_from: {{{where}, domain_column: {_quoted(found.column)}}}  # each value is a domain", only]
     if len(found.domains) < 2:
-        return _clusters(found)
+        return _clusters(place, found)
     lines = [f"  domains:  # {len(found.domains)} by folder or file name, {_size(found.likely_bytes)} of text or so"]
     return [*lines, *(f"    {_quoted(name)}: {_source(text)}  # {_files(text)}" for name, text in found.domains.items())]
 
 
-def _clusters(found: Survey) -> list[str]:
+def _clusters(place: str, found: Survey) -> list[str]:
     """Nothing says what the domains are."""
     (text,) = found.domains.values()
+    if found.likely_bytes < LEAST_BYTES and not (found.data_set and not text.num_files):
+        few = f"{_size(found.likely_bytes)} of text are too little to find some in"
+        raise UserError(f"{place}: nothing divides it into domains, and {few}; put domains in folders of their own")
+    if all(pattern.endswith(DOCUMENT_ENDINGS) for pattern in text.files) and text.files and text.num_files < LEAST_DOCUMENTS:
+        raise UserError(
+            f"{place}: nothing divides it into domains, and {text.num_files} text files, each one document, are too few to find some among; "
+            "put domains in folders of their own, or give JSON lines, one document a line"
+        )
     where = f"huggingface: {{path: {_quoted(found.data_set)}}}" if found.data_set else f"of: {_list(text.files)}"
     return [
         f"  # Nothing labels these {_files(text)}: as many domains are found among the documents, by what a model that is trained on them finds alike.",

@@ -82,16 +82,17 @@ def corpus_digest(
 
 
 def clusters_digest(
-    config: CorpusConfig, sources: Sequence[tuple[str | None, bool, str]], model: str, layer: int, seed: int, reads: Reads | None = None
+    config: CorpusConfig, sources: Sequence[tuple[str | None, bool, str]], model: TrainedModel, layer: int, seed: int, reads: Reads | None = None
 ) -> str:
-    """Of domains that are found among documents by a model (its digest); `sources` and `reads` as for a corpus."""
+    """Of domains that are found among documents by a model, which brings its tokenizer; `sources` and `reads` as for a corpus."""
     found = config.domains_from and config.domains_from.clusters
     assert found
     content = {
         **config.model_dump(mode="json", include={"text_column", "row_tokens"}),
         **found.model_dump(mode="json", include={"k", "within"}),
         "sources": [list(source) for source in sources],
-        "model": model,
+        "model": model.digest,
+        "tokenizer": model.tokenizer_sha256,
         "layer": layer,
         "reads": asdict(reads) if reads else None,
         "seed": seed,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from chameleon_ray.config import Resources
 from chameleon_ray.dry_backend import Item, Kind
@@ -92,7 +93,7 @@ def measured_pace(items: Sequence[Item], resources: Resources) -> Pace:
         UserError: GPUs are asked for and there are none here, or fewer CPUs or GPUs than one run takes.
     Cost: some ten seconds, and two for every shape.
     """
-    at_once, workers, cpus = _room(resources), resources.num_workers, os.cpu_count() or 1
+    at_once, workers, cpus = check_room(resources), resources.num_workers, _cpus()
     missing = [item for item in items if not item.is_done and item.shape is not None]
     wanted: dict[int, list[Shape]] = {}
     for item in missing:
@@ -108,42 +109,70 @@ def measured_pace(items: Sequence[Item], resources: Resources) -> Pace:
     return Pace("the rates of a few steps on this machine", rates, at_once, workers, cpus, start)
 
 
-def _room(resources: Resources) -> int:
-    """Training runs that this machine holds side by side."""
+def check_room(resources: Resources) -> int:
+    """Training runs that this machine holds side by side.
+
+    Raises:
+        UserError: not even one.
+    """
     if resources.gpus_per_worker:
         import torch
 
-        there, each, what = torch.cuda.device_count() if torch.cuda.is_available() else 0, resources.gpus_per_worker, "GPUs"
+        there, each, what = torch.cuda.device_count() if torch.cuda.is_available() else 0, resources.gpus_per_worker, "GPU"
     else:
-        there, each, what = os.cpu_count() or 1, float(resources.cpus_per_worker), "CPUs"
+        there, each, what = _cpus(), float(resources.cpus_per_worker), "CPU"
     found = int(there / (each * resources.num_workers))
     if not found:
+        asked = each * resources.num_workers
         raise UserError(
-            f"--dry-run: one run takes {each * resources.num_workers:g} {what} and this machine has {there}, so that no rate can be measured; "
+            f"--dry-run: one run takes {asked:g} {what}{'s' if asked != 1 else ''} and this machine has {there}, so that no rate can be measured; "
             "state one with --mfu 0.4 --device H100"
         )
     return found
 
 
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _measure(shapes: Sequence[Shape], processes: int) -> tuple[float, list[float]]:
     """Seconds of importing, and operations per second of one process, by several at once."""
     command = [sys.executable, "-m", "chameleon_ray.training.pace"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(shapes[0].threads)}
     asked = json.dumps([asdict(shape) for shape in shapes])
-    running = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-        for _ in range(processes)
-    ]
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write(asked)
-        process.stdin.close()
-    found = []
-    for process in running:
-        assert process.stdout is not None
-        told = process.stdout.read().strip().splitlines()
-        if process.wait() or not told:
-            raise UserError("--dry-run: no rate could be measured here (chameleon doctor says what is wrong); state one with --mfu 0.4 --device H100")
-        found.append(json.loads(told[-1]))
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for number in range(processes):
+            place = {"OMP_NUM_THREADS": str(shapes[0].threads), **({"CUDA_VISIBLE_DEVICES": _gpu(number)} if shapes[0].use_gpu else {})}
+            running.append(_started(command, place, asked))
+        found = [_told(process) for process in running]
+    finally:
+        for process in running:
+            process.kill()
     rates = [sum(each["flops_per_second"][i] for each in found) / processes for i in range(len(shapes))]
     return min(each["import_seconds"] for each in found), rates
+
+
+def _gpu(number: int) -> str:
+    """The GPU of one of several processes; they share where there are more of them."""
+    import torch
+
+    shown = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    known = shown or [str(each) for each in range(torch.cuda.device_count())]
+    return known[number % len(known)]
+
+
+def _started(command: Sequence[str], environment: Mapping[str, str], asked: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **environment})
+    assert process.stdin is not None
+    process.stdin.write(asked)
+    process.stdin.close()
+    return process
+
+
+def _told(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    lines = process.stdout.read().strip().splitlines()
+    if process.wait() or not lines:
+        raise UserError("--dry-run: no rate could be measured here (chameleon doctor says what is wrong); state one with --mfu 0.4 --device H100")
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found

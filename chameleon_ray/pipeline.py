@@ -47,12 +47,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     Raises:
         UserError: what can be known before anything is trained, or that no base model could be trained and measured, with why the first was not.
     """
-    check_settings(experiment, experiment.methods)
-    corpus = _corpus(experiment, backend)
-    corpus.check_measured()
-    start = start_of(experiment.base, corpus, backend, "base")
-    backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed, start) for seed in experiment.seeds])
-    Question.of(experiment.question, corpus.names, corpus.tokens())
+    corpus = checked_corpus(experiment, backend)
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     fits, failures = fit_all(refits([*jobs, *swept]), backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
@@ -70,10 +65,21 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     return Comparison(data, models, report_of(data, models, backend))
 
 
+def checked_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
+    """What `compare` begins with: the corpus, once everything is checked that can be known before anything is trained."""
+    check_settings(experiment, experiment.methods)
+    corpus = open_corpus(experiment, backend)
+    corpus.check_measured()
+    start = start_of(experiment.base, corpus, backend, "base")
+    backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed, start) for seed in experiment.seeds])
+    Question.of(experiment.question, corpus.names, corpus.tokens())
+    return corpus
+
+
 def mix(experiment: Experiment, label: str, backend: Backend) -> Mixture:
     """Only the weights of one method."""
     check_settings(experiment, [label])
-    return fit(MixtureJob.of(label, "", experiment, _corpus(experiment, backend), backend), backend)
+    return fit(MixtureJob.of(label, "", experiment, open_corpus(experiment, backend), backend), backend)
 
 
 def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Sequence[int] | None = None) -> list[TrainedModel]:
@@ -82,7 +88,7 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
     Raises:
         UserError: the mixture's domains are not the corpus's, or its weights do not keep to the experiment's limits.
     """
-    corpus = _corpus(experiment, backend)
+    corpus = open_corpus(experiment, backend)
     Question.of(experiment.question, corpus.names, corpus.tokens()).check(mixture)
     start = start_of(experiment.base, corpus, backend, "base")
     return backend.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in seeds or experiment.seeds])
@@ -90,11 +96,17 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
 
 def evaluate(experiment: Experiment, model: str, backend: Backend) -> pa.Table:
     """Losses, perplexities and bits per byte on valid and test of one model, by its folder."""
-    check_reads(backend.find_model(model, experiment.corpus.row_tokens, "--model"), experiment.corpus.tokenizer, "--model")
-    corpus = _corpus(experiment, backend)
-    corpus.check_measured()
-    (losses,) = backend.evaluate([backend.open_model(model, corpus, "--model")], corpus, SPLITS)
+    found, corpus = model_to_evaluate(experiment, model, backend)
+    (losses,) = backend.evaluate([found], corpus, SPLITS)
     return measurement_table({("model", experiment.seeds[0]): losses}, corpus)
+
+
+def model_to_evaluate(experiment: Experiment, model: str, backend: Backend) -> tuple[TrainedModel, TokenCorpus]:
+    """The model in a folder, and the corpus that it is to be measured on."""
+    check_reads(backend.find_model(model, experiment.corpus.row_tokens, "--model"), experiment.corpus.tokenizer, "--model")
+    corpus = open_corpus(experiment, backend)
+    corpus.check_measured()
+    return backend.open_model(model, corpus, "--model"), corpus
 
 
 def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool = False, label: str = "chameleon") -> Mixture:
@@ -107,15 +119,21 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     Raises:
         UserError: a method that weighs no embeddings, or what `changed_embeddings` raises.
     """
-    method = experiment.mixer(label)
-    if not isinstance(method, Weigher):
-        raise UserError(f"methods.{label}: weights for new domains without training need a method that weighs embeddings (chameleon), found {method.name}")
+    method = weigher_of(experiment, label)
     changed = changed_embeddings(experiment, proxy, changes, backend, only)
     tokens = {name: count for corpus in changed.corpora for name, count in corpus.tokens().items()}
     with naming(f"methods.{label}"):
         mixture = method.weigh(changed.embeddings, tokens, changed.texts)
     mixture = Question.of(experiment.question, tuple(mixture.weights), tokens, is_changed=True).answer(mixture)
     return replace(with_sizes(mixture, changed.corpora), label=label, ledger={**mixture.ledger, **changed.looking})
+
+
+def weigher_of(experiment: Experiment, label: str) -> Weigher:
+    """The method behind a label; raises `UserError` for one that weighs no embeddings."""
+    method = experiment.mixer(label)
+    if not isinstance(method, Weigher):
+        raise UserError(f"methods.{label}: weights for new domains without training need a method that weighs embeddings (chameleon), found {method.name}")
+    return method
 
 
 def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed: int, start: TrainedModel | None = None) -> TrainJob:
@@ -132,7 +150,7 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
     return TrainJob("base", experiment.base, weights, seed, start=start)
 
 
-def _corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
+def open_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
     """The experiment's corpus; that a pretrained model cannot be used is better known before any text is read."""
     for section, training in (("proxy", experiment.proxy), ("base", experiment.base)):
         if training.model.pretrained is not None:

@@ -43,7 +43,7 @@ class Places:
 
     def clusters(self, config: CorpusConfig, sources: Sequence[Source], model: TrainedModel, layer: int, seed: int, reads: Reads | None) -> Place:
         """Of domains that are found among documents."""
-        return self._place("clusters", clusters_digest(config, _known(sources), model.digest, layer, seed, _decisive(sources, reads)))
+        return self._place("clusters", clusters_digest(config, _known(sources), model, layer, seed, _decisive(sources, reads)))
 
     def run(self, job: TrainJob, corpus: TokenCorpus) -> Run:
         """Of a model that is trained."""

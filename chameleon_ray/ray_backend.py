@@ -18,7 +18,7 @@ from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.cache import check_cache
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
-from chameleon_ray.corpus.sources import documents_of, plan_sources
+from chameleon_ray.corpus.sources import plan_documents, plan_sources
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
@@ -47,8 +47,7 @@ class RayBackend:
 
     def find_clusters(self, config: CorpusConfig, model: TrainedModel, layer: Literal["middle"] | int, seed: int, reads: Reads | None) -> Clusters:
         """Domains found among documents; raises what reading and embedding them raises."""
-        documents = documents_of(config)
-        sources = plan_sources(documents, reads)
+        sources = plan_documents(config, reads)
         number, per_token = layer_of(model, config.row_tokens, layer)
         place = self.places.clusters(config, sources, model, number, seed, reads)
 
@@ -102,7 +101,7 @@ class RayBackend:
             from chameleon_ray.training.ray_train import train_runs
 
             self._start()
-            runs = _longest(list(missing.values()))
+            runs = longest(list(missing.values()))
             roles = " and ".join(sorted({run.job.role for run in runs}))
             title = f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}"
             train_runs(runs, storage.join(self.root, "unfinished"), self.resources, self.reporter, title)
@@ -274,7 +273,7 @@ def _trial_name(key: Hashable) -> str:
     return f"{key[0]}, seed {key[1]}" if isinstance(key, tuple) else str(key)
 
 
-def _longest(runs: Sequence[Run]) -> list[Run]:
+def longest(runs: Sequence[Run]) -> list[Run]:
     """Of runs that are the beginning of one another the longest, which passes through the others."""
     families: dict[str, list[Run]] = {}
     for run in runs:

@@ -75,10 +75,16 @@ def gather(
 
 def report_of(data: ReportData, models: Mapping[tuple[str, int], TrainedModel], backend: Backend) -> str:
     """The address of the report's page, written unless it is there already."""
-    digest = _report_digest(data.experiment, models, data.failures)
-    address = storage.join(backend.root, "reports", f"{data.experiment.name}-{digest}")
-    once(address, "report", digest, lambda: {"page": write_report(data, address)})
+    address = report_address(data.experiment, models, data.failures, backend)
+    once(address, "report", address.rpartition("-")[2], lambda: {"page": write_report(data, address)})
     return storage.join(address, "report.html")
+
+
+def report_address(experiment: Experiment, models: Mapping[tuple[str, int], TrainedModel], failures: Mapping[str, str], backend: Backend) -> str:
+    """The folder of the report of some base models, by (label, seed), and of what failed."""
+    named = [f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()]
+    digest = report_digest(named, experiment.model_dump(mode="json", exclude={"resources", "storage"}), failures)
+    return storage.join(backend.root, "reports", f"{experiment.name}-{digest}")
 
 
 def models_of(runs: Runs) -> dict[tuple[str, int], TrainedModel]:
@@ -94,11 +100,6 @@ def failures_of(runs: Runs) -> dict[str, str]:
 def measurement_table(losses: Mapping[tuple[str, int], SplitLosses], corpus: TokenCorpus) -> pa.Table:
     """Perplexities of every (label, seed) in long form."""
     return pa.concat_tables(perplexity_measurements(label, seed, found, corpus) for (label, seed), found in losses.items())
-
-
-def _report_digest(experiment: Experiment, models: Mapping[tuple[str, int], TrainedModel], failures: Mapping[str, str]) -> str:
-    named = [f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()]
-    return report_digest(named, experiment.model_dump(mode="json", exclude={"resources", "storage"}), failures)
 
 
 def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 
+from analysis.benchmarks import synthetic
 from chameleon_ray.cli import main
+from chameleon_ray.config import load_changes
 from chameleon_ray.dry_backend import DryBackend, Item
-from chameleon_ray.dry_run import forecast, plan_compare, plan_mix
+from chameleon_ray.dry_run import forecast, plan_compare, plan_evaluate, plan_extend, plan_mix, plan_train
+from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
+from chameleon_ray.mixture import Mixture
 from chameleon_ray.models.devices import DEVICES
 from chameleon_ray.pace import Pace, measured_pace, processes_of, stated_pace
 from chameleon_ray.progress import Reporter
@@ -72,7 +75,8 @@ def by_part(dry: DryBackend) -> dict[str, list[Item]]:
     return dict(found)
 
 
-def test_nothing_is_started_and_nothing_written(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_started_and_nothing_written(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(RayBackend, "_start", None)
     file = tmp_path / "planned.yaml"
     file.write_text(yaml.safe_dump(document(texts, tmp_path / "runs")))
     stated = ["--dry-run", "--mfu", "0.4", "--device", "H100"]
@@ -85,7 +89,7 @@ def test_nothing_is_started_and_nothing_written(texts: Path, tmp_path: Path, cap
     assert found["seconds"] > 0 and found["how"] == "0.4 of the peak of 1 H100"
     assert {step["part"] for step in found["steps"]} == {"text", "chameleon", "base models", "report"}
     assert any("all that is missing" in line for line in lines)
-    assert not (tmp_path / "runs").exists() and not ray.is_initialized()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_every_method_says_what_it_takes(texts: Path, tmp_path: Path) -> None:
@@ -125,6 +129,84 @@ def test_sweeps_and_refits_are_planned_too(texts: Path, tmp_path: Path) -> None:
     assert sorted(item.tokens for item in trained) == [10 * 8 * 32] * 2 + [20 * 8 * 32] * 2
 
 
+def test_swarms_of_other_settings_and_seeds_are_other_swarms(texts: Path, tmp_path: Path) -> None:
+    swarm = {"method": "regmix", "num_proxies": 64, "target": "law"}
+    methods = {"short": {**swarm, "proxy": {"steps": 5}}, "long": {**swarm, "proxy": {"steps": 9}}, "same": {**swarm, "target": "food", "proxy": {"steps": 5}}}
+    dry = planned(parse_experiment(document(texts, tmp_path, methods=methods, seeds=[0, 1], fit_every_seed=True)))
+    assert [item.kind for item in dry.items].count("swarm") == 4
+
+
+def test_runs_on_the_way_of_longer_ones_take_nothing(texts: Path, tmp_path: Path) -> None:
+    content = document(texts, tmp_path, proxy={"schedule_steps": 20, "warmup_steps": 2}, sweep={"grid": {"proxy.steps": [10, 20]}})
+    dry = planned(parse_experiment(content))
+    assert [item.tokens for item in dry.items if item.kind == "train"] == [20 * 8 * 32]
+    assert any("10 steps of 8 rows, on the way of a longer run" in item.what for item in dry.items)
+
+
+def test_what_cannot_be_fitted_is_left_out_and_the_rest_planned(texts: Path, tmp_path: Path) -> None:
+    parts = by_part(planned(parse_experiment(document(texts, tmp_path, methods={"uniform": {}, "doremi": {"proxy": {"batch_rows": 2}}}))))
+    (left_out,) = parts["doremi"]
+    assert left_out.what.startswith("left out: methods.doremi.proxy.batch_rows: batches of 2 rows cannot show all 3 domains") and left_out.is_done
+    assert [item.what for item in parts["base models"] if item.kind == "trial"] == ["uniform: 30 steps of 8 rows"]
+
+
+def test_what_the_command_refuses_its_plan_refuses(texts: Path, tmp_path: Path) -> None:
+    content = document(texts, tmp_path, base={"batch_rows": 7}, proxy={"batch_rows": 14}, resources={"num_workers": 2})
+    with pytest.raises(UserError, match=r"base\.batch_rows: 7 is not a multiple of resources\.num_workers 2"):
+        planned(parse_experiment(content))
+
+
+def test_a_budget_is_held_against_all_the_text_and_not_against_what_is_read(texts: Path, tmp_path: Path) -> None:
+    content = document(texts, tmp_path, budget={"tokens": 30_000})
+    content["corpus"] |= {
+        "tokens_per_domain": 300,
+        "heldout_tokens": 64,
+        "max_repetition": 2,
+        "tokenizer": {"train": {"vocab_size": 400, "bytes_per_domain": 1000}},
+    }
+    dry = planned(parse_experiment(content))
+    (read,) = (item for item in dry.items if item.kind == "read")
+    assert read.tokens < 6000 and not any("left out" in item.what for item in dry.items)
+
+
+def test_train_evaluate_and_extend_are_planned(texts: Path, tmp_path: Path) -> None:
+    experiment = parse_experiment(document(texts, tmp_path / "runs"))
+    dry = DryBackend(RayBackend(experiment.storage, experiment.resources, Reporter.silent()))
+    plan_train(experiment, Mixture("fixed", {"law": 0.5, "food": 0.3, "code": 0.2}), dry)
+    assert [item.kind for item in dry.items] == ["read", "train"] and dry.items[1].part == "base models"
+    with pytest.raises(UserError, match="is only in the corpus"):
+        plan_train(experiment, Mixture("fixed", {"law": 0.5, "poems": 0.5}), dry)
+    with pytest.raises(UserError, match="need a method that weighs embeddings"):
+        plan_extend(experiment, "nowhere", load_changes(_changes(texts, tmp_path)), "uniform", dry)
+    model, corpus = tmp_path / "model", synthetic.make_corpus(str(tmp_path / "corpus"), 3, 4, 32)
+    synthetic.make_model(str(model), experiment.proxy.model, corpus)
+    content = document(texts, tmp_path / "runs")
+    content["corpus"]["tokenizer"] = {"pretrained": str(model)}
+    experiment = parse_experiment(content)
+    dry = DryBackend(RayBackend(experiment.storage, experiment.resources, Reporter.silent()))
+    plan_evaluate(experiment, str(model), dry)
+    assert [item.kind for item in dry.items] == ["read", "forward"]
+    dry = DryBackend(RayBackend(experiment.storage, experiment.resources, Reporter.silent()))
+    plan_extend(experiment, str(model), load_changes(_changes(texts, tmp_path)), "chameleon", dry)
+    assert [item.kind for item in dry.items].count("read") == 2 and not (tmp_path / "runs").exists()
+
+
+def test_a_pretrained_proxy_that_is_taken_as_it_is(texts: Path, tmp_path: Path) -> None:
+    corpus = synthetic.make_corpus(str(tmp_path / "corpus"), 3, 4, 32)
+    synthetic.make_model(str(tmp_path / "model"), parse_experiment(document(texts, tmp_path)).proxy.model, corpus)
+    content = document(texts, tmp_path / "runs", methods={"chameleon": {}})
+    content["proxy"] = {"model": {"pretrained": str(tmp_path / "model")}, "steps": 0}
+    del content["corpus"]["tokenizer"]
+    parts = by_part(planned(parse_experiment(content)))
+    assert [item.kind for item in parts["chameleon"]] == ["forward", "forward"]
+
+
+def _changes(texts: Path, folder: Path) -> Path:
+    path = folder / "more.yaml"
+    path.write_text(yaml.safe_dump({"domains": {"more": {"files": [f"{texts}/law.jsonl"]}, "food": None}}))
+    return path
+
+
 def test_domains_that_are_yet_to_be_found(texts: Path, tmp_path: Path) -> None:
     content = document(texts, tmp_path)
     content["corpus"] |= {"domains": {}, "domains_from": {"clusters": {"k": 4, "of": [f"{texts}/*.jsonl"]}}}
@@ -136,6 +218,11 @@ def test_domains_that_are_yet_to_be_found(texts: Path, tmp_path: Path) -> None:
         ("read", "4 domains, read and tokenized"),
     ]
     assert parts["text"][0].text_bytes == pytest.approx(parts["text"][2].text_bytes, rel=0.1)
+    content["constraints"] = {"domains": {"stove-onion-salt": {"max": 0.3}}}  # a name that is known once they are found
+    assert len(planned(parse_experiment(content)).items) > 6
+    dry = DryBackend(RayBackend(str(tmp_path), parse_experiment(content).resources, Reporter.silent()))
+    plan_train(parse_experiment(content), Mixture("fixed", {"stove-onion-salt": 0.2, "court-law-tax": 0.8}), dry)
+    assert dry.guessed and [item.kind for item in dry.items] == ["read", "train", "forward", "read", "train"]
     content["corpus"]["domains_from"]["clusters"]["within"] = "kind"
     assert by_part(planned(parse_experiment(content), "chameleon"))["text"][2].what.startswith("12 clusters")
 
@@ -180,8 +267,9 @@ def test_what_goes_on_side_by_side_takes_the_time_of_one() -> None:
 def test_a_rate_is_measured_by_real_steps(texts: Path, tmp_path: Path) -> None:
     experiment = parse_experiment(document(texts, tmp_path))
     dry = planned(experiment, "chameleon")
+    dry.items = [item for item in dry.items if item.kind != "train"]
     pace = measured_pace(dry.items, experiment.resources)
-    assert len(pace.rates) == 3 and all(1e6 < rate < 1e13 for rate in pace.rates.values())
+    assert len(pace.rates) == 2 and all(1e6 < rate < 1e13 for rate in pace.rates.values())
     assert 0.1 < pace.start_seconds < 120
     found = forecast(dry, pace)
     assert found.seconds > sum(step.seconds for step in found.steps) > 0
@@ -195,6 +283,7 @@ def test_a_rate_is_measured_by_real_steps(texts: Path, tmp_path: Path) -> None:
         (["--mfu", "40", "--device", "H100"], "--mfu: 40 is no share of a peak; give one from 0 to 1"),
         (["--mfu", "0.4", "--device", "H10"], "--device: 'H10' is not known; known: A10G"),
         (["resources.num_workers=512"], "state one with --mfu 0.4 --device H100"),
+        (["resources.gpus_per_worker=1"], "one run takes 1 GPU and this machine has"),
     ],
 )
 def test_what_no_time_can_be_said_of(texts: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,3 +294,11 @@ def test_what_no_time_can_be_said_of(texts: Path, tmp_path: Path, arguments: lis
     assert stopped.value.code == 2
     told = capsys.readouterr()
     assert message in " ".join(told.err.split()) and not told.out
+
+
+def test_rates_are_for_plans_alone(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "planned.yaml"
+    file.write_text(yaml.safe_dump(document(texts, tmp_path / "runs")))
+    with pytest.raises(SystemExit) as stopped:
+        main(["mix", str(file), "--mfu", "0.4", "--device", "H100"])
+    assert stopped.value.code == 2 and "--mfu: is for --dry-run" in capsys.readouterr().err

@@ -8,9 +8,9 @@ from dataclasses import replace
 from chameleon_ray.artifacts import SPLITS, TokenCorpus
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
-from chameleon_ray.corpus.sources import Source
+from chameleon_ray.corpus.sources import UNKNOWN_BYTES, Source
 from chameleon_ray.corpus.token_bytes import bytes_per_token
-from chameleon_ray.counts import DomainCounts, SplitCounts
+from chameleon_ray.counts import DomainCounts, Excerpt, SplitCounts
 
 MOST_LOOKS = 64  # sources whose beginnings are read
 
@@ -25,13 +25,16 @@ def outlook(config: CorpusConfig, sources: Sequence[Source], address: str, diges
     """
     looked = [source for source in sources if source.origin.kind != "environment" and not source.origin.heldout][:MOST_LOOKS]
     sizes = bytes_per_token(looked, config.text_column, config.tokenizer) if looked else {}
-    text_bytes: dict[str, list[float]] = {}
+    text_bytes: dict[str, list[float]] = {}  # to train on: there and read; declared held out: read
     for source in sources:
-        for name, found in _text_bytes(source, sizes).items():
-            of_domain = text_bytes.setdefault(name, [0.0, 0.0])
-            of_domain[int(source.origin.heldout)] += found
+        for name, (there, read) in _text_bytes(source, sizes).items():
+            of_domain = text_bytes.setdefault(name, [0.0, 0.0, 0.0])
+            if source.origin.heldout:
+                of_domain[2] += read
+            else:
+                of_domain[0], of_domain[1] = of_domain[0] + there, of_domain[1] + read
     usual = sum(sizes.values()) / len(sizes) if sizes else float(BYTES_PER_TOKEN)
-    domains = {name: _counts(config, train, heldout, sizes.get(name, usual)) for name, (train, heldout) in text_bytes.items()}
+    domains = {name: _counts(config, there, read, held, sizes.get(name, usual)) for name, (there, read, held) in text_bytes.items()}
     names = tuple(name for name in domains if name not in config.targets)
     return TokenCorpus(address, digest, names, domains, config.row_tokens, vocab_size, 0, tokenizer_sha256, tuple(config.targets))
 
@@ -51,22 +54,26 @@ def _part(splits: Sequence[SplitCounts], count: int, row_tokens: int) -> SplitCo
     return SplitCounts(0, tokens, sum(each.text_bytes for each in splits) // count, (tokens // row_tokens,))
 
 
-def _text_bytes(source: Source, sizes: Mapping[str, float]) -> dict[str, float]:
-    """Text that will be read of every domain of a source, about."""
-    origin, there = source.origin, source.likely_text_bytes
+def _text_bytes(source: Source, sizes: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Text that there is of every domain of a source, and how much of it will be read, about."""
+    origin, there = source.origin, source.likely_text_bytes or len(source.files) * UNKNOWN_BYTES
     names = [origin.domain] if origin.domain is not None else list(origin.only) or list(sizes)
     found = {}
     for name in names:
-        amounts = [] if there is None else [there / len(names)]
+        of_it = there / len(names)
+        read = of_it
         if source.wanted is not None:
-            amounts.append(float(source.wanted.text_bytes(sizes.get(name, float(BYTES_PER_TOKEN)), source.wanted.num_domains or len(names))))
-        found[name] = min(amounts, default=0.0)
+            read = min(of_it, float(source.wanted.text_bytes(sizes.get(name, float(BYTES_PER_TOKEN)), source.wanted.num_domains or len(names))))
+        found[name] = of_it, read
     return found
 
 
-def _counts(config: CorpusConfig, train: float, declared: float, per_token: float) -> DomainCounts:
-    """Counts of a domain that has so many bytes to train on, and declared as held out."""
+def _counts(config: CorpusConfig, there: float, train: float, declared: float, per_token: float) -> DomainCounts:
+    """Counts of a domain of which so many bytes are there to train on and so many are read, and some declared as held out."""
     heldout = 0.0 if declared else min(config.heldout_fraction * train / per_token, 2 * config.heldout_tokens)
     measured = min(declared / per_token, 2 * config.heldout_tokens) / 2 if declared else heldout / 2
-    splits = [SplitCounts(0, int(tokens), int(tokens * per_token), (int(tokens) // config.row_tokens,)) for tokens in (train / per_token - heldout, measured)]
-    return DomainCounts(splits[0], splits[1], splits[1], int(train + declared), 0, {}, 0.0)
+    splits = [
+        SplitCounts(0, int(tokens), int(tokens * per_token), (-(-int(tokens) // config.row_tokens),)) for tokens in (train / per_token - heldout, measured)
+    ]
+    excerpt = Excerpt(int(train), 0, 0, there, there / per_token - heldout, None) if there > train else None
+    return DomainCounts(splits[0], splits[1], splits[1], int(train + declared), 0, {}, 0.0, excerpt=excerpt)

@@ -25,7 +25,7 @@ _MAX_PART_BYTES = 16 << 20  # small files are read together, so that 100,000 tex
 _MAX_PART_FILES = 1000
 _LISTINGS = 16  # at a time: each waits for an object store
 UNKNOWN_BYTES = 64 << 20  # what is taken for the size of a shard that does not tell it
-TEXT = "text"  # the one domain that everything is before domains are found
+TEXT = "all text"  # the one domain that everything is before domains are found
 _SPAN_BYTES = 64 << 20  # large files of lines are read in pieces
 
 
@@ -157,6 +157,12 @@ def documents_of(config: CorpusConfig) -> CorpusConfig:
     data_set = found.huggingface
     where = {"huggingface": data_set.path, **data_set.model_dump(exclude={"path"})} if data_set else {"files": found.of}
     return CorpusConfig.model_validate({**given, "domains_from": {**where, "domain_column": found.within}})
+
+
+def plan_documents(config: CorpusConfig, reads: Reads | None) -> list[Source]:
+    """The sources of the documents that domains are to be found among; raises what planning them raises, and for a target that is among them."""
+    documents = documents_of(config).model_copy(update={"targets": config.targets})
+    return [source for source in plan_sources(documents, reads) if not source.origin.heldout]
 
 
 def parts_of(sources: Iterable[Source]) -> list[Part]:

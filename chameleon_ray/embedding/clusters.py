@@ -3,7 +3,7 @@
 Vectors of documents are centred, projected on their d principal directions, divided there by the square root of their standard deviation and brought to length
 1. Between clusters of similar spread k-means needs k - 1 directions, and more of them add what has nothing to do with clusters: d = k + 1, from 8 to 64.
 
-Everything is computed on one thread and in the order in which documents come, so that the same documents give the same clusters on any machine.
+Everything is computed on one thread and in the order in which documents come, so that the same vectors give the same clusters, whatever the number of workers.
 
 Sources: I. Dhillon and D. Modha, Concept decompositions for large sparse text data, 2001 (spherical k-means); D. Sculley, Web-scale k-means clustering, 2010
 (mini-batches); C. Ding and X. He, K-means clustering via principal component analysis, 2004 (k - 1 directions); G. Salton and C. Buckley, Term-weighting
@@ -41,6 +41,8 @@ NAME_WORDS, SHOWN_WORDS = 3, 8
 MOST_CHARACTERS, MOST_BYTES = 90, 190  # of a name, with room for a number
 WORD = re.compile(r"[^\W\d_]{3,24}")
 MAX_VOCABULARY = 1 << 17
+WORD_DOCUMENTS = 1 << 18  # of all, whose words are counted
+WORDS_OF_A_DOCUMENT = 80  # about, of its first thousand characters
 LEAST_DOCUMENTS = 2  # that a word stands in
 
 
@@ -71,8 +73,12 @@ class Directions:
 
     def __call__(self, vectors: Array) -> Array:
         """[n, p] -> [n, d] of length 1; what lies in the mean stays 0."""
+        found = np.empty((len(vectors), self.axes.shape[1]), np.float32)
         with threadpool_limits(1):
-            return unit((vectors - self.mean) @ self.axes)
+            for start in range(0, len(vectors), CHUNK_DOCUMENTS):
+                some = slice(start, start + CHUNK_DOCUMENTS)
+                found[some] = unit((vectors[some] - self.mean) @ self.axes)
+        return found
 
 
 def num_directions(k: int) -> int:
@@ -100,7 +106,8 @@ class SearchSize:
         rounds = STARTS * ROUNDS if k <= MAX_CAREFUL else ROUNDS if k <= MAX_SEEDED else FEW_ROUNDS
         passes = PASSES if sample < documents else 0
         centres = 3 * k * num_sources * d * 4
-        memory = sample * (width + 2 * d) * 4 + centres + 4 * CHUNK_NUMBERS + 3 * width**2 * 8
+        words = 24 * WORDS_OF_A_DOCUMENT * min(documents, WORD_DOCUMENTS)  # 12 bytes each, twice while they are added up
+        memory = max(sample * (width + 2 * d) * 4 + 4 * CHUNK_NUMBERS + 3 * width**2 * 8, words) + centres
         return cls(sample, memory, 2.0 * d * k * (rounds * sample + passes * documents) + 2.0 * width * (width * sample + d * (sample + passes * documents)))
 
 
@@ -144,7 +151,7 @@ class MiniBatches:
             self._step()
 
     def centres(self) -> Array:
-        """[k, d] of length 1, after everything that was shown."""
+        """[k, d] of length 1, after everything that was shown but a last batch of fewer documents than clusters."""
         if self._waiting:
             self._step()
         return np.asarray(self._model.cluster_centers_, np.float32)
@@ -227,7 +234,7 @@ def names_of(words: Sequence[Sequence[str]], prefix: str = "") -> list[str]:
     used, found = {"all"}, []
     for number, telling in enumerate(words, 1):
         some = [telling[:count] for count in range(NAME_WORDS, 0, -1)]
-        plain = next((name for each in some if each and _fits(name := f"{prefix}{'-'.join(each)}")), f"{prefix}{number}")
+        plain = next((name for each in some if each and _fits(name := f"{prefix}{'-'.join(each)}")), f"{_cut(prefix)}{number}")
         name, copies = plain, 1
         while name in used:
             copies += 1
@@ -235,6 +242,13 @@ def names_of(words: Sequence[Sequence[str]], prefix: str = "") -> list[str]:
         used.add(name)
         found.append(name)
     return found
+
+
+def _cut(prefix: str) -> str:
+    """As much of a prefix as leaves room for a number."""
+    while prefix and not _fits(f"{prefix}0000000"):
+        prefix = f"{prefix[:-2]}/"
+    return prefix
 
 
 def _fits(name: str) -> bool:

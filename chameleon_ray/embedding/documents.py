@@ -33,7 +33,6 @@ CHUNK_DOCUMENTS = 256
 LEAST_PARTS = 32
 CHARACTERS_PER_TOKEN = 8  # at most, of what is tokenized of a document: only its first tokens are embedded
 WORD_CHARACTERS = 1000  # of a document, for the words that tell its cluster
-WORD_DOCUMENTS = 1 << 20  # of all, for these words
 VOCABULARY_BUCKETS = 4
 LINES, LINE_CHARACTERS = 3, 160
 DOMAIN_COLUMN = "domain"

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,10 +30,9 @@ from chameleon_ray.corpus.ray_stream import through_pool
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sources import Source, documents_of
 from chameleon_ray.counts import Excerpt
-from chameleon_ray.embedding.clusters import PASSES, TINY, Array, Directions, MiniBatches, begin, merged, names_of, sample_of, telling_words
+from chameleon_ray.embedding.clusters import PASSES, TINY, WORD_DOCUMENTS, Array, Directions, MiniBatches, begin, merged, names_of, sample_of, telling_words
 from chameleon_ray.embedding.documents import (
     LINES,
-    WORD_DOCUMENTS,
     DocumentSpec,
     DocumentWorker,
     assign,
@@ -49,6 +48,7 @@ from chameleon_ray.settings import listed
 from chameleon_ray.tensors import read_tensors, write_tensors
 
 LEAST_ROWS = 8  # of text that a cluster must have
+OTHER = "other"  # values of the column that have too little text to be domains
 WAITING = 32  # buckets whose words are added up at a time
 WHERE = "corpus.domains_from.clusters"
 
@@ -80,12 +80,15 @@ def find_clusters(
     with reporter.phase("finding domains among the documents") as phase:
         reading, contents = read_into_buckets(documents_of(config), sources, storage.join(address, "scratch", "pieces"), phase)
         spec = DocumentSpec(address, contents, model.address, config.row_tokens, config.text_column)
-        if not within:
+        least_bytes = LEAST_ROWS * config.row_tokens * BYTES_PER_TOKEN
+        if within:
+            _check_values({name: reading.stats[name].text_bytes for name in contents.names}, least_bytes)
+        else:
             _check_number(reading.stats[contents.names[0]].documents, k)
         tokens = _embed(spec, layer, model.allow_remote_code, resources, phase, pool_actors)
         _divide(spec, k, seed, within, phase)
-        clusters = _count(spec, phase)
-        names = _name(spec, clusters, within, LEAST_ROWS * config.row_tokens * BYTES_PER_TOKEN)
+        clusters = _count(spec, sum(reading.stats[name].documents for name in contents.names), phase)
+        names = _name(spec, clusters, within, least_bytes)
         written = list(run_tasks([Task(write_documents, (spec, bucket)) for bucket in range(spec.buckets)], phase, "write"))
     addresses = (spec.documents_address(bucket).rpartition("/")[2] for bucket in range(spec.buckets))
     files = {name: found["size_bytes"] for name, found in zip(addresses, written, strict=True) if found["size_bytes"]}
@@ -97,6 +100,16 @@ def find_clusters(
 def _check_number(documents: int, k: int) -> None:
     if documents < k:
         raise UserError(f"{WHERE}.k: {k:,} clusters of {documents:,} documents; a cluster needs several, lower k or add documents")
+
+
+def _check_values(text_bytes: Mapping[str, int], least_bytes: int) -> None:
+    """Raise `UserError` where rare values of the column have too little text to be a domain together."""
+    rare = {name: size for name, size in text_bytes.items() if size < least_bytes}
+    if rare and sum(rare.values()) < least_bytes:
+        raise UserError(
+            f"{WHERE}.within: {listed(list(rare))} {'have' if len(rare) > 1 else 'has'} {sum(rare.values()):,} bytes of text, too little for a domain (some "
+            f"{least_bytes:,}); leave these documents out, or lower corpus.row_tokens"
+        )
 
 
 def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: Resources, phase: Phase, pool_actors: int | None) -> int:
@@ -158,18 +171,19 @@ def _divide(spec: DocumentSpec, k: int, seed: int, within: bool, phase: Phase) -
 def _sample(spec: DocumentSpec, k: int) -> tuple[dict[int, Array], bool]:
     """The vectors of some documents of every label, those of the first buckets, and whether these are all."""
     most = sample_of(k, len(spec.contents.names))
-    parts: dict[int, list[Array]] = defaultdict(list)
+    kept: dict[int, Array] = {}
     taken, is_all = Counter[int](), True
     for vectors, labels in _vectors(spec):
         for label in np.unique(labels).tolist():
-            mine = vectors[labels == label]
-            is_all &= taken[label] + len(mine) <= most
-            parts[label].append(mine[: most - taken[label]])
-            taken[label] += len(parts[label][-1])
+            mine = vectors[labels == label][: most - taken[label]]
+            is_all &= len(mine) == (labels == label).sum()
+            rows = kept.setdefault(label, np.empty((most, vectors.shape[1]), np.float32))  # memory is taken as rows are filled
+            rows[taken[label] : taken[label] + len(mine)] = mine
+            taken[label] += len(mine)
         if len(taken) == len(spec.contents.names) and min(taken.values()) == most:
             is_all = False
             break
-    return {label: np.concatenate(found) for label, found in parts.items()}, is_all
+    return {label: rows[: taken[label]] for label, rows in kept.items()}, is_all
 
 
 @dataclass(frozen=True)
@@ -181,11 +195,13 @@ class _Counted:
     lines: dict[int, list[list[Any]]]
 
 
-def _count(spec: DocumentSpec, phase: Phase) -> _Counted:
+def _count(spec: DocumentSpec, total: int, phase: Phase) -> _Counted:
+    """Args:
+    total: documents, about.
+    """
     for _ in run_tasks([Task(choose_words, (spec,))], phase, "words"):
         pass
     first = read_tensors(spec.spaces_address)["first"]
-    total = sum(len(labels) for _, labels in _vectors(spec))
     documents, text_bytes = np.zeros((2, first[-1]), np.int64)
     lines: dict[int, list[list[Any]]] = defaultdict(list)
     share = min(1.0, WORD_DOCUMENTS / max(1, total))
@@ -197,42 +213,56 @@ def _count(spec: DocumentSpec, phase: Phase) -> _Counted:
     return _Counted(documents, text_bytes, lines)
 
 
-def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: float) -> list[str]:
-    """Merge what is tiny, name what is left by its words, and write the table of the clusters and the name of each; the names."""
+def _merge(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int) -> tuple[NDArray[np.int64], list[tuple[str, list[int]]]]:
+    """Where the documents of every cluster go, -1 of an empty one, and by source the clusters that stay; values with too little text come together as OTHER."""
     spaces = read_tensors(spec.spaces_address)
     first = spaces["first"]
-    rows: list[dict[str, Any]] = []
-    by_cluster: list[str | None] = [None] * int(first[-1])
-    target = np.full(first[-1], -1)
-    slices = [slice(int(start), int(stop)) for start, stop in itertools.pairwise(first)]
-    for label, mine in enumerate(slices):
-        sizes = clusters.text_bytes[mine]
-        if sizes.any():
-            least = max(TINY * sizes.sum() / len(sizes), least_bytes)
-            found = merged(spaces[f"{label}.centres"], sizes, least)
-            target[mine] = np.where(found >= 0, found + mine.start, -1)
-    words = json.loads(storage.read_bytes(spec.vocabulary_address))
-    counts = _word_counts(spec, target, len(words))
-    for label, mine in enumerate(slices):
-        kept = [cluster for cluster in range(mine.start, mine.stop) if target[cluster] == cluster]
-        members = [np.flatnonzero(target == cluster) for cluster in kept]
-        documents = [int(clusters.documents[each].sum()) for each in members]
-        telling = telling_words(counts[kept], documents, words) if kept else []
-        source = spec.contents.names[label]
-        names = names_of(telling, f"{source}/" if within else "")
-        for cluster, name, told, mine_of_it, count in zip(kept, names, telling, members, documents, strict=True):
-            for member in mine_of_it.tolist():
-                by_cluster[member] = name
-            sums = {"documents": count, "text_bytes": int(clusters.text_bytes[mine_of_it].sum())}
-            rows.append({"name": name, "source": source, "words": told, **sums, "lines": [line for _, line in clusters.lines[cluster]]})
-    if len(rows) < 2:
+    target, others, stay = np.full(first[-1], -1), np.zeros(0, np.int64), []
+    for label, (start, stop) in enumerate(itertools.pairwise(first.tolist())):
+        sizes = clusters.text_bytes[start:stop]
+        if within and 0 < sizes.sum() < least_bytes:
+            others = np.concatenate([others, start + np.flatnonzero(sizes)])
+        elif sizes.any():
+            found = merged(spaces[f"{label}.centres"], sizes, max(TINY * sizes.sum() / len(sizes), least_bytes))
+            target[start:stop] = np.where(found >= 0, found + start, -1)
+            stay.append((spec.contents.names[label], (start + np.flatnonzero(found == np.arange(len(found)))).tolist()))
+    if len(others):
+        target[others] = others[0]
+        stay.append((OTHER, [int(others[0])]))
+    return target, stay
+
+
+def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int) -> list[str]:
+    """Merge what is tiny, name what is left by its words, and write the table of the clusters and the name of each; the names."""
+    target, stay = _merge(spec, clusters, within, least_bytes)
+    if sum(len(kept) for _, kept in stay) < 2:
         raise UserError(
             f"{WHERE}: one cluster is left when those with less than {least_bytes:,.0f} bytes of text are merged into the ones nearest to them; "
             "add documents, or lower k or corpus.row_tokens"
         )
+    words = json.loads(storage.read_bytes(spec.vocabulary_address))
+    counts, members_of = _word_counts(spec, target, len(words)), _members(target)
+    by_cluster: list[str | None] = [None] * len(target)
+    rows: list[dict[str, Any]] = []
+    for source, kept in stay:
+        members = [members_of[cluster] for cluster in kept]
+        documents = [int(clusters.documents[each].sum()) for each in members]
+        telling = telling_words(counts[kept], documents, words)
+        names = [OTHER] if within and source == OTHER else names_of(telling, f"{source}/" if within else "")
+        for cluster, name, told, mine, count in zip(kept, names, telling, members, documents, strict=True):
+            for member in mine.tolist():
+                by_cluster[member] = name
+            sums = {"documents": count, "text_bytes": int(clusters.text_bytes[mine].sum())}
+            rows.append({"name": name, "source": source, "words": told, **sums, "lines": [line for _, line in clusters.lines[cluster]]})
     write_table(storage.join(spec.address, "clusters.parquet"), pa.Table.from_pylist(sorted(rows, key=lambda row: row["name"])))
     storage.write_bytes(spec.names_address, json.dumps(by_cluster, ensure_ascii=False).encode())
     return [row["name"] for row in rows]
+
+
+def _members(target: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
+    """Target -> the clusters that go there."""
+    order = np.argsort(target, kind="stable")
+    return {int(target[mine[0]]): mine for mine in np.split(order, np.flatnonzero(np.diff(target[order])) + 1)}
 
 
 def _word_counts(spec: DocumentSpec, target: NDArray[np.int64], num_words: int) -> sp.csr_array:
@@ -246,7 +276,7 @@ def _word_counts(spec: DocumentSpec, target: NDArray[np.int64], num_words: int) 
 
 
 def _sources(reading: Reading) -> dict[str, dict[str, Any]]:
-    """What was read of the sources that were not read whole."""
+    """What was read of the sources that were not read whole; of OTHER, which is of several, what was read of all."""
     found = {}
     for name, estimate in reading.estimates.items():
         if estimate.text_bytes == estimate.read_bytes:
@@ -254,5 +284,10 @@ def _sources(reading: Reading) -> dict[str, dict[str, Any]]:
         per_token = reading.bytes_per_token[name]
         tokens = None if estimate.text_bytes is None else estimate.text_bytes / per_token
         stderr = None if math.isnan(estimate.stderr_bytes) else estimate.stderr_bytes / per_token
-        found[name] = asdict(Excerpt(estimate.read_bytes, estimate.files_read, estimate.num_files, estimate.text_bytes, tokens, stderr))
-    return found
+        found[name] = Excerpt(estimate.read_bytes, estimate.files_read, estimate.num_files, estimate.text_bytes, tokens, stderr)
+    if len(found) > 1:
+        first = next(iter(found.values()))
+        known = [each.text_bytes for each in found.values() if each.text_bytes is not None]
+        total = sum(known) if len(known) == len(found) else None
+        found[OTHER] = Excerpt(sum(each.read_bytes for each in found.values()), first.files_read, first.num_files, total, None, None)
+    return {name: asdict(each) for name, each in found.items()}

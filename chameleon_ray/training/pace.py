@@ -17,7 +17,7 @@ import numpy as np
 from chameleon_ray.config import ModelConfig, Precision, TrainingConfig
 from chameleon_ray.models.architecture import Architecture
 
-STEP_SECONDS, WARM_UP_STEPS, MOST_STEPS = 1.5, 2, 200
+STEP_SECONDS, WARM_UP_SECONDS, MOST_STEPS = 1.5, 0.3, 200
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,15 @@ def _training(shape: Shape) -> float:
     of_row = memory.activation_bytes(architecture, row_tokens, each) + memory.logits_bytes(row_tokens, shape.vocab_size, each)
     fitting = max(1, min(rows, memory.free_bytes(hardware) // of_row))
     model = TokenLosses(build_model(config, shape.vocab_size, row_tokens, 0, 0)).to(hardware.device, hardware.dtype)
-    engine = PlainEngine(model, TrainingConfig(model=config, steps=1, warmup_steps=0), -(-rows // fitting))
+    engine = PlainEngine(model, TrainingConfig(model=config, steps=1, warmup_steps=0))
     engine.train()
-    tokens = torch.randint(shape.vocab_size, (rows, row_tokens), device=hardware.device)
+    tokens = torch.randint(shape.vocab_size, (fitting, row_tokens), device=hardware.device)
 
     def step() -> None:
-        for part in tokens.split(fitting):
-            engine.backward(engine(part).sum(dim=1).mean() / (row_tokens - 1))
-            engine.step()
+        engine.backward(engine(tokens).sum(dim=1).mean() / (row_tokens - 1))
+        engine.step()
 
-    return architecture.training_flops(rows * row_tokens, row_tokens) / _seconds(step, shape.use_gpu)
+    return architecture.training_flops(fitting * row_tokens, row_tokens) / _seconds(step, shape.use_gpu)
 
 
 def _embedding(shape: Shape) -> float:
@@ -97,7 +96,8 @@ def _seconds(step: Any, use_gpu: bool) -> float:
     """Of one step: the mean over a second and a half of them."""
     import torch
 
-    for _ in range(WARM_UP_STEPS):
+    started = time.perf_counter()
+    while time.perf_counter() - started < WARM_UP_SECONDS:
         step()
     wait = torch.cuda.synchronize if use_gpu else lambda: None
     wait()

@@ -125,9 +125,14 @@ def test_places_of_which_nothing_can_be_made(tmp_path: Path, capsys: pytest.Capt
     for i in range(3):
         (tmp_path / "pictures" / f"{i}.tar.xz").write_bytes(b"\0")
     write(tmp_path / "numbers" / "a.jsonl", [{"x": i} for i in range(9)])
+    write(tmp_path / "one" / "a.jsonl", records())
+    (tmp_path / "novel").mkdir()
+    (tmp_path / "novel" / "novel.txt").write_text(f"{LONG} " * 10_000)
     for place, message in (
         ("nowhere", "nowhere: there is nothing here; give a folder, a file, s3://… , gs://… or the name of a data set"),
         ("pictures", "pictures: no files in known formats (found 3 .tar.xz; known: .jsonl"),
+        ("one", "too little to find some in; put domains in folders of their own"),
+        ("novel", "novel: nothing divides it into domains, and 1 text files, each one document, are too few to find some among"),
         ("numbers", "numbers: no record has a column of strings, found x; give text in JSON lines or Parquet"),
     ):
         with pytest.raises(SystemExit) as stopped:
@@ -178,7 +183,7 @@ def test_the_file_is_for_the_machine(tmp_path: Path, gpus: int) -> None:
 
 
 def test_domains_are_to_be_found_where_nothing_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "one" / "a.jsonl", records())
+    write(tmp_path / "one" / "a.jsonl", records(3000))
     out = tmp_path / "mine.yaml"
     with pytest.raises(SystemExit) as stopped:
         main(["init", str(tmp_path / "one"), "--out", str(out)])
@@ -191,7 +196,7 @@ def test_domains_are_to_be_found_where_nothing_names_them(tmp_path: Path, capsys
 
 def test_a_data_set_that_nothing_divides(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "a.csv").write_text("text\n" + "".join(f"{LONG} {i}\n" for i in range(40)))
+    (tmp_path / "set" / "a.csv").write_text("text\n" + "".join(f"{LONG} {i}\n" for i in range(4000)))
     path = tmp_path / "mine.yaml"
     path.write_text(experiment_text(str(tmp_path / "set"), survey(str(tmp_path / "set")), Machine(0, 2), "mine.yaml"))
     clusters = load_experiment(path).corpus.domains_from.clusters

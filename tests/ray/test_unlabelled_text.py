@@ -12,9 +12,11 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import Clusters, TokenCorpus
-from chameleon_ray.config import Resources
+from chameleon_ray.artifacts import Clusters, TokenCorpus, TrainedModel
+from chameleon_ray.config import EmbeddingConfig, Resources
+from chameleon_ray.corpus.sources import TEXT
 from chameleon_ray.discovery import read_corpus
+from chameleon_ray.embedding import clusters
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
 from chameleon_ray.pipeline import mix
@@ -24,7 +26,7 @@ from tests.ray.conftest import TEXTS
 
 pytestmark = pytest.mark.usefixtures("session")
 MODEL = {"layers": 2, "heads": 2, "width": 32}
-TRAINING = {"model": MODEL, "steps": 60, "batch_rows": 8, "learning_rate": 1e-2, "min_learning_rate": 1e-3}
+TRAINING = {"model": MODEL, "steps": 40, "batch_rows": 8, "learning_rate": 1e-2, "min_learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -111,35 +113,91 @@ def test_what_was_found_is_weighed_like_any_other_domain(found: tuple[Experiment
     assert not storage.is_folder(f"{corpus.clusters}/scratch")
 
 
-def test_the_same_is_found_by_any_number_of_workers_from_files_in_any_order(found: tuple[Experiment, TokenCorpus], mixed: Path, tmp_path: Path) -> None:
-    _, corpus = found
+@pytest.fixture(scope="module")
+def proxy(found: tuple[Experiment, TokenCorpus]) -> str:
+    """The folder of the proxy that was trained on all of the text."""
+    folders = sorted(Path(found[0].storage).glob("models/proxy-*"))
+    return next(str(folder) for folder in folders if list(TrainedModel.load(str(folder)).weights) == [TEXT])
+
+
+def test_the_same_is_found_by_any_number_of_workers_from_files_in_any_order(mixed: Path, proxy: str, tmp_path: Path) -> None:
     lines = [line for path in sorted(mixed.glob("*.jsonl"), reverse=True) for line in path.read_text().splitlines()]
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "all.jsonl").write_text("\n".join(lines[7:] + lines[:7]) + "\n")
-    experiment = experiment_of(tmp_path / "texts", tmp_path / "runs")
-    again = read_corpus(experiment, backend_of(experiment, workers=1))
-    assert labelled(again) == labelled(found[1]) and again.names == corpus.names
+    two, one = (
+        read_corpus(experiment, backend_of(experiment, workers))
+        for experiment, workers in (
+            (experiment_of(mixed, tmp_path / "two", {"embed": proxy}), 2),
+            (experiment_of(tmp_path / "texts", tmp_path / "one", {"embed": proxy}), 1),
+        )
+    )
+    assert labelled(one) == labelled(two) and one.names == two.names and len(one.names) == 3
 
 
-def test_a_column_is_divided_within_its_values(mixed: Path, found: tuple[Experiment, TokenCorpus], tmp_path: Path) -> None:
-    experiment = experiment_of(mixed, Path(found[0].storage), {"k": 2, "within": "kind"})
-    corpus = read_corpus(experiment, backend_of(experiment))
-    kinds, by_text = truth(mixed, "kind"), labelled(corpus)
-    assert all(by_text[text].startswith(f"{kinds[text]}/") for text in kinds)
-    assert len(corpus.names) == 6
-    assert {row["source"] for row in Clusters.load(str(corpus.clusters)).table().to_pylist()} == set(TEXTS)
-
-
-def test_more_clusters_than_documents_is_one_line(mixed: Path, found: tuple[Experiment, TokenCorpus]) -> None:
-    experiment = experiment_of(mixed, Path(found[0].storage), {"k": 1000})
-    with pytest.raises(UserError, match=r"clusters\.k: 1,000 clusters of 460 documents; a cluster needs several"):
-        read_corpus(experiment, backend_of(experiment))
-
-
-def test_documents_all_alike_are_one_line(tmp_path: Path) -> None:
+def test_a_column_is_divided_within_its_values_and_rare_ones_are_one_domain(mixed: Path, proxy: str, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
-    lines = [json.dumps({"text": "the same words again and again " * 40 + ("." if i else "")}) for i in range(2)]
+    rare = [json.dumps({"text": f"{' '.join(TEXTS['letters'].split()[i:])} again " * 12 + "yours", "kind": f"rare{i % 2}"}) for i in range(2)]
+    for path in mixed.glob("*.jsonl"):
+        (tmp_path / "texts" / path.name).write_text(path.read_text() + ("\n".join(rare) + "\n" if path.name == "0.jsonl" else ""))
+    experiment = experiment_of(tmp_path / "texts", tmp_path / "runs", {"k": 2, "within": "kind", "embed": proxy})
+    corpus = read_corpus(experiment, backend_of(experiment))
+    kinds, by_text = truth(tmp_path / "texts", "kind"), labelled(corpus)
+    assert all(by_text[text] == "other" if kind.startswith("rare") else by_text[text].startswith(f"{kind}/") for text, kind in kinds.items())
+    assert len(corpus.names) == 7
+    assert {row["source"] for row in Clusters.load(str(corpus.clusters)).table().to_pylist()} == {*TEXTS, "other"}
+
+
+def test_more_documents_than_the_sample(mixed: Path, proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "SAMPLE_DOCUMENTS", 40)
+    monkeypatch.setattr(clusters, "BATCH_DOCUMENTS", 64)
+    (tmp_path / "texts").mkdir()
+    for path in mixed.glob("*.jsonl"):  # the column that text lies in has the name that domains would get
+        lines = [json.dumps({"domain": json.loads(line)["text"]}) for line in path.read_text().splitlines()]
+        (tmp_path / "texts" / path.name).write_text("\n".join(lines) + "\n")
+    experiment = experiment_of(tmp_path / "texts", tmp_path / "runs", {"embed": proxy}, text_column="domain")
+    corpus = read_corpus(experiment, backend_of(experiment))
+    kinds = truth(mixed, "kind")
+    found = Clusters.load(str(corpus.clusters))
+    assert found.domain_column == "domain_name"
+    tables = [pq.read_table(address) for address in found.files]
+    by_text = {text: name for table in tables for text, name in zip(table["domain"].to_pylist(), table["domain_name"].to_pylist(), strict=True)}
+    assert adjusted_rand_score([kinds[text] for text in sorted(kinds)], [by_text[text] for text in sorted(kinds)]) > 0.9
+
+
+def test_documents_all_alike_are_one_line(proxy: str, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    lines = [json.dumps({"text": "the same words again and again " * 40 + "." * i}) for i in range(2)]
     (tmp_path / "texts" / "0.jsonl").write_text("\n".join(lines) + "\n")
-    experiment = experiment_of(tmp_path / "texts", tmp_path / "runs", {"k": 2})
-    with pytest.raises(UserError, match=r"all alike"):
+    experiment = experiment_of(tmp_path / "texts", tmp_path / "runs", {"k": 2, "embed": proxy})
+    with pytest.raises(UserError, match=r"clusters: the documents are all alike to the model in .*, nothing divides them; add others"):
         read_corpus(experiment, backend_of(experiment))
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"k": 1000}, r"clusters\.k: 1,000 clusters of 460 documents; a cluster needs several, lower k or add documents"),
+    ({"of": ["nowhere/*.jsonl"]}, r"clusters\.of\[0\]: 'nowhere/\*\.jsonl' matches no file"),
+    ({"within": "nothing"}, r"no 'nothing', found text, kind, half; set corpus\.domains_from\.clusters\.within to one of them"),
+    ({"embed": "/nowhere/at/all"}, r"clusters\.embed: "),
+]
+
+
+@pytest.mark.parametrize("changes, message", WRONG)
+def test_what_is_wrong_is_told_by_the_keys_that_were_written(mixed: Path, proxy: str, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    experiment = experiment_of(mixed, tmp_path / "runs", {"embed": proxy, **changes})
+    with pytest.raises(UserError, match=message):
+        read_corpus(experiment, backend_of(experiment))
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_target_among_the_documents_is_refused(mixed: Path, proxy: str, tmp_path: Path) -> None:
+    experiment = experiment_of(mixed, tmp_path / "runs", {"embed": proxy}, targets={"unseen": {"files": [f"{mixed}/1.jsonl"]}})
+    with pytest.raises(UserError, match=r"corpus\.targets\.unseen: .* is the text of the documents too; a target is never trained on"):
+        read_corpus(experiment, backend_of(experiment))
+
+
+def test_a_layer_that_the_proxy_does_not_have_is_refused_before_it_is_trained(mixed: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(mixed, tmp_path / "runs")
+    experiment = experiment.model_copy(update={"embedding": EmbeddingConfig(layer=9)})
+    with pytest.raises(UserError, match=r"embedding\.layer: 9, but the proxy has 2 layers"):
+        read_corpus(experiment, backend_of(experiment))
+    assert not (tmp_path / "runs").exists()
