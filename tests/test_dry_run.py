@@ -232,6 +232,12 @@ def test_domains_by_a_column_are_seen_at_a_first_look(texts: Path, tmp_path: Pat
     content["corpus"] |= {"domains": {}, "domains_from": {"files": [f"{texts}/*.jsonl"], "domain_column": "kind"}, "tokens_per_domain": 500}
     (read, *_) = planned(parse_experiment(content), "chameleon").items
     assert read.what == "3 domains, read and tokenized"
+    (tmp_path / "large").mkdir()
+    for kind in KINDS:  # files of one domain each, longer than what is looked at of a source
+        line = (texts / f"{kind}.jsonl").read_text()
+        (tmp_path / "large" / f"{kind}.jsonl").write_text(line * 12)
+    content["corpus"]["domains_from"]["files"] = [f"{tmp_path}/large/*.jsonl"]
+    assert planned(parse_experiment(content), "chameleon").items[0].what == "3 domains, read and tokenized"
     content["corpus"]["domains_from"]["only"] = ["law", "food"]
     assert planned(parse_experiment(content), "chameleon").items[0].what.startswith("2 domains")
 

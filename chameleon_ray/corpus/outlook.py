@@ -12,7 +12,7 @@ from chameleon_ray.corpus.sources import UNKNOWN_BYTES, Source
 from chameleon_ray.corpus.token_bytes import bytes_per_token
 from chameleon_ray.counts import DomainCounts, Excerpt, SplitCounts
 
-MOST_LOOKS = 64  # sources whose beginnings are read
+MOST_LOOKS = 64  # sources, or files of one, whose beginnings are read
 
 
 def outlook(config: CorpusConfig, sources: Sequence[Source], address: str, digest: str, vocab_size: int, tokenizer_sha256: str) -> TokenCorpus:
@@ -23,7 +23,7 @@ def outlook(config: CorpusConfig, sources: Sequence[Source], address: str, diges
     Raises:
         UserError: as `bytes_per_token`.
     """
-    looked = [source for source in sources if source.origin.kind != "environment" and not source.origin.heldout][:MOST_LOOKS]
+    looked = [part for source in sources if source.origin.kind != "environment" and not source.origin.heldout for part in _to_look_at(source)][:MOST_LOOKS]
     sizes = bytes_per_token(looked, config.text_column, config.tokenizer) if looked else {}
     text_bytes: dict[str, list[float]] = {}  # to train on: there and read; declared held out: read
     for source in sources:
@@ -37,6 +37,14 @@ def outlook(config: CorpusConfig, sources: Sequence[Source], address: str, diges
     domains = {name: _counts(config, there, read, held, sizes.get(name, usual)) for name, (there, read, held) in text_bytes.items()}
     names = tuple(name for name in domains if name not in config.targets)
     return TokenCorpus(address, digest, names, domains, config.row_tokens, vocab_size, 0, tokenizer_sha256, tuple(config.targets))
+
+
+def _to_look_at(source: Source) -> list[Source]:
+    """A source; where its records name their domains, some of its files one by one, spread over all, since each may have other domains."""
+    if source.origin.domain is not None:
+        return [source]
+    step = -(-len(source.files) // MOST_LOOKS)
+    return [replace(source, files=(file,)) for file in source.files[::step]]
 
 
 def divided(corpus: TokenCorpus, names: Sequence[str]) -> TokenCorpus:
