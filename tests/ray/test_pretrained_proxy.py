@@ -64,6 +64,7 @@ def test_a_pretrained_proxy_goes_on_from_what_it_is(asked: dict) -> None:
     assert adapted.weights != before.weights and adapted.weights == pytest.approx(before.weights, abs=0.2)
 
 
+@pytest.mark.long
 def test_a_model_of_ours_may_be_the_pretrained_proxy(asked: dict, experiment: Experiment) -> None:
     own = parse_experiment(experiment.model_dump(mode="json"))
     backend = RayBackend(own.storage, own.resources, Reporter.silent())

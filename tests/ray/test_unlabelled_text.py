@@ -16,7 +16,7 @@ from chameleon_ray.artifacts import Clusters, TokenCorpus, TrainedModel
 from chameleon_ray.config import EmbeddingConfig, Resources
 from chameleon_ray.corpus.sources import TEXT
 from chameleon_ray.discovery import read_corpus
-from chameleon_ray.embedding import clusters
+from chameleon_ray.embedding import clusters, ray_clusters
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
 from chameleon_ray.pipeline import mix
@@ -106,6 +106,7 @@ def by_text_of(line: str, by_text: dict[str, str]) -> str:
     return name
 
 
+@pytest.mark.long
 def test_what_was_found_is_weighed_like_any_other_domain(found: tuple[Experiment, TokenCorpus]) -> None:
     experiment, corpus = found
     mixture = mix(experiment, "chameleon", backend_of(experiment))
@@ -162,6 +163,19 @@ def test_more_documents_than_the_sample(mixed: Path, proxy: str, tmp_path: Path,
     tables = [pq.read_table(address) for address in found.files]
     by_text = {text: name for table in tables for text, name in zip(table["domain"].to_pylist(), table["domain_name"].to_pylist(), strict=True)}
     assert adjusted_rand_score([kinds[text] for text in sorted(kinds)], [by_text[text] for text in sorted(kinds)]) > 0.9
+
+
+def test_an_interrupted_search_goes_on_where_it_was(mixed: Path, proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiment_of(mixed, tmp_path / "runs", {"embed": proxy})
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_clusters, "_name", None)
+        with pytest.raises(TypeError):
+            read_corpus(experiment, backend_of(experiment, workers=2))
+    assert not list((tmp_path / "runs").rglob("record.json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_clusters, "DocumentWorker", None)  # nothing is embedded again
+        corpus = read_corpus(experiment, backend_of(experiment, workers=1))
+    assert len(corpus.names) == 3 and sum(row["documents"] for row in Clusters.load(str(corpus.clusters)).table().to_pylist()) == 450
 
 
 def test_documents_all_alike_are_one_line(proxy: str, tmp_path: Path) -> None:

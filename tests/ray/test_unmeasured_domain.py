@@ -15,6 +15,7 @@ from tests.ray.test_end_to_end import run
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session")]
 
 
+@pytest.mark.long
 def test_one_tiny_domain(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.jsonl").write_text("".join(json.dumps({"text": f"note {i} " + "of two words " * 40}) + "\n" for i in range(2)))
     model = {"layers": 1, "heads": 2, "width": 16}

@@ -77,6 +77,7 @@ def test_the_plain_engine_sums_in_fp32_too(corpus: TokenCorpus) -> None:
     assert float((model.model.transformer.wpe.weight.float() - before).abs().mean()) > 3e-4, "a step of 1e-5 alone is lost on most of them"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_sixteen_micro_batches_agree_with_one(corpus: TokenCorpus, stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To 3.5 thousandths of the gradient: each micro-batch's is rounded to bf16, their sum is not. Summed in bf16 they are 4.6 thousandths apart."""
@@ -115,7 +116,8 @@ def test_a_run_is_the_one_in_fp32_but_for_rounding(corpus: TokenCorpus, tmp_path
     assert torch.equal(values.bfloat16().double(), values)
 
 
-@pytest.mark.parametrize("method", ["doge", pytest.param("doremi", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["doge", "doremi"])
 def test_rules_in_bf16_see_what_they_see_in_fp32(corpus: TokenCorpus, tmp_path: Path, method: str) -> None:
     """On one rank and on two; DoReMi also with micro-batches, by domain on one rank and with another forward pass on two."""
     reference: Any = build_model(ModelConfig(**MODEL), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 7)

@@ -117,6 +117,7 @@ def test_resuming_with_another_number_of_workers_is_refused(corpus: TokenCorpus,
     assert "resources.num_workers: the checkpoint at step 4 was written by 1 workers and this run has 2" in refused["output"]
 
 
+@pytest.mark.long
 def test_resuming_with_another_zero_stage_is_refused(corpus: TokenCorpus, tmp_path: Path) -> None:
     run_world(tmp_path, 1, **settings(corpus, die_after=6))
     refused = run_world(tmp_path, 1, **settings(corpus, stage=1))
@@ -142,6 +143,7 @@ def test_jobs_that_cannot_run_are_refused(corpus: TokenCorpus) -> None:
         check_job(TrainJob("base", training, {**WEIGHTS, "delta": 0.0}, 0), corpus, 1)
 
 
+@pytest.mark.long
 def test_a_longer_run_passes_through_a_shorter_one_on_its_schedule(corpus: TokenCorpus, tmp_path: Path) -> None:
     asked = settings(corpus, steps=6, stage=3)
     asked["training"]["schedule_steps"] = 12
