@@ -93,10 +93,12 @@ class DryBackend:
         if place.is_complete:
             self._note(Item(self.part, f"{found.k} clusters", "forward", self._next(), True), place.digest)
             return self.real.find_clusters(config, model, layer, seed, reads)
-        text = outlook(documents_of(asked), sources, place.address, place.digest, *_vocabulary(asked))
+        documents = documents_of(asked).model_copy(update={"targets": config.targets})
+        text = outlook(documents, plan_sources(documents, reads), place.address, place.digest, *_vocabulary(asked))
         names = [f"{source}/{i + 1}" if found.within else f"cluster-{i + 1}" for source in text.names for i in range(found.k)]
-        text_bytes, tokens = float(sum(each.text_bytes for each in text.domains.values())), float(sum(each.train.tokens for each in text.domains.values()))
-        self._found[place.digest] = divided(text, names)
+        found_in = [text.domains[name] for name in text.names]
+        text_bytes, tokens = float(sum(each.text_bytes for each in found_in)), float(sum(each.train.tokens for each in found_in))
+        self._found[place.digest] = divided(text, asked, names)
         self.guessed = True
         item = Item(
             part=self.part,
@@ -126,7 +128,7 @@ class DryBackend:
             corpus = outlook(config, sources, place.address, place.digest, *_vocabulary(config))
             self.guessed |= any(source.origin.domain is None and not source.origin.only for source in sources) and clusters is None
             if clusters is not None:
-                corpus = divided(corpus, clusters.table()["name"].to_pylist())
+                corpus = divided(corpus, config, clusters.table()["name"].to_pylist())
             self._tokenizers[corpus.tokenizer_address] = config.tokenizer
         tokens = float(sum(each.train.tokens + each.valid.tokens + each.test.tokens for each in corpus.domains.values()))
         text_bytes = float(sum(each.text_bytes for each in corpus.domains.values()))
@@ -209,7 +211,9 @@ class DryBackend:
         return self.real.find_model(name, row_tokens, where, allow_remote_code)
 
     def open_model(self, name: str, corpus: TokenCorpus, where: str = "model", allow_remote_code: bool = False) -> TrainedModel:
-        """As the real backend."""
+        """As the real backend; a tokenizer that is not trained yet cannot be compared."""
+        if not corpus.tokenizer_sha256:
+            return self.find_model(name, corpus.row_tokens, where, allow_remote_code)
         return self.real.open_model(name, corpus, where, allow_remote_code)
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
@@ -230,7 +234,7 @@ class DryBackend:
 
     def note_failure(self, told: str, key: str) -> None:
         """Note what will not be done, and why."""
-        self._note(Item(self.part, f"left out: {told}", "report", self._next(), True), f"{key} left out")
+        self._note(Item(self.part, told, "report", self._next(), True), f"{key} left out")
 
     def note_done(self, what: str, key: str) -> None:
         """Note something that is finished."""

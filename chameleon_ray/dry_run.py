@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.backend import Backend, start_of
+from chameleon_ray.backend import Backend, TrainJob, Work, start_of
 from chameleon_ray.config import ConstraintsConfig, CorpusChanges
 from chameleon_ray.dry_backend import DryBackend, Item
 from chameleon_ray.errors import UserError
@@ -62,7 +62,7 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     possible = [job for job in fits if _is_possible(job, dry)]
     for each in {job.corpus.digest: job.corpus for job in possible}.values():
         mine = [job for job in possible if job.corpus.digest == each.digest and not is_complete(job.address(dry))]
-        dry.train_ahead(each, [(job.name, run) for job in mine for run in job.mixer.jobs(job.context(dry)) if run.ahead])
+        dry.train_ahead(each, [(job.name, run) for job in mine for run in _jobs(job, dry) if run.ahead])
     mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in possible}
     dry.part = "base models"
     bases = {}
@@ -82,7 +82,8 @@ def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:
     check_settings(experiment, [label])
     experiment, corpus = _opened(experiment, dry, open_corpus)
     job = MixtureJob.of(label, "", experiment, corpus, dry)
-    check(job, dry)
+    if not dry.guessed:
+        check(job, dry)
     _plan_method(job, dry)
 
 
@@ -121,8 +122,19 @@ def _opened(experiment: Experiment, dry: DryBackend, opened: Callable[[Experimen
     else:
         if not dry.guessed:
             return experiment, corpus
-    free = experiment.model_copy(update={"constraints": ConstraintsConfig()})
+    budget = experiment.budget and experiment.budget.model_copy(update={"domain_tokens": "estimated"})
+    free = experiment.model_copy(update={"constraints": ConstraintsConfig(), "budget": budget})
     return free, opened(free, dry)
+
+
+def _jobs(job: MixtureJob, dry: DryBackend) -> list[TrainJob]:
+    """What a method trains; nothing where that cannot be said before its domains are known."""
+    try:
+        return job.mixer.jobs(job.context(dry))
+    except UserError:
+        if not dry.guessed:
+            raise
+        return []
 
 
 def _is_possible(job: MixtureJob, dry: DryBackend) -> bool:
@@ -130,8 +142,10 @@ def _is_possible(job: MixtureJob, dry: DryBackend) -> bool:
     try:
         check(job, dry)
     except UserError as error:
+        if dry.guessed:
+            return True
         dry.part = job.name
-        dry.note_failure(str(error), job.name)
+        dry.note_failure(f"left out: {error}", job.name)
         return False
     return True
 
@@ -143,9 +157,15 @@ def _plan_method(job: MixtureJob, dry: DryBackend) -> Mixture | None:
     if is_complete(address):
         dry.note_done("mixture", address)
         return Mixture.load(f"{address}/mixture.json")
-    work = job.mixer.work(job.context(dry))
-    if work == type(work)():
-        return job.question.answer(job.mixer.fit(job.context(dry)), job.mixer.by_size)
+    try:
+        work = job.mixer.work(job.context(dry))
+        if work == Work():
+            return job.question.answer(job.mixer.fit(job.context(dry)), job.mixer.by_size)
+    except UserError as error:
+        if not dry.guessed:
+            raise
+        dry.note_failure(f"not planned before its domains are known ({error})", job.name)
+        return None
     models = {id(run): model for run in work.trains for model in dry.train_many(job.corpus, [run])}
     if work.embeds is not None:
         model = models[id(work.embeds)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from chameleon_ray.artifacts import SPLITS, TokenCorpus
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
 from chameleon_ray.corpus.sources import UNKNOWN_BYTES, Source
@@ -47,19 +47,15 @@ def _to_look_at(source: Source) -> list[Source]:
     return [replace(source, files=(file,)) for file in source.files[::step]]
 
 
-def divided(corpus: TokenCorpus, names: Sequence[str]) -> TokenCorpus:
+def divided(corpus: TokenCorpus, config: CorpusConfig, names: Sequence[str]) -> TokenCorpus:
     """The same text as so many domains of equal size."""
     found = [corpus.domains[name] for name in corpus.names]
-    train, valid, test = (_part([each.split(split) for each in found], len(names), corpus.row_tokens) for split in SPLITS)
-    each = DomainCounts(train, valid, test, sum(counts.text_bytes for counts in found) // len(names), 0, {}, 0.0)
+    tokens = sum(split.tokens for each in found for split in (each.train, each.valid, each.test))
+    read = float(sum(each.text_bytes for each in found))
+    there = sum(each.excerpt.text_bytes or 0.0 if each.excerpt else each.text_bytes for each in found)
+    each = _counts(config, there / len(names), read / len(names), 0.0, read / max(1, tokens))
     domains = {**dict.fromkeys(names, each), **{name: corpus.domains[name] for name in corpus.targets}}
     return replace(corpus, names=tuple(names), domains=domains)
-
-
-def _part(splits: Sequence[SplitCounts], count: int, row_tokens: int) -> SplitCounts:
-    """An equal part of what some domains have in a split."""
-    tokens = sum(each.tokens for each in splits) // count
-    return SplitCounts(0, tokens, sum(each.text_bytes for each in splits) // count, (tokens // row_tokens,))
 
 
 def _text_bytes(source: Source, sizes: Mapping[str, float]) -> dict[str, tuple[float, float]]:

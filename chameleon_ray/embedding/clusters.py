@@ -224,17 +224,20 @@ def telling_words(counts: sp.csr_array, documents: Sequence[int], words: Sequenc
     for cluster in range(counts.shape[0]):
         row = slice(counts.indptr[cluster], counts.indptr[cluster + 1])
         places, scores = counts.indices[row], np.log1p(counts.data[row]) * rarity[counts.indices[row]]
-        best = np.lexsort((places, -scores))[:SHOWN_WORDS]
+        best = [place for place in np.lexsort((places, -scores))[:SHOWN_WORDS] if scores[place] > 0]
         found.append([words[place] for place in places[best]])
     return found
 
 
-def names_of(words: Sequence[Sequence[str]], prefix: str = "") -> list[str]:
-    """A name for each cluster from its first words, none like another, as long as the name of a domain can be."""
-    used, found = {"all"}, []
+def names_of(words: Sequence[Sequence[str]], prefix: str, used: set[str]) -> list[str]:
+    """A name for each cluster from its first words, none like another or like those that are used, which they then are, as long as the name of a domain can
+    be; of the single cluster of a prefix the prefix itself."""
+    found = []
     for number, telling in enumerate(words, 1):
-        some = [telling[:count] for count in range(NAME_WORDS, 0, -1)]
-        plain = next((name for each in some if each and _fits(name := f"{prefix}{'-'.join(each)}")), f"{_cut(prefix)}{number}")
+        some = [f"{prefix}{'-'.join(telling[:count])}" for count in range(NAME_WORDS, 0, -1) if telling]
+        plain = next((name for name in some if _fits(name)), f"{_cut(prefix)}{number}")
+        if prefix and len(words) == 1:
+            plain = prefix[:-1]
         name, copies = plain, 1
         while name in used:
             copies += 1

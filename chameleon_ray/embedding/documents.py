@@ -87,7 +87,7 @@ class DocumentSpec:
 
     @property
     def names_address(self) -> str:
-        """The name of every cluster as a JSON list; null where there are no documents."""
+        """The name of every cluster as a JSON list; null where there are no documents, or they are left out."""
         return self._scratch("names.json")
 
     def written_address(self, bucket: int) -> str:
@@ -248,14 +248,16 @@ def opening_line(text: str) -> str:
 def read_words(spec: DocumentSpec, bucket: int, target: NDArray[np.int64], num_words: int) -> sp.csr_array:
     """[clusters, words] in how many documents a word stands, of a bucket, tiny clusters merged into their targets."""
     found = read_tensors(spec.words_address(bucket))
-    return sp.csr_array((found["documents"], (target[found["cluster"]], found["word"])), shape=(len(target), num_words))
+    place = target[found["cluster"]]
+    some = place >= 0
+    return sp.csr_array((found["documents"][some], (place[some], found["word"][some])), shape=(len(target), num_words))
 
 
 def write_documents(spec: DocumentSpec, bucket: int) -> dict[str, Any]:
     """Write the documents of a bucket as a Parquet file, each with the name of its cluster.
 
     Returns:
-        `size_bytes` of the file; 0 of an empty bucket, which has none.
+        `size_bytes` of the file; 0 where nothing is kept of the bucket, which then has none.
     """
     done = spec.written_address(bucket)
     if storage.exists(done):
@@ -263,10 +265,11 @@ def write_documents(spec: DocumentSpec, bucket: int) -> dict[str, Any]:
     names = json.loads(storage.read_bytes(spec.names_address))
     cluster = read_tensors(spec.clusters_address(bucket))["cluster"]
     buffer = io.BytesIO()
-    if len(cluster):
-        texts = [text for *_, text in read_bucket(spec.contents, bucket, {})]
-        domains = pa.array([names[each] for each in cluster.tolist()], pa.string())
-        pq.write_table(pa.table({spec.domain_column: domains, spec.text_column: pa.array(texts, pa.large_string())}), buffer, compression="zstd")
+    domains = [names[each] for each in cluster.tolist()]
+    if any(domains):
+        rows = [(name, text) for name, (*_, text) in zip(domains, read_bucket(spec.contents, bucket, {}), strict=True) if name is not None]
+        columns = pa.array([name for name, _ in rows], pa.string()), pa.array([text for _, text in rows], pa.large_string())
+        pq.write_table(pa.table(dict(zip((spec.domain_column, spec.text_column), columns, strict=True))), buffer, compression="zstd")
         storage.write_bytes(spec.documents_address(bucket), buffer.getvalue())
     result = {"size_bytes": len(buffer.getvalue())}
     storage.write_bytes(done, json.dumps(result).encode())

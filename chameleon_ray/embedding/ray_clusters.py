@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +51,16 @@ LEAST_ROWS = 8  # of text that a cluster must have
 OTHER = "other"  # values of the column that have too little text to be domains
 WAITING = 32  # buckets whose words are added up at a time
 WHERE = "corpus.domains_from.clusters"
+TABLE = pa.schema(
+    [
+        ("name", pa.string()),
+        ("source", pa.string()),
+        ("words", pa.list_(pa.string())),
+        ("documents", pa.int64()),
+        ("text_bytes", pa.int64()),
+        ("lines", pa.list_(pa.string())),
+    ]
+)
 
 
 def find_clusters(
@@ -81,35 +91,26 @@ def find_clusters(
         reading, contents = read_into_buckets(documents_of(config), sources, storage.join(address, "scratch", "pieces"), phase)
         spec = DocumentSpec(address, contents, model.address, config.row_tokens, config.text_column)
         least_bytes = LEAST_ROWS * config.row_tokens * BYTES_PER_TOKEN
-        if within:
-            _check_values({name: reading.stats[name].text_bytes for name in contents.names}, least_bytes)
-        else:
+        if not within:
             _check_number(reading.stats[contents.names[0]].documents, k)
         tokens = _embed(spec, layer, model.allow_remote_code, resources, phase, pool_actors)
         _divide(spec, k, seed, within, phase)
         clusters = _count(spec, sum(reading.stats[name].documents for name in contents.names), phase)
-        names = _name(spec, clusters, within, least_bytes)
+        pool = next(name for name in _pool_names() if name not in {*contents.names, *config.targets})
+        names, left_out = _name(spec, clusters, within, least_bytes, pool, config.targets)
         written = list(run_tasks([Task(write_documents, (spec, bucket)) for bucket in range(spec.buckets)], phase, "write"))
     addresses = (spec.documents_address(bucket).rpartition("/")[2] for bucket in range(spec.buckets))
     files = {name: found["size_bytes"] for name, found in zip(addresses, written, strict=True) if found["size_bytes"]}
     cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)
+    if left_out:
+        reporter.say(f"left out: {left_out:,} documents of values of {config.domains_from.clusters.within!r} that have too little text for a domain together")
     reporter.say(f"{len(names)} domains among {int(clusters.documents.sum()):,} documents: {listed(names)}")
-    return {"files": files, "domain_column": spec.domain_column, "sources": _sources(reading), "cost": asdict(cost)}
+    return {"files": files, "domain_column": spec.domain_column, "sources": _sources(reading, pool), "cost": asdict(cost)}
 
 
 def _check_number(documents: int, k: int) -> None:
     if documents < k:
         raise UserError(f"{WHERE}.k: {k:,} clusters of {documents:,} documents; a cluster needs several, lower k or add documents")
-
-
-def _check_values(text_bytes: Mapping[str, int], least_bytes: int) -> None:
-    """Raise `UserError` where rare values of the column have too little text to be a domain together."""
-    rare = {name: size for name, size in text_bytes.items() if size < least_bytes}
-    if rare and sum(rare.values()) < least_bytes:
-        raise UserError(
-            f"{WHERE}.within: {listed(list(rare))} {'have' if len(rare) > 1 else 'has'} {sum(rare.values()):,} bytes of text, too little for a domain (some "
-            f"{least_bytes:,}); leave these documents out, or lower corpus.row_tokens"
-        )
 
 
 def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: Resources, phase: Phase, pool_actors: int | None) -> int:
@@ -213,28 +214,39 @@ def _count(spec: DocumentSpec, total: int, phase: Phase) -> _Counted:
     return _Counted(documents, text_bytes, lines)
 
 
-def _merge(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int) -> tuple[NDArray[np.int64], list[tuple[str, list[int]]]]:
-    """Where the documents of every cluster go, -1 of an empty one, and by source the clusters that stay; values with too little text come together as OTHER."""
+def _pool_names() -> Iterator[str]:
+    """What the values that have too little text to be domains may be called together."""
+    return itertools.chain([OTHER], (f"{OTHER}-{number}" for number in itertools.count(2)))
+
+
+def _merge(
+    spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int, pool: str
+) -> tuple[NDArray[np.int64], list[tuple[str, list[int]]], NDArray[np.int64]]:
+    """Where the documents of every cluster go, -1 of one that is empty or left out; by source the clusters that stay; the clusters that are left out.
+
+    Values of the column with too little text come together in a pool, and where that has too little as well they are left out.
+    """
     spaces = read_tensors(spec.spaces_address)
     first = spaces["first"]
-    target, others, stay = np.full(first[-1], -1), np.zeros(0, np.int64), []
+    target, rare, stay = np.full(first[-1], -1), np.zeros(0, np.int64), []
     for label, (start, stop) in enumerate(itertools.pairwise(first.tolist())):
         sizes = clusters.text_bytes[start:stop]
         if within and 0 < sizes.sum() < least_bytes:
-            others = np.concatenate([others, start + np.flatnonzero(sizes)])
+            rare = np.concatenate([rare, start + np.flatnonzero(sizes)])
         elif sizes.any():
             found = merged(spaces[f"{label}.centres"], sizes, max(TINY * sizes.sum() / len(sizes), least_bytes))
             target[start:stop] = np.where(found >= 0, found + start, -1)
             stay.append((spec.contents.names[label], (start + np.flatnonzero(found == np.arange(len(found)))).tolist()))
-    if len(others):
-        target[others] = others[0]
-        stay.append((OTHER, [int(others[0])]))
-    return target, stay
+    if clusters.text_bytes[rare].sum() < least_bytes:
+        return target, stay, rare
+    target[rare] = rare[0]
+    return target, [*stay, (pool, [int(rare[0])])], np.zeros(0, np.int64)
 
 
-def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int) -> list[str]:
-    """Merge what is tiny, name what is left by its words, and write the table of the clusters and the name of each; the names."""
-    target, stay = _merge(spec, clusters, within, least_bytes)
+def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int, pool: str, taken: Iterable[str]) -> tuple[list[str], int]:
+    """Merge what is tiny, name what is left by its words, and write the table of the clusters and the name of each; the names, and how many documents are left
+    out."""
+    target, stay, left_out = _merge(spec, clusters, within, least_bytes, pool)
     if sum(len(kept) for _, kept in stay) < 2:
         raise UserError(
             f"{WHERE}: one cluster is left when those with less than {least_bytes:,.0f} bytes of text are merged into the ones nearest to them; "
@@ -244,19 +256,20 @@ def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int
     counts, members_of = _word_counts(spec, target, len(words)), _members(target)
     by_cluster: list[str | None] = [None] * len(target)
     rows: list[dict[str, Any]] = []
+    used = {"all", pool, *taken}
     for source, kept in stay:
         members = [members_of[cluster] for cluster in kept]
         documents = [int(clusters.documents[each].sum()) for each in members]
         telling = telling_words(counts[kept], documents, words)
-        names = [OTHER] if within and source == OTHER else names_of(telling, f"{source}/" if within else "")
+        names = [pool] if source == pool else names_of(telling, f"{source}/" if within else "", used)
         for cluster, name, told, mine, count in zip(kept, names, telling, members, documents, strict=True):
             for member in mine.tolist():
                 by_cluster[member] = name
             sums = {"documents": count, "text_bytes": int(clusters.text_bytes[mine].sum())}
             rows.append({"name": name, "source": source, "words": told, **sums, "lines": [line for _, line in clusters.lines[cluster]]})
-    write_table(storage.join(spec.address, "clusters.parquet"), pa.Table.from_pylist(sorted(rows, key=lambda row: row["name"])))
+    write_table(storage.join(spec.address, "clusters.parquet"), pa.Table.from_pylist(sorted(rows, key=lambda row: row["name"]), schema=TABLE))
     storage.write_bytes(spec.names_address, json.dumps(by_cluster, ensure_ascii=False).encode())
-    return [row["name"] for row in rows]
+    return [row["name"] for row in rows], int(clusters.documents[left_out].sum())
 
 
 def _members(target: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
@@ -275,7 +288,7 @@ def _word_counts(spec: DocumentSpec, target: NDArray[np.int64], num_words: int) 
     return total
 
 
-def _sources(reading: Reading) -> dict[str, dict[str, Any]]:
+def _sources(reading: Reading, pool: str) -> dict[str, dict[str, Any]]:
     """What was read of the sources that were not read whole; of OTHER, which is of several, what was read of all."""
     found = {}
     for name, estimate in reading.estimates.items():
@@ -289,5 +302,5 @@ def _sources(reading: Reading) -> dict[str, dict[str, Any]]:
         first = next(iter(found.values()))
         known = [each.text_bytes for each in found.values() if each.text_bytes is not None]
         total = sum(known) if len(known) == len(found) else None
-        found[OTHER] = Excerpt(sum(each.read_bytes for each in found.values()), first.files_read, first.num_files, total, None, None)
+        found[pool] = Excerpt(sum(each.read_bytes for each in found.values()), first.files_read, first.num_files, total, None, None)
     return {name: asdict(each) for name, each in found.items()}

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import adjusted_rand_score
@@ -14,14 +15,18 @@ from sklearn.metrics import adjusted_rand_score
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Clusters, TokenCorpus, TrainedModel
 from chameleon_ray.config import EmbeddingConfig, Resources
+from chameleon_ray.corpus.buckets import Contents
+from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.sources import TEXT
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.embedding import clusters, ray_clusters
+from chameleon_ray.embedding.documents import DocumentSpec
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
 from chameleon_ray.pipeline import mix
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.tensors import write_tensors
 from tests.ray.conftest import TEXTS
 
 pytestmark = pytest.mark.usefixtures("session")
@@ -163,6 +168,19 @@ def test_more_documents_than_the_sample(mixed: Path, proxy: str, tmp_path: Path,
     tables = [pq.read_table(address) for address in found.files]
     by_text = {text: name for table in tables for text, name in zip(table["domain"].to_pylist(), table["domain_name"].to_pylist(), strict=True)}
     assert adjusted_rand_score([kinds[text] for text in sorted(kinds)], [by_text[text] for text in sorted(kinds)]) > 0.9
+
+
+@pytest.mark.parametrize("rare_bytes, pooled", [(400, False), (900, True)])
+def test_values_with_too_little_text_come_together_or_are_left_out(tmp_path: Path, rare_bytes: int, pooled: bool) -> None:
+    contents = Contents(str(tmp_path), Layout(1, 1), (), ("law", "tax", "other"), {})
+    spec = DocumentSpec(str(tmp_path), contents, "", 32, "text")
+    centres = {f"{label}.centres": np.eye(2, 4, dtype=np.float32) for label in range(3)}
+    write_tensors(spec.spaces_address, {**centres, "first": np.array([0, 2, 4, 6])})
+    text_bytes = np.array([9000, 8000, rare_bytes, 0, rare_bytes, 50])
+    target, stay, left_out = ray_clusters._merge(spec, ray_clusters._Counted(text_bytes // 10, text_bytes, {}), True, 1500, "other-2")
+    assert stay[0] == ("law", [0, 1]) and target[:2].tolist() == [0, 1] and target[3] == -1
+    assert stay[1:] == ([("other-2", [2])] if pooled else []) and left_out.tolist() == ([] if pooled else [2, 4, 5])
+    assert target[[2, 4, 5]].tolist() == ([2, 2, 2] if pooled else [-1, -1, -1])
 
 
 def test_an_interrupted_search_goes_on_where_it_was(mixed: Path, proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
