@@ -72,6 +72,11 @@ class ClustersConfig(Settings):
             raise ValueError("give either of (files) or huggingface")
         return self
 
+    @property
+    def source(self) -> DomainConfig:
+        """The documents as those of one domain."""
+        return DomainConfig(files=self.of, huggingface=self.huggingface)
+
 
 class DomainsFrom(Settings):
     """Domains that are discovered instead of listed: a column of files or of one Hugging Face data set, clusters of documents, or the text of this Python

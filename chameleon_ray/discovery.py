@@ -13,10 +13,11 @@ from typing import Literal
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, Reads, TrainJob, start_of
-from chameleon_ray.config import ClustersConfig, CorpusConfig, DomainConfig, TokenizerConfig, TrainingConfig
+from chameleon_ray.config import ClustersConfig, CorpusConfig, TokenizerConfig, TrainingConfig
 from chameleon_ray.corpus.sources import TEXT
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import SMALL_TEXT_BYTES, Experiment
+from chameleon_ray.mixing.proxy import check_layer_number
 
 WHERE = "corpus.domains_from.clusters"
 # What the documents are read by -> where the user wrote it.
@@ -68,8 +69,7 @@ def _by_its_keys() -> Iterator[None]:
 
 def _proxy(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, backend: Backend) -> tuple[TrainedModel, CorpusConfig]:
     """The experiment's proxy trained on all of the text as one domain; the corpus with the tokenizer that it has."""
-    source = {"files": found.of} if found.of else {"huggingface": found.huggingface}
-    one = corpus.model_copy(update={"domains": {TEXT: DomainConfig.model_validate(source)}, "domains_from": None, "require_heldout": False})
+    one = corpus.model_copy(update={"domains": {TEXT: found.source}, "domains_from": None, "require_heldout": False})
     training = experiment.proxy.model_copy(update={"stop": None})
     _check_layer(training, experiment.embedding.layer, backend)
     reads = None if corpus.tokens_per_domain is None else Reads(training.steps * training.batch_rows * corpus.row_tokens, 0, SMALL_TEXT_BYTES)
@@ -89,5 +89,4 @@ def _check_layer(training: TrainingConfig, layer: Literal["middle"] | int, backe
         layers = training.model.shape[0]
     else:
         layers = backend.find_model(name, 1, "proxy.model.pretrained", training.model.allow_remote_code).details["architecture"]["layers"]
-    if layer > layers:
-        raise UserError(f"embedding.layer: {layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")
+    check_layer_number(layer, layers)

@@ -152,8 +152,7 @@ def documents_of(config: CorpusConfig) -> CorpusConfig:
     assert found
     given = {"text_column": config.text_column, "tokenizer": config.tokenizer.model_dump(exclude_none=True), "row_tokens": config.row_tokens}
     if found.within is None:
-        one = {"files": found.of} if found.of else {"huggingface": found.huggingface}
-        return CorpusConfig.model_validate({**given, "domains": {TEXT: one}})
+        return CorpusConfig.model_validate({**given, "domains": {TEXT: found.source}})
     data_set = found.huggingface
     where = {"huggingface": data_set.path, **data_set.model_dump(exclude={"path"})} if data_set else {"files": found.of}
     return CorpusConfig.model_validate({**given, "domains_from": {**where, "domain_column": found.within}})

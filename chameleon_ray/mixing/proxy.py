@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from chameleon_ray.artifacts import Embeddings, TrainedModel
 from chameleon_ray.backend import FitContext, TrainJob
 from chameleon_ray.errors import UserError
@@ -19,8 +21,13 @@ def uniform_proxy(context: FitContext, rule: SettledRule | None = None) -> Train
 def check_layer(context: FitContext) -> None:
     """Raise `UserError` for a layer that the proxy does not have."""
     layers = context.start.details["architecture"]["layers"] if context.start else context.proxy.model.shape[0]
-    if context.embedding.layer != "middle" and context.embedding.layer > layers:
-        raise UserError(f"embedding.layer: {context.embedding.layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")
+    check_layer_number(context.embedding.layer, layers)
+
+
+def check_layer_number(layer: Literal["middle"] | int, layers: int) -> None:
+    """Raise `UserError` for a layer beyond those of a proxy that has so many."""
+    if layer != "middle" and layer > layers:
+        raise UserError(f"embedding.layer: {layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")
 
 
 def embedded(context: FitContext, job: TrainJob) -> tuple[TrainedModel, Embeddings]:
