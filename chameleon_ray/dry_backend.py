@@ -16,10 +16,10 @@ from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, Tok
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Precision, TokenizerConfig
 from chameleon_ray.corpus.outlook import divided, outlook
-from chameleon_ray.corpus.sources import combined, documents_of, plan_documents, plan_sources
+from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.devices import Device
-from chameleon_ray.places import layer_of
+from chameleon_ray.places import Place, layer_of
 from chameleon_ray.ray_backend import RayBackend, longest
 from chameleon_ray.records import is_complete
 from chameleon_ray.training.pace import Shape
@@ -77,6 +77,7 @@ class DryBackend:
     _group: int = 0
     _seen: set[str] = field(default_factory=set)
     _tokenizers: dict[str, TokenizerConfig] = field(default_factory=dict)  # address of one that is not trained yet -> how it will be
+    _seen_text: dict[str, TokenCorpus] = field(default_factory=dict)  # by digest what can be said of text that is not read yet
     _found: dict[str, TokenCorpus] = field(default_factory=dict)  # digest of clusters that are not found yet -> what they will be
 
     def __post_init__(self) -> None:
@@ -94,7 +95,7 @@ class DryBackend:
             self._note(Item(self.part, f"{found.k} clusters", "forward", self._next(), True), place.digest)
             return self.real.find_clusters(config, model, layer, seed, reads)
         documents = documents_of(asked).model_copy(update={"targets": config.targets})
-        text = outlook(documents, plan_sources(documents, reads), place.address, place.digest, *_vocabulary(asked))
+        text = self._outlook(documents, plan_sources(documents, reads), place)
         names = [f"{source}/{i + 1}" if found.within else f"cluster-{i + 1}" for source in text.names for i in range(found.k)]
         found_in = [text.domains[name] for name in text.names]
         text_bytes, tokens = float(sum(each.text_bytes for each in found_in)), float(sum(each.train.tokens for each in found_in))
@@ -125,7 +126,7 @@ class DryBackend:
             if place.is_complete:
                 self._note(Item(self.part, "tokens", "read", self._next(), True), place.digest)
                 return self.real.tokenize(config, seed, reads, clusters)
-            corpus = outlook(config, sources, place.address, place.digest, *_vocabulary(config))
+            corpus = self._outlook(config, sources, place)
             self.guessed |= any(source.origin.domain is None and not source.origin.only for source in sources) and clusters is None
             if clusters is not None:
                 corpus = divided(corpus, config, clusters.table()["name"].to_pylist())
@@ -136,6 +137,12 @@ class DryBackend:
         what = f"{len(corpus.names)} domain{'s' if len(corpus.names) > 1 else ''}, read and tokenized"
         self._note(Item(self.part, what, "read", self._next(), False, tokens, disk_bytes=size * tokens, text_bytes=text_bytes), f"{corpus.digest} tokens")
         return corpus
+
+    def _outlook(self, config: CorpusConfig, sources: Sequence[Source], place: Place) -> TokenCorpus:
+        """What can be said of a corpus, looked at once."""
+        if place.digest not in self._seen_text:
+            self._seen_text[place.digest] = outlook(config, sources, place.address, place.digest, *_vocabulary(config))
+        return self._seen_text[place.digest]
 
     def check(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
         """As the real backend, where the domains are known."""
