@@ -21,7 +21,7 @@ import zstandard
 
 from chameleon_ray.artifacts import Embeddings, TokenCorpus
 from chameleon_ray.backend import Reads
-from chameleon_ray.config import CorpusConfig
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.experiment import Experiment, parse_experiment
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixture import Mixture

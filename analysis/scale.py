@@ -26,7 +26,8 @@ ROW_TOKENS = 512
 def measured(patterns: dict[str, str]) -> dict[str, Any]:
     """Tokenize everything in a Ray session of this process."""
     from analysis.benchmarks.ray_local import warm_workers
-    from chameleon_ray.config import CorpusConfig, DomainConfig, Resources, TokenizerConfig, TokenizerTraining
+    from chameleon_ray.config import Resources
+    from chameleon_ray.corpus_config import CorpusConfig, DomainConfig, TokenizerConfig, TokenizerTraining
     from chameleon_ray.progress import Reporter
     from chameleon_ray.ray_backend import RayBackend
     from chameleon_ray.ray_session import start_ray

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, TrainingConfig
+from chameleon_ray.config import EmbeddingConfig, TrainingConfig
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.limits import Limits
 
 Array = NDArray[np.float64]

@@ -23,7 +23,8 @@ from chameleon_ray.cli_init import app as init_app
 from chameleon_ray.cli_judge import app as judge_app
 from chameleon_ray.cli_regmix import app as regmix_app
 from chameleon_ray.cli_regmix import check_out
-from chameleon_ray.config import load_changes
+from chameleon_ray.config import Resources
+from chameleon_ray.corpus_config import load_changes
 from chameleon_ray.dry_run import plan_compare, plan_evaluate, plan_extend, plan_mix, plan_train
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, load_experiment
@@ -72,6 +73,14 @@ def compare(
     else:
         show_comparison(Console(), found)
     raise typer.Exit(1 if found.data.failures else 0)
+
+
+@app.command()
+def finetune(
+    experiment: ExperimentFile, overrides: Overrides = None, as_json: AsJson = False, dry_run: DryRun = False, mfu: Mfu = None, device: DeviceName = None
+) -> None:
+    """Finetune the pretrained base model under every mixture, evaluate before and after, write the report: compare with stage=finetune."""
+    compare(experiment, ["stage=finetune", *(overrides or ())], as_json, dry_run, mfu, device)
 
 
 @app.command()
@@ -172,6 +181,19 @@ def extend(
         show_plan(loaded, partial(plan_extend, loaded, proxy, changes, method, only=only), mfu, device, as_json)
         return
     _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method), out, as_json)
+
+
+@app.command()
+def merge(
+    model: Annotated[str, typer.Argument(help="Folder of a model, as `chameleon train` or `finetune` left it.")],
+    out: Annotated[str, typer.Option(help="A new folder.")],
+) -> None:
+    """Write a model that was finetuned with LoRA as an ordinary one, its adapters merged into the weights."""
+    from chameleon_ray.models.load import save_merged
+
+    found = RayBackend("runs", Resources(), Reporter(Console(stderr=True))).find_model(model, 1, "MODEL")
+    save_merged(found, storage.absolute(out))
+    typer.echo(f"written to {out}")
 
 
 @app.command()

@@ -1,158 +1,19 @@
-"""The sections of an experiment file as typed, frozen models: what changes the result, apart from where it runs. The whole file: `experiment.py`.
+"""The sections of an experiment file about models and weights as typed, frozen models. The text: `corpus_config.py`; the whole file: `experiment.py`.
 
 Unknown keys and wrong values raise `UserError` with the dotted path of the field, the value found and the remedy.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from chameleon_ray.corpus_config import DomainName
 from chameleon_ray.presets import PRESETS
-from chameleon_ray.settings import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, nearest, read_yaml, validate
+from chameleon_ray.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings, nearest, validate
 
-DomainName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(lambda name: check_domain_name(name))]
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-class HuggingFaceSource(Settings):
-    """One Hugging Face data set: a hub name or a local folder in the same layout."""
-
-    path: str
-    name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-
-class DomainConfig(Settings):
-    """Where one domain's documents come from; what is read of `heldout` never reaches training."""
-
-    files: tuple[str, ...] = ()
-    huggingface: HuggingFaceSource | None = None
-    heldout: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DomainConfig:
-        if bool(self.files) == (self.huggingface is not None):
-            raise ValueError("give either files or huggingface")
-        return self
-
-
-class TargetConfig(Settings):
-    """Where the text of a target comes from: all of it is held out."""
-
-    files: tuple[str, ...] = ()
-    huggingface: HuggingFaceSource | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TargetConfig:
-        if bool(self.files) == (self.huggingface is not None):
-            raise ValueError("give either files or huggingface")
-        return self
-
-
-class ClustersConfig(Settings):
-    """Domains of text that nobody labelled: `k` clusters of the documents that a model finds alike; with `within` k of every value of that column.
-
-    `embed`: proxy (one is trained on all of the text as a single domain), or a model that others trained, by folder, GGUF file or hub name.
-    """
-
-    k: Annotated[int, Field(ge=2, le=1_000_000)]
-    of: tuple[str, ...] = ()
-    huggingface: HuggingFaceSource | None = None
-    embed: str = "proxy"
-    within: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ClustersConfig:
-        if bool(self.of) == (self.huggingface is not None):
-            raise ValueError("give either of (files) or huggingface")
-        return self
-
-    @property
-    def source(self) -> DomainConfig:
-        """The documents as those of one domain."""
-        return DomainConfig(files=self.of, huggingface=self.huggingface)
-
-
-class DomainsFrom(Settings):
-    """Domains that are discovered instead of listed: a column of files or of one Hugging Face data set, clusters of documents, or the text of this Python
-    environment."""
-
-    files: tuple[str, ...] = ()
-    huggingface: str | None = None
-    clusters: ClustersConfig | None = None
-    name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    domain_column: str | None = None
-    only: tuple[DomainName, ...] = ()
-    python_environment: bool = False
-    bytes_per_domain: PositiveInt = 2_000_000
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DomainsFrom:
-        if bool(self.files) + bool(self.huggingface) + (self.clusters is not None) + self.python_environment != 1:
-            raise ValueError("give either files or huggingface (with domain_column), or clusters, or python_environment: true")
-        if (self.files or self.huggingface) and not self.domain_column:
-            raise ValueError("files and huggingface need domain_column, the column that names the domain (dots reach into nested fields), or use clusters")
-        if self.clusters is not None and (self.only or self.domain_column):
-            raise ValueError("clusters have names of their own: remove only and domain_column (within is the column that clusters are found within)")
-        return self
-
-
-class TokenizerTraining(Settings):
-    """Byte-level BPE trained on an equal share of every domain."""
-
-    vocab_size: Annotated[int, Field(ge=300, le=1_000_000)] = 8192
-    bytes_per_domain: PositiveInt = 4_000_000
-
-
-class TokenizerConfig(Settings):
-    """A pretrained tokenizer (hub name or folder) or one trained on the corpus."""
-
-    train: TokenizerTraining | None = None
-    pretrained: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TokenizerConfig:
-        if (self.train is None) == (self.pretrained is None):
-            raise ValueError("give either train: {vocab_size: …} or pretrained: NAME")
-        return self
-
-
-class CorpusConfig(Settings):
-    """The text, how it becomes tokens, and what is held out: at most `heldout_tokens` of each domain in each of valid and test.
-
-    `tokens_per_domain` is how much of a domain is read to be trained on, beside what is held out: a number; null, all of it; or auto, what the experiment
-    needs of it (`Experiment.reads`).
-
-    A domain with fewer than two distinct held-out documents is trained on and not measured, or with `require_heldout` refused. `targets` are texts that every
-    model is measured on and none is trained on.
-    """
-
-    domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)
-    domains_from: DomainsFrom | None = None
-    targets: dict[DomainName, TargetConfig] = Field(default_factory=dict)
-    text_column: str = "text"
-    tokens_per_domain: Literal["auto"] | PositiveInt | None = "auto"
-    tokenizer: TokenizerConfig = TokenizerConfig(train=TokenizerTraining())
-    row_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = 512
-    heldout_fraction: Fraction = 0.05
-    heldout_tokens: Annotated[int, Field(ge=2)] = 1 << 20
-    require_heldout: bool = False
-    max_repetition: PositiveFloat | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> CorpusConfig:
-        if bool(self.domains) == (self.domains_from is not None):
-            raise ValueError("give either domains or domains_from")
-        if both := [name for name in self.targets if name in self.domains]:
-            raise ValueError(f"targets.{both[0]} is also a domain; a target is never trained on: choose another name, or leave the domain out")
-        return self
 
 
 class BudgetConfig(Settings):
@@ -198,16 +59,26 @@ class QuestionConfig(Settings):
     constraints: ConstraintsConfig
 
 
-class CorpusChanges(Settings):
-    """What `extend` adds to an experiment's domains, or leaves out of them (null)."""
+class LoraConfig(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on linear maps of a pretrained model whose own weights stay as they are: W + alpha / rank * B A.
 
-    domains: Annotated[dict[DomainName, DomainConfig | None], Field(min_length=1)]
+    `alpha`: null takes twice the rank. `targets`: how the names of the maps end (`q_proj`, `attn.c_proj`); none takes every linear map of the blocks.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat | None = None
+    targets: tuple[str, ...] = ()
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
 
 
 class ModelConfig(Settings):
     """A fresh GPT-2 layout decoder, by a preset's name or by layers, heads and width; or a causal LM that others trained, by folder, GGUF file or hub name.
 
-    Code that lies beside the weights of such a model is run only with `allow_remote_code`.
+    Code that lies beside the weights of such a model is run only with `allow_remote_code`. With `lora` it is not trained itself, but adapters beside it.
     """
 
     preset: str | None = None
@@ -216,10 +87,13 @@ class ModelConfig(Settings):
     width: PositiveInt | None = None
     pretrained: str | None = None
     allow_remote_code: bool = False
+    lora: LoraConfig | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> ModelConfig:
         shape = (self.layers, self.heads, self.width)
+        if self.lora is not None and self.pretrained is None:
+            raise ValueError("lora trains adapters beside a pretrained model; give pretrained: NAME, or remove lora")
         if self.allow_remote_code and self.pretrained is None:
             raise ValueError("allow_remote_code is for a pretrained model; remove it")
         if self.pretrained is not None:
@@ -310,9 +184,21 @@ class ProxyChanges(Settings):
     warmup_steps: NonNegativeInt | None = None
     schedule_steps: PositiveInt | None = None
 
+    @field_validator("model")
+    @classmethod
+    def _whole_model(cls, model: ModelConfig | None) -> ModelConfig | None:
+        return refuse_lora(model)
+
     def applied_to(self, training: TrainingConfig) -> TrainingConfig:
         """The training with what is given here in its place; raises `UserError` when the two do not fit each other."""
         return validate(TrainingConfig, {**training.model_dump(), **self.model_dump(exclude_none=True)}, "proxy")
+
+
+def refuse_lora(model: ModelConfig | None) -> ModelConfig | None:
+    """The model itself; raises `ValueError` where adapters are asked for beside a proxy."""
+    if model is not None and model.lora is not None:
+        raise ValueError("lora is for base.model; a proxy is trained whole, or taken as it is with steps: 0; remove lora")
+    return model
 
 
 class EmbeddingConfig(Settings):
@@ -338,21 +224,3 @@ class Resources(Settings):
     proxies_per_gpu: PositiveInt = 4
     wait_seconds: NonNegativeFloat = 0
     max_failures: NonNegativeInt = 3
-
-
-def load_changes(path: str | Path) -> CorpusChanges:
-    """Read the domains that `extend` adds or leaves out.
-
-    Raises:
-        UserError: as for an experiment file.
-    """
-    return validate(CorpusChanges, read_yaml(path), str(path))
-
-
-def check_domain_name(name: str) -> str:
-    """The name itself; raises `ValueError` for one that tables or folders cannot carry."""
-    if name == "all":
-        raise ValueError("'all' names the average over domains in every table; choose another name")
-    if name in (".", "..") or len(quote(name, safe="")) > 200:
-        raise ValueError("the name cannot be a folder's; choose a shorter or plainer one")
-    return name

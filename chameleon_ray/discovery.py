@@ -13,8 +13,9 @@ from typing import Literal
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, Reads, TrainJob, start_of
-from chameleon_ray.config import ClustersConfig, CorpusConfig, TokenizerConfig, TrainingConfig
+from chameleon_ray.config import TrainingConfig
 from chameleon_ray.corpus.sources import TEXT
+from chameleon_ray.corpus_config import ClustersConfig, CorpusConfig, TokenizerConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import SMALL_TEXT_BYTES, Experiment
 from chameleon_ray.mixing.proxy import check_layer_number

@@ -14,9 +14,10 @@ import numpy as np
 
 from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, ModelConfig, Precision, TokenizerConfig
+from chameleon_ray.config import EmbeddingConfig, ModelConfig, Precision
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
+from chameleon_ray.corpus_config import CorpusConfig, TokenizerConfig
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.devices import Device
 from chameleon_ray.places import Place, layer_of
@@ -315,7 +316,11 @@ class DryBackend:
         if job.training.steps == 0 or is_complete(run.address):
             (model,) = self.real.train_many(corpus, [job])
             return model
-        details = {key: job.start.details[key] for key in ("architecture", "context")} if job.start else {"training": job.training.model_dump(mode="json")}
+        details = (
+            {key: job.start.details[key] for key in ("architecture", "linear_maps", "context")}
+            if job.start
+            else {"training": job.training.model_dump(mode="json")}
+        )
         return TrainedModel(run.address, run.digest, dict(job.weights), corpus.vocab_size, corpus.tokenizer_sha256, Cost(), details)
 
     def _swarm_item(self, corpus: TokenCorpus, missing: Sequence[TrainJob], split: str, tokens_per_domain: int, what: str) -> Item:

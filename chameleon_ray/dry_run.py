@@ -11,7 +11,8 @@ from itertools import groupby
 
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import Backend, TrainJob, Work, start_of
-from chameleon_ray.config import ConstraintsConfig, CorpusChanges
+from chameleon_ray.config import ConstraintsConfig
+from chameleon_ray.corpus_config import CorpusChanges
 from chameleon_ray.dry_backend import DryBackend, Item
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
@@ -73,6 +74,8 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
             known = replace(mixture or uniform_mixture(corpus), label=job.label)
             bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
     models = dry.note_trials(corpus, bases, SPLITS)
+    if (start := start_of(experiment.base, corpus, dry, "base")) is not None:
+        dry.evaluate([start], corpus, SPLITS)
     is_known = all(known for _, known in bases.values()) and len(possible) == len(fits)
     dry.note_report(report_address(experiment, models, {}, dry) if is_known else None)
 

@@ -17,20 +17,19 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.backend import Reads
-from chameleon_ray.config import (
-    BudgetConfig,
-    ConstraintsConfig,
-    CorpusConfig,
-    EmbeddingConfig,
-    QuestionConfig,
-    Resources,
-    TrainingConfig,
-)
+from chameleon_ray.config import BudgetConfig, ConstraintsConfig, EmbeddingConfig, QuestionConfig, Resources, TrainingConfig, refuse_lora
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.formula import Stage
 from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.methods import METHODS
-from chameleon_ray.settings import Label, NonNegativeInt, Settings, apply_override, first_line, nearest, read_yaml, validate
+from chameleon_ray.settings import Label, NonNegativeInt, Settings, apply_override, first_line, nearest, read_yaml, set_key, validate
 
+# What is compared where a file names no methods. When finetuning also what pretraining would weigh, as the paper's control (tables 18 and 19).
+COMPARED: dict[Stage, dict[str, dict[str, Any]]] = {
+    "pretrain": {"uniform": {}, "chameleon": {}},
+    "finetune": {"uniform": {}, "alpha_ft": {"method": "chameleon"}, "alpha_pt": {"method": "chameleon", "stage": "pretrain"}},
+}
 SMALL_TEXT_BYTES = 256 << 20  # a corpus of so much text is read in less time than its proxy trains
 
 
@@ -48,11 +47,15 @@ class Sweep(Settings):
 class Experiment(Settings):
     """One experiment file.
 
+    `stage`: pretrain, or finetune: base models then go on from a pretrained one, which also embeds the domains unless another proxy is given, and scores
+    make weights as they do for finetuning (section 4.3 of the paper).
+
     `seeds` are those of the base models, and the first decides everything else. With `fit_every_seed` every method is fitted anew with each of them, its
     proxies and swarms included, and a seed's base model trains on that seed's mixture: what is said of seeds then holds for fits too.
     """
 
     name: Label
+    stage: Stage = "pretrain"
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     fit_every_seed: bool = False
     storage: str = "runs"
@@ -62,7 +65,7 @@ class Experiment(Settings):
     base: TrainingConfig
     budget: BudgetConfig | None = None
     constraints: ConstraintsConfig = ConstraintsConfig()
-    methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda: dict[str, dict[str, Any]](uniform={}, chameleon={}))
+    methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda found: COMPARED[found.get("stage", "pretrain")])
     sweep: Sweep | None = None
     resources: Resources = Resources()
 
@@ -72,6 +75,12 @@ class Experiment(Settings):
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds must differ from each other, found {list(seeds)}")
         return seeds
+
+    @field_validator("proxy")
+    @classmethod
+    def _whole_proxy(cls, proxy: TrainingConfig) -> TrainingConfig:
+        refuse_lora(proxy.model)
+        return proxy
 
     @field_validator("base")
     @classmethod
@@ -84,12 +93,22 @@ class Experiment(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _tokenizer_of_the_proxy(cls, document: Any) -> Any:
-        """A pretrained proxy reads its own tokens: unless the corpus names a tokenizer, it gets that one."""
+    def _follow_the_pretrained(cls, document: Any) -> Any:
+        """A model that is finetuned embeds the domains itself, as it is, unless there is a proxy; and a pretrained model reads its own tokens: unless the
+        corpus names a tokenizer, it gets that one."""
         match document:
-            case {"proxy": {"model": {"pretrained": str(name)}}, "corpus": Mapping() as corpus} if "tokenizer" not in corpus:
+            case {"stage": "finetune", "base": {"model": {"pretrained": str()} as model}} if "proxy" not in document:
+                document = {**document, "proxy": {"model": {key: model[key] for key in ("pretrained", "allow_remote_code") if key in model}, "steps": 0}}
+        match document:
+            case {"corpus": Mapping() as corpus} if "tokenizer" not in corpus and (name := _pretrained(document)):
                 return {**document, "corpus": {**corpus, "tokenizer": {"pretrained": name}}}
         return document
+
+    @model_validator(mode="after")
+    def _finetuning_starts_from_a_model(self) -> Experiment:
+        if self.stage == "finetune" and self.base.model.pretrained is None:
+            raise ValueError("base.model: stage finetune goes on from a model that is trained already; give base.model: {pretrained: NAME}, or stage: pretrain")
+        return self
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -160,8 +179,8 @@ class Experiment(Settings):
             UserError: a key that does not exist, or a value that it does not take.
         """
         document = self.model_dump(mode="json", exclude={"sweep"})
-        if self.proxy.model.pretrained and document["corpus"]["tokenizer"]["pretrained"] == self.proxy.model.pretrained:
-            del document["corpus"]["tokenizer"]  # it follows the proxy
+        if (name := _pretrained(document)) and document["corpus"]["tokenizer"]["pretrained"] == name:
+            del document["corpus"]["tokenizer"]  # it follows the model
         for key, value in point.items():
             apply_override(document, f"{key}={json.dumps(value)}")
         return parse_experiment(document, f"sweep.grid at {describe(point)}")
@@ -178,10 +197,21 @@ class Experiment(Settings):
         method = settings.pop("method", label)
         if method not in METHODS:
             raise UserError(f"methods.{label}: unknown method {method!r}; known: {', '.join(METHODS)}{nearest(str(method), METHODS)}")
+        if "stage" in METHODS[method].model_fields:
+            settings.setdefault("stage", self.stage)
         try:
             return METHODS[method](**settings)
         except ValidationError as error:
             raise UserError(first_line(error, f"methods.{label}")) from None
+
+
+def _pretrained(document: Mapping[str, Any]) -> str | None:
+    """The pretrained model whose tokenizer an experiment follows: its proxy, or where that is fresh its base model."""
+    for section in ("proxy", "base"):
+        match document.get(section):
+            case {"model": {"pretrained": str(name)}}:
+                return name
+    return None
 
 
 def describe(point: Mapping[str, Any]) -> str:
@@ -195,13 +225,17 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
     Args:
         path: a YAML file.
-        overrides: `key.sub=value` strings; the value is read as YAML.
+        overrides: `key.sub=value` strings, the value being read as YAML; or `@FILE`, a YAML file of such keys with their values.
     Raises:
         UserError: unreadable file, unknown key, wrong value, or an environment variable that is not set.
     """
     document = read_yaml(path)
     for override in overrides:
-        apply_override(document, override)
+        if override.startswith("@"):
+            for key, value in read_yaml(override[1:]).items():
+                set_key(document, str(key), value, override)
+        else:
+            apply_override(document, override)
     return parse_experiment(document, source=str(path))
 
 

@@ -22,12 +22,13 @@ from pydantic import BaseModel
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Reads, TrainJob, rule_settings
-from chameleon_ray.config import CorpusConfig, TrainingConfig
+from chameleon_ray.config import LoraConfig, TrainingConfig
+from chameleon_ray.corpus_config import CorpusConfig
 
 # Of a training section: how it is computed, not what.
 NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_steps"})
 # Of a model: where it lies. Which one it is, and what of its own code is run, its digest says.
-NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code"}
+NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code", "lora"}
 
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
@@ -77,6 +78,7 @@ def corpus_digest(
         "sources": [list(source) for source in sources],
         "reads": asdict(reads) if reads else None,
         "seed": seed,
+        **_replaced(config),
     }
     return digest_of("corpus", content)
 
@@ -96,8 +98,14 @@ def clusters_digest(
         "layer": layer,
         "reads": asdict(reads) if reads else None,
         "seed": seed,
+        **_replaced(config),
     }
     return digest_of("clusters", content)
+
+
+def _replaced(config: CorpusConfig) -> dict[str, Any]:
+    """Pieces of the text that others stand for, in their order."""
+    return {"replace": [list(pair) for pair in config.replace.items()]} if config.replace else {}
 
 
 def model_digest(job: TrainJob, corpus: TokenCorpus) -> str:
@@ -121,7 +129,8 @@ def proxy_digest(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_doma
 def job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
     """What a run's result depends on."""
     training = training_content(job.training)
-    training["model"] = None if job.start else list(job.training.model.shape)
+    lora = job.training.model.lora
+    training["model"] = (lora and _lora_content(lora)) if job.start else list(job.training.model.shape)
     training["schedule_steps"] = job.training.horizon
     content = {"training": training, "weights": dict(sorted(job.weights.items())), "seed": job.seed, "corpus": corpus.digest}
     if job.rule is not None:
@@ -136,8 +145,14 @@ def job_content(job: TrainJob, corpus: TokenCorpus) -> dict[str, Any]:
 def training_content(training: TrainingConfig) -> dict[str, Any]:
     """A training section without what only says how it is computed."""
     content = training.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
+    lora = training.model.lora
     content["model"] = {key: value for key, value in content["model"].items() if key not in NOT_OF_THE_MODEL}
-    return content
+    return {**content, "lora": _lora_content(lora)} if lora else content
+
+
+def _lora_content(lora: LoraConfig) -> dict[str, Any]:
+    """Adapters, whatever way they were asked for."""
+    return {"rank": lora.rank, "scale": lora.scale, "targets": sorted(lora.targets)}
 
 
 def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int) -> str:

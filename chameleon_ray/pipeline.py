@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from chameleon_ray.artifacts import TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, TrainJob, start_of
-from chameleon_ray.config import CorpusChanges
 from chameleon_ray.corpus.tokenizer import check_reads
+from chameleon_ray.corpus_config import CorpusChanges
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.experiment import Experiment
@@ -61,8 +61,28 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     models = models_of(runs)
     if not models:
         raise UserError(next(iter({**failures, **failures_of(runs)}.values())))
-    data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, backend=backend)
+    before = measured_before(experiment, corpus, backend)
+    data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
     return Comparison(data, models, report_of(data, models, backend))
+
+
+def finetune(experiment: Experiment, backend: Backend) -> Comparison:
+    """Finetune the pretrained base model under every mixture and compare what comes out with each other and with the model before (section 4.3 of the paper).
+
+    The domains are embedded with that model itself; without `methods` uniform weights, those by the scores and those by their inverse are compared.
+
+    Raises:
+        UserError: an experiment of another stage, or what `compare` raises.
+    """
+    if experiment.stage != "finetune":
+        raise UserError(f"stage: {experiment.stage}, and finetuning is asked for; set stage: finetune")
+    return compare(experiment, backend)
+
+
+def measured_before(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> SplitLosses | None:
+    """Losses of the pretrained model that base models go on from; None where they start from scratch."""
+    start = start_of(experiment.base, corpus, backend, "base")
+    return backend.evaluate([start], corpus, SPLITS)[0] if start else None
 
 
 def checked_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:

@@ -9,8 +9,8 @@ from typing import Literal
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Reads, TrainJob
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.sources import Source
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.identity import clusters_digest, corpus_digest, embeddings_digest, losses_digest, model_digest, proxy_digest
 from chameleon_ray.models.architecture import Architecture, middle_layer
 from chameleon_ray.records import is_complete

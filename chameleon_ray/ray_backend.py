@@ -16,9 +16,10 @@ from chameleon_ray import storage
 from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.cache import check_cache
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, Resources
+from chameleon_ray.config import EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_documents, plan_sources
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
@@ -223,7 +224,10 @@ class RayBackend:
             return open_pretrained(name, self.root, where, allow_remote_code)
         if kind != "model":
             raise UserError(f"{where}: {name} holds finished {kind}, not a model; give the folder that `chameleon train` printed")
-        return described(replace(TrainedModel.load(place), allow_remote_code=allow_remote_code), where)
+        found = described(replace(TrainedModel.load(place), allow_remote_code=allow_remote_code), where)
+        if (base := found.details.get("adapters_of")) and self._find(base, where, allow_remote_code).digest != found.details["start"]:
+            raise UserError(f"{where}: {base} is not what it was when the adapters in {name} were trained beside it; put that model back, or train them again")
+        return found
 
     def _start(self) -> None:
         """Before work: make sure that what comes out of it can be kept, then start Ray."""

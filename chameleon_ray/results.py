@@ -18,7 +18,7 @@ from chameleon_ray.identity import report_digest
 from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixture import Mixture, Trajectory, averaged, total_cost
 from chameleon_ray.records import once, read_record
-from chameleon_ray.report import ReportData, write_report
+from chameleon_ray.report import BEFORE, ReportData, write_report
 
 SWEEP = pa.schema(
     [
@@ -43,6 +43,7 @@ def gather(
     fits: Mapping[tuple[str, int], Mixture],
     failures: Mapping[str, str],
     runs: Runs,
+    before: SplitLosses | None,
     backend: Backend,
 ) -> ReportData:
     """Everything that the report is made of.
@@ -50,6 +51,7 @@ def gather(
     Args:
         jobs: the mixtures that base models were trained for, the experiment's own first. swept: those of its sweep.
         fits: mixtures by label and seed. failures: of methods, by name.
+        before: losses of the model that base models went on from.
     """
     experiment, corpus = jobs[0].experiment, jobs[0].corpus
     mixtures = {label: averaged([mixture for (other, _), mixture in fits.items() if other == label]) for label, _ in fits}
@@ -61,6 +63,7 @@ def gather(
         corpus=corpus,
         mixtures=chosen,
         measurements=measurement_table(losses, corpus),
+        before=perplexity_measurements(BEFORE, experiment.seeds[0], before, corpus) if before else None,
         curves=_curves(models),
         embeddings=_embeddings(jobs, fits, backend),
         seconds=_seconds(corpus, chosen, models.values()),

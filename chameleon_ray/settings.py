@@ -80,7 +80,16 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     """Set `key.sub=value` in a mapping; the value is read as YAML. Raises UserError when it is not of that form."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise UserError(f"override {override!r}: expected key.sub=value")
+        raise UserError(f"override {override!r}: expected key.sub=value, or @FILE")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from None
+    set_key(document, key, value, override)
+
+
+def set_key(document: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Set a dotted key of a mapping, making the sections that it leads through; `override` is what errors call it. Raises UserError for what is none."""
     *parents, last = key.split(".")
     if not all((*parents, last)):
         raise UserError(f"override {override!r}: expected key.sub=value, found an empty part in {key!r}")
@@ -92,10 +101,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"override {override!r}: {parent} holds {child!r}, not a section")
         node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: the value is not valid YAML") from None
+    node[last] = value
 
 
 def _expand(value: Any, path: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus
 from chameleon_ray.backend import Backend
-from chameleon_ray.config import CorpusChanges, CorpusConfig, DomainConfig
+from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig, DomainConfig
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment

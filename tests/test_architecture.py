@@ -25,6 +25,7 @@ FLOORS = (
         "storage",
         "settings",
         "presets",
+        "corpus_config",
         "config",
         "limits",
         "tensors",
@@ -43,7 +44,7 @@ FLOORS = (
 )
 # What takes long to import, or need not be there: it may be imported inside a function, and so may our own modules that need it.
 HEAVY = {"ray", "torch", "transformers", "deepspeed", "datasets", "tokenizers", "lightgbm", "scipy", "umap", "matplotlib", "botocore"}
-HEAVY |= {"huggingface_hub", "gguf", "accelerate"}
+HEAVY |= {"huggingface_hub", "gguf", "peft"}
 MODULES = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
 
 

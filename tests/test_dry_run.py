@@ -13,7 +13,7 @@ import yaml
 
 from analysis.benchmarks import synthetic
 from chameleon_ray.cli import main
-from chameleon_ray.config import load_changes
+from chameleon_ray.corpus_config import load_changes
 from chameleon_ray.dry_backend import DryBackend, Item
 from chameleon_ray.dry_run import forecast, plan_compare, plan_evaluate, plan_extend, plan_mix, plan_train
 from chameleon_ray.errors import UserError

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from chameleon_ray import identity
 from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
 from chameleon_ray.backend import TrainJob
-from chameleon_ray.config import CorpusConfig, EmbeddingConfig, TrainingConfig
+from chameleon_ray.config import EmbeddingConfig, TrainingConfig
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
 from chameleon_ray.mixing.methods import METHODS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ import chameleon_ray
 from chameleon_ray import load_experiment
 from chameleon_ray.cli import app
 from chameleon_ray.experiment import Experiment, parse_experiment
+from chameleon_ray.mixing.published import PUBLISHED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted((REPOSITORY / "jobs").glob("*.yaml"))
@@ -27,6 +29,15 @@ def test_experiment_files_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert parse_experiment(experiment.model_dump(mode="json")) == experiment
 
 
+@pytest.mark.parametrize(("job", "text"), [("finetune_wiki40b", "wiki7"), ("finetune_stack", "stack7")])
+def test_finetuning_jobs_run_on_local_text(job: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAMELEON_DATA", "/anywhere")
+    hub, local = load_experiment(REPOSITORY / f"jobs/{job}.yaml"), load_experiment(REPOSITORY / f"jobs/{job}.yaml", [f"@{REPOSITORY}/jobs/local/{text}.yaml"])
+    assert tuple(hub.corpus.domains) == tuple(local.corpus.domains) == tuple(PUBLISHED[f"{job.removeprefix('finetune_')}_chameleon"].weights)
+    assert hub.stage == local.stage == "finetune" and hub.methods == local.methods
+    assert all(source.huggingface for source in hub.corpus.domains.values()) and all(source.files for source in local.corpus.domains.values())
+
+
 def test_there_are_experiment_files() -> None:
     assert {"quickstart.yaml", "pretrain7.yaml"} <= {path.name for path in EXPERIMENTS}
 
@@ -36,8 +47,8 @@ def test_every_key_of_the_experiment_file_is_explained_in_the_readme() -> None:
         found = set()
         for name, field in model.model_fields.items():
             found.add(name)
-            for inner in re.findall(r"chameleon_ray\.config\.(\w+)", str(field.annotation)):
-                found |= keys(getattr(chameleon_ray.config, inner))
+            for module, inner in re.findall(r"chameleon_ray\.(config|corpus_config)\.(\w+)", str(field.annotation)):
+                found |= keys(getattr(importlib.import_module(f"chameleon_ray.{module}"), inner))
         return found
 
     missing = sorted(key for key in keys(Experiment) if not re.search(rf"`[^`]*\b{key}\b[^`]*`", README))

@@ -11,10 +11,10 @@ import pytest
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, Embeddings
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.rows import Rows, open_shard, write_shard
 from chameleon_ray.corpus.sources import parts_of, plan_sources
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.records import is_complete, once, read_record

@@ -20,8 +20,9 @@ import torch
 from analysis.benchmarks import synthetic
 from analysis.benchmarks.measure import Outcome, interleaved, main, ratios
 from chameleon_ray.artifacts import TrainedModel
-from chameleon_ray.config import CorpusConfig, ModelConfig, Resources
+from chameleon_ray.config import ModelConfig, Resources
 from chameleon_ray.corpus.tokenizer import encode, load_tokenizer
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.embedding.documents import CHUNK_DOCUMENTS
 from chameleon_ray.models.architecture import middle_layer
 from chameleon_ray.models.hardware import detect

@@ -19,7 +19,8 @@ HELDOUT_TOKENS = 250_000
 def measured(patterns: dict[str, str], tokens: int, heldout_tokens: int) -> dict[str, tuple[int, int]]:
     """By domain the train tokens, and the bytes of text that were wanted."""
     from chameleon_ray.backend import Reads
-    from chameleon_ray.config import CorpusConfig, DomainConfig, Resources, TokenizerConfig, TokenizerTraining
+    from chameleon_ray.config import Resources
+    from chameleon_ray.corpus_config import CorpusConfig, DomainConfig, TokenizerConfig, TokenizerTraining
     from chameleon_ray.progress import Reporter
     from chameleon_ray.ray_backend import RayBackend
 

@@ -1,4 +1,4 @@
-"""Memory of tokenizing ten times as much text, over that of tokenizing the smaller amount.
+"""Memory of tokenizing five times as much text, over that of tokenizing the smaller amount, which fills what tasks hold at a time (`corpus/layout.py`).
 
 Memory is the peak over time of everything the Ray session holds, driver and object store included, nothing counted twice
 (`measure.tree_bytes`), less what the same session held when its workers had run a data set that does nothing. Every amount has a session of
@@ -18,7 +18,7 @@ from typing import Any
 from analysis.benchmarks.measure import Outcome, PeakMemory, in_fresh_process, main, tree_bytes
 
 BOUND = 1.15
-MEGABYTES = (50, 500)
+MEGABYTES = (200, 1000)
 NUM_DOMAINS = 5
 FILE_BYTES = 10_000_000
 VOCAB_SIZE = 4096
@@ -38,7 +38,8 @@ def write_text(folder: Path, num_bytes: int, file_bytes: int) -> None:
 def measured(folder: str) -> dict[str, float]:
     """Tokenize the files of a folder in a Ray session of this process; bytes at rest and at the peak, and seconds."""
     from analysis.benchmarks.ray_local import warm_workers
-    from chameleon_ray.config import CorpusConfig, DomainConfig, Resources, TokenizerConfig, TokenizerTraining
+    from chameleon_ray.config import Resources
+    from chameleon_ray.corpus_config import CorpusConfig, DomainConfig, TokenizerConfig, TokenizerTraining
     from chameleon_ray.progress import Reporter
     from chameleon_ray.ray_backend import RayBackend
     from chameleon_ray.ray_session import start_ray

@@ -16,8 +16,8 @@ import pyarrow as pa
 import zstandard
 
 from chameleon_ray import storage
-from chameleon_ray.config import HuggingFaceSource
 from chameleon_ray.corpus.formats import JSON_LINES, file_format
+from chameleon_ray.corpus_config import HuggingFaceSource
 from chameleon_ray.errors import UserError, one_line
 
 # What `datasets` and its file systems raise for a data set, split or file they cannot open or read.
@@ -37,7 +37,7 @@ class DataSet:
         files: of the split, local paths or hf:// addresses with their commit; empty where a builder makes the data otherwise.
         folder: what the addresses of the files begin with.
         readable: whether all files are in formats that are read here; otherwise `datasets` streams them.
-        options: what opens the split as a stream: name, split, revision (a commit where it lies on the hub).
+        options: what opens the split as a stream: name, data_dir, split, revision (a commit where it lies on the hub).
         num_shards: of the stream.
         num_records: of the split, where its card says so.
         builder: identity of a data set that has no files.
@@ -65,13 +65,16 @@ def find_data_set(where: str, source: HuggingFaceSource) -> DataSet:
 
     folder = Path(source.path).expanduser()
     address = str(folder.absolute()) if folder.is_dir() else source.path
-    options: dict[str, Any] = {"name": source.name, "split": source.split, "revision": source.revision}
+    options: dict[str, Any] = {"name": source.name, "data_dir": source.data_dir, "split": source.split, "revision": source.revision}
     try:
-        builder = load_dataset_builder(address, source.name, revision=source.revision)
+        builder = load_dataset_builder(address, source.name, data_dir=source.data_dir, revision=source.revision)
         num_shards = open_stream(address, options).num_shards
     except DATASETS_ERRORS as error:
         mistake = f"{source.path!r} cannot be opened (datasets: {one_line(error)})"
-        raise UserError(f"{where}: {mistake}; correct path, name, split or revision") from error
+        if _is_gated(error):
+            terms = f"accept its terms at https://huggingface.co/datasets/{source.path} and set a token of yours (hf auth login, or HF_TOKEN)"
+            raise UserError(f"{where}: {mistake}; {terms}") from error
+        raise UserError(f"{where}: {mistake}; correct path, name, data_dir, split or revision") from error
     groups = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     chosen = list(groups) if source.split == "all" else source.split.split("+")
     files = tuple(file for split in chosen for file in groups.get(split, ()))
@@ -90,7 +93,17 @@ def open_stream(address: str, options: Mapping[str, Any]) -> Any:
     """A split as a stream; raises one of `DATASETS_ERRORS`."""
     from datasets import load_dataset
 
-    return load_dataset(address, options["name"], split=options["split"], revision=options["revision"], streaming=True)
+    return load_dataset(address, options["name"], data_dir=options["data_dir"], split=options["split"], revision=options["revision"], streaming=True)
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """Whether the hub refused because nobody, or nobody who accepted its terms, asked."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403) or "gated" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _is_readable(builder: Any, files: tuple[str, ...]) -> bool:

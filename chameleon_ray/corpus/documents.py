@@ -68,13 +68,16 @@ def add_up(stats: Iterable[Mapping[str, DomainStats]]) -> dict[str, DomainStats]
     return total
 
 
-def make_document(domain: str, heldout: bool, value: bytes | str | None) -> Document | Skip:
-    """The document a stored value holds, or why it holds none; None, a null in the data, counts as empty.
+def make_document(domain: str, heldout: bool, value: bytes | str | None, replace: Iterable[tuple[str, str]] = ()) -> Document | Skip:
+    """The document a stored value holds, with pieces of it replaced, or why it holds none; None, a null in the data, counts as empty.
 
     Bytes are decoded strictly: replacement characters would train the model on what nobody wrote.
     """
     try:
-        text = normalise(value.decode() if isinstance(value, bytes) else value or "")
+        text = value.decode() if isinstance(value, bytes) else value or ""
+        for piece, other in replace:
+            text = text.replace(piece, other)
+        text = normalise(text)
         text.encode()
     except UnicodeDecodeError:
         return Skip(domain, Skipped.INVALID_UTF8)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
 from chameleon_ray.corpus.sources import UNKNOWN_BYTES, Source
 from chameleon_ray.corpus.token_bytes import bytes_per_token
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.counts import DomainCounts, Excerpt, SplitCounts
 
 MOST_LOOKS = 64  # sources, or files of one, whose beginnings are read

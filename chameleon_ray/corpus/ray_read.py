@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.buckets import Contents
 from chameleon_ray.corpus.documents import DomainStats, add_up
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
@@ -16,6 +15,7 @@ from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sampling import Estimate, Found, SourceSample, Stretches
 from chameleon_ray.corpus.sources import Part, Source, combined, manifest, parts_of
 from chameleon_ray.corpus.token_bytes import bytes_per_token
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Phase
 from chameleon_ray.ray_session import cluster_cpus

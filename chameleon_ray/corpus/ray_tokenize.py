@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.buckets import Contents, count, read_counts
 from chameleon_ray.corpus.documents import DomainStats
 from chameleon_ray.corpus.gather import condense_rest, gather_lane, gather_rest
@@ -34,6 +33,7 @@ from chameleon_ray.corpus.scatter import TokenizeSpec, tokenize_buckets
 from chameleon_ray.corpus.sources import Source
 from chameleon_ray.corpus.tokenizer import load_tokenizer
 from chameleon_ray.corpus.train_text import make_tokenizer, measure_quality, publish_tokenizer
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.counts import DomainCounts, Excerpt, Quality, SplitCounts
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Phase, Reporter

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import zstandard
 
 from chameleon_ray import storage
-from chameleon_ray.config import check_domain_name
 from chameleon_ray.corpus.data_sets import DATASETS_ERRORS, open_stream
 from chameleon_ray.corpus.documents import Document, Skip, make_document
 from chameleon_ray.corpus.formats import file_format
 from chameleon_ray.corpus.python_environment import document_bytes
 from chameleon_ray.corpus.sources import File, Origin, Part
+from chameleon_ray.corpus_config import check_domain_name
 from chameleon_ray.errors import UserError, one_line
 
 _STRING_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "null")
@@ -79,7 +79,7 @@ def documents(origin: Origin, records: Iterable[Record]) -> Iterator[Document | 
         domain = origin.domain if record.domain is None else record.domain
         assert domain is not None
         if not origin.only or domain in origin.only:
-            yield make_document(domain, origin.heldout, record.value)
+            yield make_document(domain, origin.heldout, record.value, origin.replace)
 
 
 def _records(part: Part, file: File, columns: Columns) -> Iterator[Record]:

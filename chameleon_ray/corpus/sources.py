@@ -14,11 +14,11 @@ from typing import Any, Literal
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Clusters
 from chameleon_ray.backend import Reads
-from chameleon_ray.config import CorpusConfig, HuggingFaceSource
 from chameleon_ray.corpus.data_sets import find_data_set
 from chameleon_ray.corpus.formats import KNOWN, file_format, is_plain, likely_text_bytes
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, MARGIN
 from chameleon_ray.corpus.python_environment import environment_files
+from chameleon_ray.corpus_config import CorpusConfig, HuggingFaceSource
 from chameleon_ray.errors import UserError, naming
 
 _MAX_PART_BYTES = 16 << 20  # small files are read together, so that 100,000 text files are not as many worker tasks
@@ -52,7 +52,8 @@ class Origin:
         domain: None when each record names its domain, in the column `domain_column`.
         kind: "files" are read by their extension; of "environment" each file is one document; "stream" is a data set that `datasets` reads.
         only: the domains that are wanted, where records name them; all when empty.
-        options: of "stream": name, split, revision, num_shards; the address of a file ends with the number of its shard.
+        options: of "stream": name, data_dir, split, revision, num_shards; the address of a file ends with the number of its shard.
+        replace: pieces of text, and what stands for each.
     """
 
     domain: str | None
@@ -61,6 +62,7 @@ class Origin:
     domain_column: str | None = None
     only: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    replace: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,12 @@ def documents_of(config: CorpusConfig) -> CorpusConfig:
     """What to read of a corpus whose domains are to be found: its documents, by the column that clusters are found within."""
     found = config.domains_from and config.domains_from.clusters
     assert found
-    given = {"text_column": config.text_column, "tokenizer": config.tokenizer.model_dump(exclude_none=True), "row_tokens": config.row_tokens}
+    given = {
+        "text_column": config.text_column,
+        "replace": config.replace,
+        "tokenizer": config.tokenizer.model_dump(exclude_none=True),
+        "row_tokens": config.row_tokens,
+    }
     if found.within is None:
         return CorpusConfig.model_validate({**given, "domains": {TEXT: found.source}})
     data_set = found.huggingface
@@ -208,14 +215,18 @@ class _Plan:
             if shared := {file.address for file in files} & {file.address for file in heldout}:
                 raise UserError(f"{where}.heldout: {min(shared)} is also in files; a file is held out or trained on, narrow one pattern")
             if config.huggingface is not None:
-                self._add_data_set(f"{where}.huggingface", config.huggingface, Origin(name), k, not heldout)
+                self._add_data_set(f"{where}.huggingface", config.huggingface, Origin(name), k, not config.heldout and not config.heldout_split)
+                if config.heldout_split:
+                    held_out = config.huggingface.model_copy(update={"split": config.heldout_split})
+                    self._add_data_set(f"{where}.heldout_split", held_out, Origin(name, heldout=True), k)
             self._add(Origin(name), files, k, not heldout)
             self._add(Origin(name, heldout=True), heldout, k)
         if discovered is None:
             return
         origin = Origin(None, domain_column=discovered.domain_column, only=discovered.only)
         if discovered.huggingface is not None:
-            source = HuggingFaceSource(path=discovered.huggingface, name=discovered.name, split=discovered.split, revision=discovered.revision)
+            given = discovered.model_dump(include={"name", "data_dir", "split", "revision"})
+            source = HuggingFaceSource(path=discovered.huggingface, **given)
             self._add_data_set("corpus.domains_from.huggingface", source, origin, len(discovered.only) or None, True)
         elif discovered.files:
             self._add(origin, _matches("corpus.domains_from.files", discovered.files, self._listings), len(discovered.only) or None, True)
@@ -274,7 +285,7 @@ class _Plan:
         """
         if not files:
             return
-        source = Source(len(self.sources), origin, tuple(files))
+        source = Source(len(self.sources), replace(origin, replace=tuple(self._corpus.replace.items())), tuple(files))
         wanted = self._wanted(source, num_domains, splits)
         if origin.kind != "stream":
             with ThreadPoolExecutor(8) as pool:

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from chameleon_ray import storage
-from chameleon_ray.config import HuggingFaceSource, check_domain_name
 from chameleon_ray.corpus.data_sets import find_data_set
 from chameleon_ray.corpus.formats import KNOWN, file_format, likely_text_bytes
 from chameleon_ray.corpus.readers import decompressed
+from chameleon_ray.corpus_config import HuggingFaceSource, check_domain_name
 from chameleon_ray.errors import UserError
 
 SPLITS = {

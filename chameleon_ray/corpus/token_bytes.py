@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from chameleon_ray.config import TokenizerConfig
 from chameleon_ray.corpus.documents import Document
 from chameleon_ray.corpus.sampling import SourceSample
 from chameleon_ray.corpus.sources import Source
 from chameleon_ray.corpus.stretches import StretchReading
 from chameleon_ray.corpus.tokenizer import encode, load_tokenizer, train_tokenizer
+from chameleon_ray.corpus_config import TokenizerConfig
 from chameleon_ray.errors import UserError
 
 ALL_BYTES = 16 << 20

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
-from chameleon_ray.config import TokenizerConfig
+from chameleon_ray.corpus_config import TokenizerConfig
 from chameleon_ray.errors import UserError, one_line
 
 END_OF_DOCUMENT = "<|endoftext|>"

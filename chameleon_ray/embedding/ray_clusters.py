@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TrainedModel
-from chameleon_ray.config import CorpusConfig, Resources
+from chameleon_ray.config import Resources
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
 from chameleon_ray.corpus.ray_read import Reading, read_into_buckets
 from chameleon_ray.corpus.ray_stream import through_pool
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sources import Source, documents_of
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.counts import Excerpt
 from chameleon_ray.embedding.clusters import PASSES, TINY, WORD_DOCUMENTS, Array, Directions, MiniBatches, begin, merged, names_of, sample_of, telling_words
 from chameleon_ray.embedding.documents import (

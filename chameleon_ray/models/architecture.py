@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import ModelConfig
+from chameleon_ray.models.adapters import adapter_parameters
 
 
 def middle_layer(num_layers: int) -> int:
@@ -26,6 +27,7 @@ class Architecture:
         last_products, last_width: multiply-adds per token, and width of the input, of a block's last projection; 0 where its mean cannot be taken first.
         head_products: multiply-adds per token of the output head.
         kept_numbers: what autograd keeps of a token in one block.
+        adapter_products: multiply-adds per token of the low-rank adapters of one block, and their parameters; where there are any, nothing else is trained.
     """
 
     layers: int
@@ -37,6 +39,7 @@ class Architecture:
     last_width: int
     head_products: int
     kept_numbers: int
+    adapter_products: int = 0
 
     @classmethod
     def gpt2(cls, config: ModelConfig, vocab_size: int, row_tokens: int) -> Architecture:
@@ -62,7 +65,8 @@ class Architecture:
     def of(cls, job: TrainJob, corpus: TokenCorpus) -> Architecture:
         """Of the model that a job trains."""
         if job.start is not None:
-            return cls.of_trained(job.start, corpus.row_tokens)
+            found, lora = cls.of_trained(job.start, corpus.row_tokens), job.training.model.lora
+            return replace(found, adapter_products=adapter_parameters(lora, job.start) // found.layers) if lora else found
         return cls.gpt2(job.training.model, corpus.vocab_size, corpus.row_tokens)
 
     @classmethod
@@ -72,10 +76,19 @@ class Architecture:
             return cls(**model.details["architecture"])
         return cls.gpt2(ModelConfig(**model.details["training"]["model"]), model.vocab_size, row_tokens)
 
+    @property
+    def adapters(self) -> int:
+        """Parameters of the adapters of all blocks."""
+        return self.layers * self.adapter_products
+
+    @property
+    def trained_parameters(self) -> int:
+        """Those that the optimizer changes."""
+        return self.adapters or self.num_parameters
+
     def forward_flops(self, row_tokens: int, head: bool = True, layers: int | None = None) -> float:
-        """Operations of all matrix products of one forward pass through some blocks, by default all of them, per token. Training takes three times as much:
-        forward, and two products in backward."""
-        per_layer = 2 * self.block_products + 4 * row_tokens * self.query_width
+        """Operations of all matrix products of one forward pass through some blocks, by default all of them, per token."""
+        per_layer = 2 * (self.block_products + self.adapter_products) + 4 * row_tokens * self.query_width
         return float((self.layers if layers is None else layers) * per_layer + (2 * self.head_products if head else 0))
 
     def embedding_flops(self, layer: int, row_tokens: int) -> float:
@@ -87,5 +100,10 @@ class Architecture:
         return blocks - 2 * self.last_products * (1 - 1 / row_tokens) + 2 * (self.width + self.last_width)
 
     def training_flops(self, tokens: int, row_tokens: int) -> float:
-        """Operations of training on so many tokens, output head included."""
-        return 3 * self.forward_flops(row_tokens) * tokens
+        """Operations of training on so many tokens, output head included: forward, and in backward two products for each of its own.
+
+        Of a map that is frozen only one of the two, the gradient of its input: beside adapters a third of the linear maps' work is saved, and none of
+        attention's. (The first block's input needs no gradient either; that is a part in some hundred, and counted.)
+        """
+        frozen = 2 * (self.layers * self.block_products + self.head_products) if self.adapter_products else 0
+        return (3 * self.forward_flops(row_tokens) - frozen) * tokens

@@ -89,7 +89,7 @@ class _HeadLosses(torch.autograd.Function):
         losses_of, _ = _elementwise(hidden.device.type)
         logits = F.linear(hidden, weight, bias)
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.logits, ctx.has_bias = logits, bias is not None
+        ctx.logits = logits
         return torch.cat([losses_of(logits[part], targets[part]) for part in _parts(logits, len(weight))])
 
     @staticmethod
@@ -100,7 +100,8 @@ class _HeadLosses(torch.autograd.Function):
         _, differentiate = _elementwise(hidden.device.type)
         for part in _parts(logits, len(weight)):
             differentiate(logits[part], targets[part], gradient[part])
-        return logits @ weight, logits.T @ hidden, logits.sum(dim=0) if ctx.has_bias else None, None
+        of_hidden, of_weight, of_bias, _ = ctx.needs_input_grad  # beside adapters the head is frozen
+        return logits @ weight if of_hidden else None, logits.T @ hidden if of_weight else None, logits.sum(dim=0) if of_bias else None, None
 
 
 def _parts(rows: torch.Tensor, vocab_size: int) -> Iterator[slice]:

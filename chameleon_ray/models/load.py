@@ -1,7 +1,8 @@
-"""Models in Hugging Face layout, opened from a folder: whole, or only as far as a layer."""
+"""Models in Hugging Face layout, opened from a folder: whole, or only as far as a layer; of adapters' folders with the model that they belong to."""
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from chameleon_ray import storage
+from chameleon_ray.artifacts import TrainedModel
+from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer
 from chameleon_ray.errors import UserError
+from chameleon_ray.models.adapters import ADAPTER_CONFIG, base_of, merged
 from chameleon_ray.models.compiled import blocks_of
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
@@ -22,19 +26,34 @@ FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 def load_losses(address: str, hardware: Hardware, allow_remote_code: bool = False) -> TokenLosses:
     """The losses of the model at an address, which is used and not trained: in eval mode on the device, without gradients."""
     folder = storage.local_directory(address)
-    model = _loaded(AutoModelForCausalLM, folder, allow_remote_code, dtype=hardware.dtype)
+    model = _whole(folder, allow_remote_code, hardware.dtype)
     return TokenLosses(model.to(hardware.device).eval().requires_grad_(False), probe=True).eval()
 
 
 def load_to_train(folder: str, allow_remote_code: bool = False) -> PreTrainedModel:
     """The causal LM in a folder as it is to be trained further: on the CPU in fp32, without dropout, so that a resumed run repeats an uninterrupted one."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
+    config = AutoConfig.from_pretrained(_without_adapters(folder), trust_remote_code=allow_remote_code)
     for name in vars(config):
         if name.endswith(("dropout", "_pdrop", "_dropout_prob")) and isinstance(getattr(config, name), float):
             setattr(config, name, 0.0)
     config.use_cache = False
-    model = _loaded(AutoModelForCausalLM, folder, allow_remote_code, config=config, dtype=torch.float32)
-    return model.train()
+    return _whole(folder, allow_remote_code, torch.float32, config=config).train()
+
+
+def save_merged(model: TrainedModel, out: str) -> None:
+    """Write a model with its tokenizer to an address as an ordinary folder in fp32 that needs no `peft`: adapters are merged into the weights.
+
+    Raises:
+        UserError: there is something already.
+    """
+    if storage.exists(out):
+        raise UserError(f"--out: {out} is there already; give a new folder")
+    folder = storage.local_directory(model.address)
+    whole = _whole(folder, model.allow_remote_code, torch.float32)
+    with tempfile.TemporaryDirectory() as merged_folder:
+        whole.save_pretrained(merged_folder, safe_serialization=True)
+        save_tokenizer(*load_tokenizer(folder), merged_folder)
+        storage.publish(merged_folder, out)
 
 
 def load_truncated(folder: str, layer: int, hardware: Hardware, allow_remote_code: bool = False) -> PreTrainedModel:
@@ -44,23 +63,44 @@ def load_truncated(folder: str, layer: int, hardware: Hardware, allow_remote_cod
     Raises:
         UserError: the model has fewer blocks, or lacks weights.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
+    config = AutoConfig.from_pretrained(_without_adapters(folder), trust_remote_code=allow_remote_code)
     if not 1 <= layer <= config.num_hidden_layers:
         raise UserError(f"embedding.layer: {layer} but the model in {folder} has {config.num_hidden_layers} layers; choose 1 to {config.num_hidden_layers}")
-    by_depth = any(getattr(config, name, None) for name in DEPTH_IN_FORMULAE)
-    if not by_depth:
+    if base_of(folder) is not None or any(getattr(config, name, None) for name in DEPTH_IN_FORMULAE):
+        model = _whole(folder, allow_remote_code, hardware.dtype).base_model
+        del blocks_of(model)[layer:]
+        model.config.num_hidden_layers = layer
+    else:
         for name, value in vars(config).items():
             if isinstance(value, list) and len(value) == config.num_hidden_layers:  # families whose blocks differ list them
                 setattr(config, name, value[:layer])
         config.num_hidden_layers = layer
-    model = _loaded(AutoModel, folder, allow_remote_code, config=config, dtype=hardware.dtype)
-    if by_depth:
-        del blocks_of(model)[layer:]
-        model.config.num_hidden_layers = layer
+        model = _loaded(AutoModel, folder, allow_remote_code, config=config, dtype=hardware.dtype)
     for norm in FINAL_NORMS:
         if hasattr(model, norm):
             setattr(model, norm, nn.Identity())
     return model.to(hardware.device).eval()
+
+
+def _whole(folder: str, allow_remote_code: bool, dtype: torch.dtype, **options: Any) -> Any:
+    """The causal LM in a folder; one of adapters is merged in fp32, whatever comes out."""
+    base = base_of(folder)
+    if base is None:
+        return _loaded(AutoModelForCausalLM, folder, allow_remote_code, dtype=dtype, **options)
+    return merged(_whole(_model_of_adapters(base, folder), allow_remote_code, torch.float32, **options), folder).to(dtype)
+
+
+def _without_adapters(folder: str) -> str:
+    """The folder of the model itself."""
+    base = base_of(folder)
+    return folder if base is None else _without_adapters(_model_of_adapters(base, folder))
+
+
+def _model_of_adapters(address: str, folder: str) -> str:
+    """The local folder of the model that adapters belong to."""
+    if not storage.exists(address):
+        raise UserError(f"{folder}: the model that its adapters belong to is not at {address}; put it back, or correct its place in {ADAPTER_CONFIG}")
+    return storage.local_directory(address)
 
 
 def _loaded(kind: Any, folder: str, allow_remote_code: bool, **options: Any) -> Any:

@@ -5,7 +5,8 @@ Sizes are in bytes. L layers of width w, rows of T tokens, a vocabulary of V, e 
     activations   (a L + w) T e      what autograd keeps of a row: a numbers per token and block (16 w in the paper's layout), and the last norm's input
     recomputed    (w L + a + w) T e  the same if only the inputs of blocks are kept and one block at a time is computed again
     logits        e T V              logits, and in their place their gradients (`head.py`); beside them a part in fp32
-    states        16 N               parameters, gradients and AdamW's two moments of N parameters in fp32; 20 N with bf16 and fp32 masters; with ZeRO a bucket
+    states        16 N               parameters, gradients and AdamW's two moments of N parameters in fp32; 20 N with bf16 and fp32 masters; with ZeRO a bucket;
+                                     of what is frozen beside adapters e N
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ def effective_stage(zero_stage: int, number_bytes: int) -> int:
     return max(zero_stage, 1) if number_bytes < 4 else zero_stage
 
 
-def bucket(num_parameters: int) -> int:
+def bucket(trained_parameters: int) -> int:
     """Numbers of a gradient that ZeRO reduces at a time, in fp32."""
-    return min(BUCKET, num_parameters)
+    return min(BUCKET, trained_parameters)
 
 
 def state_bytes(model: Architecture, number_bytes: int, zero_stage: int, world_size: int) -> int:
-    """Parameters, gradients and the optimizer's states on one worker; ZeRO 1, 2 and 3 cut the optimizer's, the gradients' and the parameters' share, and
-    keep a bucket."""
-    total = model.num_parameters
+    """Parameters, and of those that are trained gradients and the optimizer's states, on one worker; ZeRO 1, 2 and 3 cut the optimizer's, the gradients' and
+    the parameters' share, and keep a bucket."""
+    held, trained = model.num_parameters + model.adapters, model.trained_parameters
     zero_stage = effective_stage(zero_stage, number_bytes)
     parameters, gradients = (4, 4) if number_bytes >= 4 else (2, 6)
     optimizer = 8 if number_bytes >= 4 else 12
     shares = (world_size if zero_stage >= stage else 1 for stage in (3, 2, 1))
-    per_parameter = sum(part / share for part, share in zip((parameters, gradients, optimizer), shares, strict=True))
-    return int(total * per_parameter) + (4 * bucket(total) if zero_stage else 0)
+    total = sum(part / share for part, share in zip((held * parameters, trained * gradients, trained * optimizer), shares, strict=True))
+    return int(total) + (4 * bucket(trained) if zero_stage else 0)
 
 
 def free_bytes(hardware: Hardware) -> int:

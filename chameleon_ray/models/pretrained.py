@@ -55,10 +55,11 @@ def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = 
 
 def described(model: TrainedModel, where: str) -> TrainedModel:
     """The model with its architecture, and the tokens that it reads at most, in its details."""
-    if "architecture" in model.details:
+    if {"architecture", "linear_maps"} <= model.details.keys():
         return model
     config = read_config(storage.local_directory(model.address), where, model.allow_remote_code)
-    found = {"architecture": asdict(architecture_of(config, where, model.allow_remote_code)), "context": _context(config)}
+    skeleton = laid_out(config, where, model.allow_remote_code)
+    found = {"architecture": asdict(architecture_of(skeleton)), "linear_maps": linear_maps(skeleton), "context": _context(config)}
     return replace(model, details={**model.details, **found})
 
 
@@ -90,28 +91,53 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
         raise UserError(f"{where}: {folder}: {one_line(error)}") from None
 
 
-def architecture_of(config: Any, where: str, allow_remote_code: bool = False) -> Architecture:
-    """Shape of a decoder of any family, from its modules laid out without memory.
+def laid_out(config: Any, where: str, allow_remote_code: bool = False) -> Any:
+    """The causal LM of a configuration without memory for its weights.
 
     Raises:
         UserError: a model that is no decoder with a list of blocks, so that there is no hidden state to embed with.
     Cost: seconds for models of tens of blocks.
     """
     import torch
-    from torch import nn
     from transformers import AutoModelForCausalLM
+
+    from chameleon_ray.models.compiled import blocks_of
+
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
+        blocks_of(model.base_model)
+        _head_width(config)
+    except (ValueError, AttributeError, StopIteration, ImportError):
+        raise UserError(f"{where}: {config.model_type} is no decoder with a list of blocks, so that it has no hidden states to embed with") from None
+    return model
+
+
+def linear_maps(model: Any) -> dict[str, int]:
+    """Linear maps of a decoder's blocks, as they are called within a block -> numbers in and out, summed over blocks."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from chameleon_ray.models.compiled import blocks_of
+
+    found: dict[str, int] = {}
+    for block in blocks_of(model.base_model):
+        for name, module in block.named_modules():
+            if isinstance(module, (nn.Linear, Conv1D)):
+                found[name] = found.get(name, 0) + sum(module.weight.shape)
+    return found
+
+
+def architecture_of(model: Any) -> Architecture:
+    """Shape of a decoder of any family, from its modules."""
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     from chameleon_ray.models.compiled import blocks_of
     from chameleon_ray.models.pooling import last_projection
 
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
-        blocks = blocks_of(model.base_model)
-        heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    except (ValueError, AttributeError, StopIteration, ImportError):
-        raise UserError(f"{where}: {config.model_type} is no decoder with a list of blocks, so that it has no hidden states to embed with") from None
+    config, blocks = model.config, blocks_of(model.base_model)
+    heads = _head_width(config)
     maps = [module for module in blocks.modules() if isinstance(module, (nn.Linear, Conv1D))]
     # A family of experts stacks their maps, [experts, in, out]; of each stack a token runs through a few.
     stacks = [parameter for parameter in blocks.parameters() if parameter.ndim == 3]
@@ -133,6 +159,11 @@ def architecture_of(config: Any, where: str, allow_remote_code: bool = False) ->
         # Inputs of two norms, of attention's projections and of the feed-forward network; q, k, v and attention's result; two or, gated, four of its own.
         kept_numbers=4 * config.hidden_size + 4 * heads * config.num_attention_heads + (4 if gated else 2) * widest,
     )
+
+
+def _head_width(config: Any) -> int:
+    """Of one head of attention."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _weights(address: str, where: str) -> list[str]:
@@ -184,10 +215,9 @@ def _from_gguf(file: str, root: str, where: str) -> str:
 
     def convert() -> dict[str, Any]:
         try:
-            import accelerate  # noqa: F401
             import gguf  # noqa: F401
         except ImportError as error:
-            raise UserError(f"{where}: reading GGUF needs the package {error.name}; pip install gguf accelerate") from None
+            raise UserError(f"{where}: reading GGUF needs the package {error.name}; pip install gguf") from None
         try:
             _convert(Path(storage.local_file(file)), address)
         except Exception as error:  # whatever the libraries say of a file that is cut short, or of an architecture they do not know

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from chameleon_ray import storage
 from chameleon_ray.records import write_table
-from chameleon_ray.report.data import ReportData
+from chameleon_ray.report.data import BEFORE, ReportData
 
-__all__ = ["ReportData", "write_report"]
+__all__ = ["BEFORE", "ReportData", "write_report"]
 
 
 def write_report(data: ReportData, folder: str) -> str:

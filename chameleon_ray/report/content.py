@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from chameleon_ray.report import cluster_tables, comparison_tables, corpus_tables, figures, numbers, tables
+from chameleon_ray.report import cluster_tables, comparison_tables, corpus_tables, figures, numbers, paper, tables
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.projection import MIN_UMAP_POINTS, embedding_map
@@ -62,6 +62,7 @@ def build_report(data: ReportData) -> Report:
         _mixture(data, measured["mixture"], names),
         _clusters(data, measured),
         _perplexity(data, measured["perplexity"], tuple(name for name in names if name in data.measured)),
+        _paper(data),
         _significance(data),
         _cost(data),
         _scores(data, measured["affinity"], names),
@@ -151,6 +152,14 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
             caption = _caption(caption, data, names)
         blocks.append(picture("perplexity", "Change of perplexity from uniform", caption, draw))
     return Section("perplexity", "Perplexity per domain", tuple(blocks))
+
+
+def _paper(data: ReportData) -> Section:
+    found = paper.finetuning_of(data)
+    if found is None or not data.measurements.num_rows:
+        return Section("paper", "Beside the paper", ())
+    weights = paper.paper_weight_table(data, found)
+    return Section("paper", f"Beside the paper: {found.title}", (paper.paper_perplexity_table(data, found), *((weights,) if weights else ())))
 
 
 def _significance(data: ReportData) -> Section:

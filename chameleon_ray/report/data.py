@@ -14,6 +14,7 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.significance import PairedDifference, paired_differences
 
 BASELINE = "uniform"
+BEFORE = "before training"  # no label of a method: it has a space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class ReportData:
             over the steps so far, which is their answer; elsewhere it equals `weight`.
         failures: label, or "label, seed N" -> what went wrong, in one line; the other runs are reported without them.
         precisions: (label, seed) -> the number format that the base model was trained in.
+        before: as `measurements`, of the pretrained model that base models went on from; None where they started from scratch.
         clusters: one row for every domain that was found among documents (`Clusters.table`), or None where domains were given.
         sweep: point, label, domain, weight, stderr, tokens, flops, seconds: weights at every point of a sweep; `point` reads "key=value, …".
     """
@@ -51,6 +53,7 @@ class ReportData:
     failures: Mapping[str, str] = field(default_factory=dict)
     sweep: pa.Table | None = None
     clusters: pa.Table | None = None
+    before: pa.Table | None = None
     precisions: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @property

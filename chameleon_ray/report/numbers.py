@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chameleon_ray.mixing.simplex import effective_number
-from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
 from chameleon_ray.report.significance import PairedDifference
 from chameleon_ray.report.statistics import Measurement, common_seeds, paired_change_percent, paired_difference, summarise
 
@@ -134,18 +134,19 @@ def perplexity_numbers(data: ReportData) -> pa.Table:
     """Perplexity, loss and bits per byte per method and measured domain and target, mean over seeds; the last row of a method, domain "all", is the mean over
     domains.
 
-    `documents` is how many of the test split stand behind a number. `change_percent` is the change of the perplexity from uniform, seed by seed;
-    negative is better; null without a seed in common.
+    First comes the model that base models went on from, if they did. `documents` is how many of the test split stand behind a number. `change_percent` is
+    the change of the perplexity from uniform, seed by seed; negative is better; null without a seed in common.
     """
-    by_seed = reported(data.measurements)
+    by_seed = reported(data.measurements) | (reported(data.before) if data.before else {})
     rows = []
-    for label in evaluated(data):
+    for label in (*((BEFORE,) if data.before else ()), *evaluated(data)):
         for domain in (*data.corpus.heldout, AVERAGE):
             mean = "mean_" if domain == AVERAGE else ""
             found, baseline = by_seed[label, domain, f"{mean}perplexity"], by_seed.get((BASELINE, domain, f"{mean}perplexity"), {})
             perplexity_estimate = summarise(found)
             loss_estimate, bits_estimate = (summarise(by_seed[label, domain, f"{mean}{metric}"]) for metric in ("loss_nats", "bits_per_byte"))
-            change = paired_change_percent(found, baseline) if label != BASELINE and common_seeds(found, baseline) else None
+            is_compared = label not in (BASELINE, BEFORE) and common_seeds(found, baseline)
+            change = paired_change_percent(found, baseline) if is_compared else None
             rows.append(
                 {
                     "method": label,

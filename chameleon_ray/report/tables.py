@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from chameleon_ray.mixture import total_cost
 from chameleon_ray.records import versions
-from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
 from chameleon_ray.report.formatting import DASH, count, duration, fixed, measured, number, plural, power, ratio
 from chameleon_ray.report.numbers import (
     AVERAGE,
@@ -95,7 +95,12 @@ def perplexity_table(data: ReportData) -> Table:
     if BASELINE in labels and len(labels) > 1:
         texts = (DASH if found[AVERAGE, label]["change_percent"] is None else f"{domains_won(data, label)} of {len(data.measured)}" for label in labels)
         summary.append(text_row("domains better than uniform", texts))
-    errors = _error_note({label: found[AVERAGE, label]["num_seeds"] for label in labels})
+    if BEFORE in labels:
+        better = (f"{sum(found[name, label]['perplexity'] < found[name, BEFORE]['perplexity'] for name in data.measured)}" for label in labels[1:])
+        summary.append(text_row("domains better than before", (DASH, *(f"{wins} of {len(data.measured)}" for wins in better))))
+    errors = _error_note({label: found[AVERAGE, label]["num_seeds"] for label in labels if label != BEFORE})
+    if BEFORE in labels:
+        errors += f" {BEFORE[:1].upper()}{BEFORE[1:]}: the model that all of them go on from; ± over documents."
     note = f"Test split; lower is better. {errors} Averages are arithmetic means over {_averaged(data)}. {_documents_note(found, data.measured)}"
     if (reference := chameleon_label(data)) is not None:
         ratios = {row["method"]: row["paper_flops_ratio"] for row in cost_numbers(data).to_pylist()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from chameleon_ray.mixing.question import MANY_EPOCHS
 from chameleon_ray.models.architecture import Architecture
-from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
 from chameleon_ray.report.formatting import count, fixed, interval_decimals, measured, number, plural
 from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported
 from chameleon_ray.report.significance import PairedDifference, by_pair
@@ -41,14 +41,16 @@ def verdict(data: ReportData) -> str:
 
 
 def findings(data: ReportData) -> list[str]:
-    """With several methods beside uniform: one sentence each against uniform, lowest average first; then the methods that chameleon loses to.
+    """What training did to a model that was there before; with several methods beside uniform one sentence each against uniform, lowest average first; then
+    the methods that chameleon loses to.
 
     "Significant" means that the 95 % interval of `data.differences` excludes zero.
     """
     averages = _averages(data)
+    since = [_since_before(data, label) for label in averages] if data.before else []
     challengers = sorted((label for label in averages if label != BASELINE), key=lambda label: summarise(averages[label]).mean)
     if len(challengers) < 2:
-        return []
+        return since
     tested = by_pair(data.differences, "mean_perplexity")
     found = []
     if BASELINE in averages:
@@ -57,7 +59,7 @@ def findings(data: ReportData) -> list[str]:
     chameleon = chameleon_label(data)
     if chameleon in averages:
         found += _losses_to_others(chameleon, [label for label in challengers if label != chameleon], averages, tested)
-    return [*found, _meaning(data.differences, data.refitted)]
+    return [*since, *found, _meaning(data.differences, data.refitted)]
 
 
 def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[int, Measurement]], tested: Mapping[tuple[str, str], PairedDifference]) -> str:
@@ -70,6 +72,22 @@ def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[i
     change = _change(*(over_seeds([found[seed].value for seed in seeds]) for found in (ours, uniform)))
     compared = f"{change} as {BASELINE}" if change.startswith("the same") else f"{change} than {BASELINE}"
     return f"{gave}, {compared}{_noise(tested.get((label, BASELINE)))}; better on {domains_won(data, label)} of {_domains(data)}."
+
+
+def _since_before(data: ReportData, label: str) -> str:
+    """What training did to the model that all went on from, on average and on the domains that it made worse."""
+    assert data.before is not None
+    found, before = reported(data.measurements), {key: next(iter(by_seed.values())).value for key, by_seed in reported(data.before).items()}
+    after = {name: summarise(found[label, name, "perplexity"]).mean for name in data.measured}
+    worse = [
+        f"{name} ({number(before[BEFORE, name, 'perplexity'])} to {number(after[name])})"
+        for name in data.measured
+        if after[name] > before[BEFORE, name, "perplexity"]
+    ]
+    whole, start = summarise(found[label, AVERAGE, "mean_perplexity"]).mean, before[BEFORE, AVERAGE, "mean_perplexity"]
+    change = f"{number(start)} before training to {number(whole)} after it"
+    change += f", {abs(100 * (whole / start - 1)):.1f} % {'worse: training on this mixture harms' if whole > start else 'better'}"
+    return f"{label}: from an average perplexity of {change}; worse than before on {listed(worse) if worse else 'no domain'}."
 
 
 def _losses_to_others(

@@ -19,7 +19,7 @@ from chameleon_ray.training.checkpoint import load_tree, save_tree
 from chameleon_ray.training.optimizer import build_optimizer
 
 
-def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_rows: int, world_size: int, trained_parameters: int) -> dict[str, Any]:
     """DeepSpeed's configuration of one run (ZeRO 0 to 3; clipping as in section B.2).
 
     Gradients are summed over micro-batches and ranks in fp32, whatever the model computes in. Without ZeRO DeepSpeed would sum those of a bf16 model in
@@ -31,7 +31,7 @@ def deepspeed_config(training: TrainingConfig, hardware: Hardware, micro_batch_r
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": training.batch_rows // (micro_batch_rows * world_size),
         "gradient_clipping": training.gradient_clipping,
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": memory.bucket(num_parameters)},
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": memory.bucket(trained_parameters)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": hardware.dtype == torch.bfloat16},
@@ -53,11 +53,12 @@ def build_engine(model: TokenLosses, training: TrainingConfig, hardware: Hardwar
     # gloo carries every collective on CPUs. DeepSpeed's own shared-memory op would need a compiler at first use, for a small gain.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     optimizer = build_optimizer(model.parameters(), training)
-    config = deepspeed_config(training, hardware, micro_batch_rows, world_size, sum(parameter.numel() for parameter in model.parameters()))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = deepspeed_config(training, hardware, micro_batch_rows, world_size, trained)
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="nccl" if hardware.device.type == "cuda" else "gloo", verbose=False)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    engine.checkpoint_engine = _safetensors_engine()
+    engine.checkpoint_engine = _safetensors_engine(_frozen(model))
     return engine
 
 
@@ -67,23 +68,33 @@ def layout(training: TrainingConfig, hardware: Hardware) -> str:
 
 
 def consolidated_state(engine: Any) -> dict[str, torch.Tensor] | None:
-    """The weights of the causal LM on rank 0 (None elsewhere), whatever the ZeRO stage. A collective: every rank calls it."""
-    if engine.zero_optimization_stage() == 3:
-        state = engine._zero3_consolidated_16bit_state_dict()
-        return {name.removeprefix("model."): value for name, value in state.items()} if engine.global_rank == 0 else None
-    return engine.module.model.state_dict() if engine.global_rank == 0 else None
+    """The weights of the causal LM on rank 0 (None elsewhere), or those of its adapters alone, whatever the ZeRO stage. A collective: every rank calls it."""
+    cut = engine.zero_optimization_stage() == 3
+    state = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True) if cut else engine.module.state_dict()
+    if engine.global_rank != 0:
+        return None
+    frozen = _frozen(engine.module)
+    return {name.removeprefix("model."): value for name, value in state.items() if name not in frozen}
 
 
-def _safetensors_engine() -> Any:
+def _frozen(model: torch.nn.Module) -> frozenset[str]:
+    """The parameters that are not trained, by each of their names: tied ones have several."""
+    return frozenset(name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad)
+
+
+def _safetensors_engine(left_out: frozenset[str]) -> Any:
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
     class SafetensorsCheckpointEngine(CheckpointEngine):
-        """Every file DeepSpeed writes or reads goes through `save_tree` and `load_tree`."""
+        """Every file DeepSpeed writes or reads goes through `save_tree` and `load_tree`. Weights that are left out follow from the digest of the model that the
+        run starts from."""
 
         def create(self, info: Any) -> None: ...
 
         def save(self, state_dict: Any, path: str) -> None:
-            save_tree(state_dict, path)
+            module = state_dict.get("module")
+            kept = {"module": {name: value for name, value in module.items() if name not in left_out}} if left_out and module else {}
+            save_tree({**state_dict, **kept}, path)
 
         def load(self, path: str, map_location: Any = None) -> Any:
             return load_tree(path)

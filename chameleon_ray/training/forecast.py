@@ -42,7 +42,7 @@ def run_forecast(job: TrainJob, corpus: TokenCorpus, use_gpu: bool, world_size: 
     of_row += memory.logits_bytes(corpus.row_tokens, corpus.vocab_size, each)
     states = memory.state_bytes(worker.architecture, each, job.training.zero_stage, world_size)
     _, flops = run_flops(worker, job.training.steps)
-    return RunForecast(flops, states + kept + micro_batch.rows * of_row, 4 * worker.architecture.num_parameters)
+    return RunForecast(flops, states + kept + micro_batch.rows * of_row, 4 * worker.architecture.trained_parameters)
 
 
 def _target(use_gpu: bool, job: TrainJob, device: Device | None) -> tuple[Hardware, int | None]:

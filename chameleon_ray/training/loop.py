@@ -18,6 +18,7 @@ from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import RuleState, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.errors import UserError
+from chameleon_ray.models.adapters import adapted_maps
 from chameleon_ray.training.batches import batches
 from chameleon_ray.training.gauge import Gauge
 from chameleon_ray.training.history import History
@@ -154,6 +155,8 @@ def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
         odd = sorted(set(job.weights) ^ set(corpus.names))
         raise UserError(f"weights: domain {odd[0]!r} is in the mixture or in the corpus but not in both; corpus has {', '.join(corpus.names)}")
     MixturePlan(job.weights, corpus.rows(), job.seed)
+    if training.model.lora is not None and job.start is not None:
+        adapted_maps(training.model.lora, job.start, job.key("model.lora.targets"))
     signal = signal_of(job)
     if signal is not None:
         signal.check(job, corpus, world_size)
@@ -162,8 +165,9 @@ def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
 def run_flops(worker: Worker, steps: int) -> tuple[float, float]:
     """Operations of plain training for so many steps, and of everything that is run: activations that are computed again, and what the rule's signal takes."""
     signal, corpus = signal_of(worker.job), worker.corpus
-    plain = worker.architecture.training_flops(steps * worker.job.training.batch_rows * corpus.row_tokens, corpus.row_tokens)
-    again = plain / 3 if worker.micro_batch.recompute else 0.0
+    tokens = steps * worker.job.training.batch_rows * corpus.row_tokens
+    plain = worker.architecture.training_flops(tokens, corpus.row_tokens)
+    again = worker.architecture.forward_flops(corpus.row_tokens) * tokens if worker.micro_batch.recompute else 0.0
     return plain, plain + again + (signal.flops(worker, steps) if signal else 0.0)
 
 
@@ -179,6 +183,7 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "begun_at_steps": list(progress.begun),
         "tokens_per_second": tokens / progress.seconds,
         "parameters": worker.architecture.num_parameters,
+        "trained_parameters": worker.architecture.trained_parameters,
         "precision": hardware.precision,
         "hardware": hardware.reason,
         "compiled": worker.compiled,
@@ -188,7 +193,10 @@ def details(worker: Worker, progress: Progress) -> dict[str, Any]:
         "rows_drawn": drawn,
     }
     if job.start is not None:
-        found |= {"start": job.start.digest, "architecture": asdict(worker.architecture), "context": job.start.details["context"]}
+        found |= {"start": job.start.digest, "architecture": asdict(replace(worker.architecture, adapter_products=0))}
+        found |= {what: job.start.details[what] for what in ("linear_maps", "context")}
+        if job.training.model.lora is not None:
+            found["adapters_of"] = job.start.address
     if job.rule is not None and progress.rule is not None and progress.rule.updates:
         found["rule"] = learned(job.rule, progress.rule, progress.step)
     return found

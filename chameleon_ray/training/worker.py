@@ -21,6 +21,7 @@ import torch.distributed as dist
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import ProxyLosses, TrainJob
+from chameleon_ray.models.adapters import add_adapters
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.compiled import compile_blocks
 from chameleon_ray.models.hardware import Hardware
@@ -76,7 +77,7 @@ def train_run(run: Run, hardware: Hardware, checkpoints: Checkpoints, on_step: C
     def checkpoint(progress: loop.Progress) -> None:
         with tempfile.TemporaryDirectory() as folder:
             state = progress.to_dict(worker.world_size, layout(job.training, hardware))
-            engine.save_checkpoint(folder, tag=TAG, client_state={"progress": state})
+            engine.save_checkpoint(folder, tag=TAG, client_state={"progress": state}, exclude_frozen_parameters=True)
             checkpoints.keep(folder, progress.step)
 
     def publish(published: Run, progress: loop.Progress) -> None:
@@ -134,6 +135,8 @@ def make_model(worker: Worker) -> TokenLosses:
         model = build_model(job.training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, job.seed)
     else:
         model = load_to_train(storage.local_directory(start.address), start.allow_remote_code)
+        if job.training.model.lora:
+            add_adapters(model, job.training.model.lora, start, job.seed)
     if worker.micro_batch.recompute:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if worker.compiled:
@@ -175,12 +178,12 @@ def _resume(engine: Any, worker: Worker, checkpoints: Checkpoints) -> loop.Progr
             shards = sorted(Path(folder).glob(f"{TAG}/*model_states.pt"))
         saved = load_tree(str(shards[0]))["progress"]
         progress = loop.Progress.from_dict(saved, worker.world_size, layout(worker.job.training, worker.hardware))
-        engine.load_checkpoint(folder, tag=TAG)
+        engine.load_checkpoint(folder, tag=TAG, load_module_strict=worker.job.training.model.lora is None)  # what is frozen is not in it
     return progress
 
 
 def _publish(published: Run, run: Run, worker: Worker, model: TokenLosses, state: dict[str, Any], progress: loop.Progress) -> None:
-    """Hugging Face layout (weights as safetensors, configuration, tokenizer), loss curve, weights over the steps; the record last."""
+    """Hugging Face layout (weights, or adapters alone, as safetensors, configuration, tokenizer), loss curve, weights over the steps; the record last."""
     job, corpus = published.job, published.corpus
     with tempfile.TemporaryDirectory() as folder:
         model.model.save_pretrained(folder, state_dict=state, safe_serialization=True)

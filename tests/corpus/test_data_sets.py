@@ -78,7 +78,7 @@ def test_a_data_set_per_domain(hub_folder: Path, tmp_path: Path) -> None:
     [
         (
             {"split": "nope"},
-            r"^corpus\.domains_from\.huggingface: .* cannot be opened \(datasets: Bad split: nope.*train.*\); correct path, name, split",
+            r"^corpus\.domains_from\.huggingface: .* cannot be opened \(datasets: Bad split: nope.*train.*\); correct path, name, data_dir, split",
         ),
         ({"name": "nope"}, r"cannot be opened \(datasets: BuilderConfig 'nope' not found"),
         ({"huggingface": "/no/such/folder"}, r"'/no/such/folder' cannot be opened \(datasets: Couldn't find"),

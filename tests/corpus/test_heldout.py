@@ -13,10 +13,11 @@ from rich.console import Console
 
 from chameleon_ray.artifacts import SPLITS, TokenCorpus
 from chameleon_ray.cli import main
-from chameleon_ray.config import CorpusConfig, Resources
+from chameleon_ray.config import Resources
 from chameleon_ray.corpus.documents import document_hash
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.counts import SplitCounts
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter

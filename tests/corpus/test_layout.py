@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from chameleon_ray.artifacts import TokenCorpus
-from chameleon_ray.config import CorpusConfig, Resources
+from chameleon_ray.config import Resources
 from chameleon_ray.corpus import gather, layout
 from chameleon_ray.corpus.buckets import SPLITS_OF_A_SLICE, Contents
 from chameleon_ray.corpus.layout import LANE_BYTES, MAX_OPEN, MAX_RUNS, REST_BYTES, SHARD_BYTES, Lanes, Layout
@@ -22,6 +22,7 @@ from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
 from chameleon_ray.corpus.ray_read import MAX_GROUPS, MOST_GROUP_BYTES
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.corpus.tokenizer import load_tokenizer
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
 

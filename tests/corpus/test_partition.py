@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 
 from chameleon_ray import storage
 from chameleon_ray.backend import Reads
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.buckets import Contents, count, read_bucket, read_counts
 from chameleon_ray.corpus.documents import DomainStats, document_hash
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN, heldout_borders
@@ -29,6 +28,7 @@ from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.partition import MAX_SKIPPED, check_skipped, partition, split, text_bytes_of
 from chameleon_ray.corpus.rows import Rows, write_shard
 from chameleon_ray.corpus.sources import File, Origin, Part, Source, Wanted, parts_of, plan_sources
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError, as_user_error, from_outcome
 from chameleon_ray.errors import as_outcome as run_task
 from chameleon_ray.records import write_table

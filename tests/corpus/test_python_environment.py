@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus import python_environment
 from chameleon_ray.corpus.documents import Document
 from chameleon_ray.corpus.python_environment import DOMAINS, document_bytes, environment_files
 from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.sources import parts_of, plan_sources
+from chameleon_ray.corpus_config import CorpusConfig
 
 BYTES = 300_000
 

@@ -14,9 +14,10 @@ import pytest
 from analysis.benchmarks.text_store import BLOCK_BYTES, TextStore
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import Reads
-from chameleon_ray.config import CorpusConfig, Resources
+from chameleon_ray.config import Resources
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.corpus.tokenizer import load_tokenizer
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend

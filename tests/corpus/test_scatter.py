@@ -19,11 +19,12 @@ from tokenizers import Tokenizer
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import SPLITS, TokenCorpus
-from chameleon_ray.config import CorpusConfig, Resources
+from chameleon_ray.config import Resources
 from chameleon_ray.corpus import tokenizer
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, train_tokenizer
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
 

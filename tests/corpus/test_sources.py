@@ -19,10 +19,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chameleon_ray.config import CorpusConfig
 from chameleon_ray.corpus.documents import Document, Skip, Skipped, document_hash, make_document, normalise
 from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.sources import Origin, Part, manifest, parts_of, plan_sources
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
 
 TEXTS = ["one", "two\nlines", "drei Wörter hier", "四"]

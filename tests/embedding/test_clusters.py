@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from chameleon_ray.config import check_domain_name
+from chameleon_ray.corpus_config import check_domain_name
 from chameleon_ray.embedding import clusters
 from chameleon_ray.embedding.clusters import Directions, MiniBatches, SearchSize, begin, merged, names_of, nearest, telling_words, vocabulary, words_of
 

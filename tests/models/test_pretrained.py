@@ -22,7 +22,7 @@ from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.load import load_losses, load_to_train
-from chameleon_ray.models.pretrained import architecture_of, open_pretrained
+from chameleon_ray.models.pretrained import architecture_of, laid_out, open_pretrained
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.records import write_record
@@ -40,13 +40,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
 def test_the_paper_s_layout_is_counted_alike_both_ways() -> None:
     config = ModelConfig(layers=3, heads=2, width=32)
     model = build_model(config, 101, 16, 0, seed=0)
-    assert asdict(architecture_of(model.config, "here")) == asdict(Architecture.gpt2(config, 101, 16))
+    assert asdict(architecture_of(model)) == asdict(Architecture.gpt2(config, 101, 16))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen2", "opt", "olmo2"])
 def test_parameters_and_operations_of_other_families_are_those_that_are_run(family: str) -> None:
     model = family_model(family, 101)
-    found = architecture_of(model.config, "here")
+    found = architecture_of(model)
     assert found.num_parameters == sum(p.numel() for p in model.parameters()) and (found.layers, found.width) == (4, 32)
     model.config._attn_implementation = "eager"
     tokens = torch.randint(0, 101, (3, 16))
@@ -57,7 +57,7 @@ def test_parameters_and_operations_of_other_families_are_those_that_are_run(fami
 
 def test_of_many_experts_those_count_that_a_token_runs_through() -> None:
     shape = {"vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
-    few, more = (architecture_of(MixtralConfig(**shape, num_local_experts=count, num_experts_per_tok=2), "here") for count in (4, 8))
+    few, more = (architecture_of(laid_out(MixtralConfig(**shape, num_local_experts=count, num_experts_per_tok=2), "here")) for count in (4, 8))
     attention, expert = 2 * 32 * 32 + 2 * 32 * 16, 3 * 32 * 48
     assert few.block_products == pytest.approx(attention + 2 * expert, rel=0.03) and more.block_products == pytest.approx(few.block_products, rel=0.03)
     assert more.num_parameters > few.num_parameters + 3 * 4 * expert - 1

@@ -1,0 +1,139 @@
+"""What the Chameleon paper (ICML 2025) printed of finetuning, beside what came out here: tables 6, 7 and 16 to 19.
+
+Values are as printed; averages are computed from them (table 6 prints 9.43 for its uniform column, whose mean is 9.39).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from chameleon_ray.mixing.published import PUBLISHED
+from chameleon_ray.report.data import BASELINE, ReportData
+from chameleon_ray.report.formatting import DASH, fixed, measured, number
+from chameleon_ray.report.numbers import evaluated, reported
+from chameleon_ray.report.statistics import summarise
+from chameleon_ray.report.tables import Table, text_row
+
+FINETUNED, PRETRAINED = "alpha_FT", "alpha_PT"
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """One of the paper's two finetuning experiments, with a 684M model that was trained on the Pile.
+
+    Attributes:
+        title, tables: what it is called and where it stands.
+        perplexity: uniform, alpha_FT and alpha_PT -> domain -> test perplexity.
+        weights: name of the preset with its alpha_FT.
+    """
+
+    title: str
+    tables: str
+    perplexity: Mapping[str, Mapping[str, float]]
+    weights: str
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Its domains."""
+        return frozenset(self.perplexity[BASELINE])
+
+
+def _columns(names: str, uniform: tuple[float, ...], finetuned: tuple[float, ...], pretrained: tuple[float, ...]) -> dict[str, dict[str, float]]:
+    columns = {BASELINE: uniform, FINETUNED: finetuned, PRETRAINED: pretrained}
+    return {column: dict(zip(names.split(), values, strict=True)) for column, values in columns.items()}
+
+
+FINETUNINGS = (
+    Finetuning(
+        "Wiki40b",
+        "tables 6, 16 and 18",
+        _columns(
+            "fr de it es pt nl pl",
+            (6.86, 10.12, 13.29, 8.41, 8.00, 13.98, 5.07),
+            (6.51, 8.78, 12.42, 8.04, 7.78, 12.30, 4.21),
+            (7.14, 10.85, 14.42, 8.70, 8.14, 15.05, 5.31),
+        ),
+        "wiki40b_chameleon",
+    ),
+    Finetuning(
+        "Stack",
+        "tables 7, 17 and 19",
+        _columns(
+            "python java c cpp go ruby php",
+            (19.98, 19.27, 28.24, 25.16, 30.25, 21.78, 9.45),
+            (16.53, 15.53, 22.58, 21.09, 19.26, 17.83, 7.43),
+            (20.11, 19.32, 25.02, 23.83, 28.66, 21.75, 9.47),
+        ),
+        "stack_chameleon",
+    ),
+)
+
+
+def finetuning_of(data: ReportData) -> Finetuning | None:
+    """The paper's experiment on domains of these names, where it has one and a model was finetuned here."""
+    if data.experiment.stage != "finetune":
+        return None
+    return next((each for each in FINETUNINGS if each.names == set(data.names)), None)
+
+
+def columns_of(data: ReportData) -> dict[str, str]:
+    """The paper's column -> the label of the mixture here that is made the same way, where there is one."""
+    found = {BASELINE: BASELINE} if BASELINE in data.mixtures else {}
+    for label, mixture in data.mixtures.items():
+        settings = mixture.provenance.get("settings", {})
+        if mixture.method == "chameleon" and "stage" in settings:
+            found.setdefault(FINETUNED if settings["stage"] == "finetune" else PRETRAINED, label)
+    return found
+
+
+def paper_perplexity_table(data: ReportData, paper: Finetuning) -> Table:
+    """Test perplexity here and in the paper, per domain and mixture, and in how many domains a mixture is better than uniform."""
+    by_seed, ours = reported(data.measurements), {column: label for column, label in columns_of(data).items() if label in evaluated(data)}
+    rows = []
+    for name in data.measured:
+        found = {column: summarise(by_seed[label, name, "perplexity"]) for column, label in ours.items()}
+        cells = (f"{measured(each.mean, each.stderr)} ({paper.perplexity[column][name]:.2f})" for column, each in found.items())
+        rows.append(text_row(name, cells))
+    means = {column: summarise(by_seed[label, "all", "mean_perplexity"]) for column, label in ours.items()}
+    printed = {column: math.fsum(values.values()) / len(values) for column, values in paper.perplexity.items()}
+    rows.append(text_row("average", (f"{measured(each.mean, each.stderr)} ({printed[column]:.2f})" for column, each in means.items())))
+    if BASELINE in ours:
+        rows.append(text_row("better than uniform", (_wins(data, paper, column, label) for column, label in ours.items())))
+    note = (
+        f"Test perplexity here, and in brackets that of the paper ({paper.tables}; a 684M model trained on the Pile, 10,000 steps). Other text, another model "
+        "and another tokenizer: compare what a mixture changes, not the values."
+    )
+    return Table(("domain", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1 + (BASELINE in ours))
+
+
+def paper_weight_table(data: ReportData, paper: Finetuning) -> Table | None:
+    """Weights here beside the paper's alpha_FT, and how far they are from it; None without a mixture by scores."""
+    ours = {column: label for column, label in columns_of(data).items() if column != BASELINE}
+    if FINETUNED not in ours:
+        return None
+    printed = PUBLISHED[paper.weights].weights
+    rows = [text_row(name, (number(printed[name], 3), *(_weight(data, label, name) for label in ours.values()))) for name in data.names]
+    distances = (fixed(math.fsum(abs(data.mixtures[label].weights[name] - printed[name]) for name in data.names), 3) for label in ours.values())
+    rows.append(text_row("L1 distance to the paper's", (DASH, *distances)))
+    note = f"Fraction of finetuning tokens; the paper's alpha_FT is that of its {paper.tables.split(', ')[1].split(' and ')[0]}. Uniform is 0.143."
+    return Table(("domain", f"{FINETUNED}, paper", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1)
+
+
+def _weight(data: ReportData, label: str, name: str) -> str:
+    mixture = data.mixtures[label]
+    return measured(mixture.weights[name], (mixture.weights_stderr or {}).get(name))
+
+
+def _titled(column: str, label: str) -> str:
+    return column if column == label else f"{column} ({label})"
+
+
+def _wins(data: ReportData, paper: Finetuning, column: str, label: str) -> str:
+    if column == BASELINE:
+        return DASH
+    found = reported(data.measurements)
+    ours = sum(summarise(found[label, name, "perplexity"]).mean < summarise(found[BASELINE, name, "perplexity"]).mean for name in data.measured)
+    theirs = sum(paper.perplexity[column][name] < paper.perplexity[BASELINE][name] for name in paper.names)
+    return f"{ours} of {len(data.measured)} ({theirs} of {len(paper.names)})"
