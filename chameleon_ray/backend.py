@@ -167,6 +167,7 @@ class Work:
         trains: every model that is kept, in the order that they are asked for.
         swarm: models that are only measured, on `valid_tokens` of the valid split of everything measured.
         embeds: the one of `trains` that embeds the domains, where one does.
+        embeds_targets: targets of the corpus that it embeds too.
         glance_tokens: of each domain that this one is measured on.
     """
 
@@ -174,6 +175,7 @@ class Work:
     swarm: tuple[TrainJob, ...] = ()
     valid_tokens: int = 0
     embeds: TrainJob | None = None
+    embeds_targets: tuple[str, ...] = ()
     glance_tokens: int = 0
 
 
@@ -222,8 +224,8 @@ class Backend(Protocol):
         kept. Results in the order of the jobs."""
         ...
 
-    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
-        """One embedding per domain of the corpus from the model's hidden states."""
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
+        """One embedding per domain of the corpus from the model's hidden states, or of these domains, or of these targets (by their valid rows)."""
         ...
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:

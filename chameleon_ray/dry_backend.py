@@ -15,6 +15,7 @@ import numpy as np
 from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, Precision
+from chameleon_ray.corpus.chunks import embedded_rows
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.corpus_config import CorpusConfig, TokenizerConfig
@@ -198,21 +199,21 @@ class DryBackend:
         self._note(self._swarm_item(corpus, missing, split, tokens_per_domain, what), combined(runs))
         return []
 
-    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         """Placeholders: a domain's embedding is nothing yet."""
         number, per_token = layer_of(model, corpus.row_tokens, spec.layer)
-        place = self.real.places.embeddings(model.digest, corpus, number, spec.samples_per_domain)
+        place, rows = self.real.places.embeddings(model.digest, corpus, number, spec.samples_per_domain, names), embedded_rows(corpus, names)
         if place.is_complete:
             self._note(Item(self.part, "embeddings", "forward", self._next(), True), place.digest)
-            return self.real.embed(model, corpus, spec)
-        tokens = float(sum(min(rows, spec.samples_per_domain) for rows in corpus.rows().values()) * corpus.row_tokens)
-        what = f"embedding at layer {number}"
+            return self.real.embed(model, corpus, spec, names)
+        tokens = float(sum(min(each, spec.samples_per_domain) for each in rows.values()) * corpus.row_tokens)
+        what = f"embedding {f'{len(rows)} of them ' if names else ''}at layer {number}"
         shape = self._shape(model, corpus.row_tokens, number)
         width = Architecture.of_trained(model, corpus.row_tokens).width
-        disk = 32.0 * 8 * width * len(corpus.names)
+        disk = 32.0 * 8 * width * len(rows)
         self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, disk_bytes=disk, shape=shape), place.digest)
-        k = len(corpus.names)
-        return Embeddings(corpus.names, np.broadcast_to(0.0, (k, 1, width)), np.ones((k, 1), np.int64), number)
+        k = len(rows)
+        return Embeddings(tuple(rows), np.broadcast_to(0.0, (k, 1, width)), np.ones((k, 1), np.int64), number)
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
         """As the real backend: a model that is named is there."""

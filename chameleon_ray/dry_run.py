@@ -173,6 +173,8 @@ def _plan_method(job: MixtureJob, dry: DryBackend) -> Mixture | None:
     if work.embeds is not None:
         model = models[id(work.embeds)]
         dry.embed(model, job.corpus, job.experiment.embedding)
+        if work.embeds_targets:
+            dry.embed(model, job.corpus, job.experiment.embedding, work.embeds_targets)
         if work.glance_tokens:
             dry.glance(model, job.corpus, work.glance_tokens)
     if work.swarm:

@@ -155,9 +155,10 @@ def _lora_content(lora: LoraConfig) -> dict[str, Any]:
     return {"rank": lora.rank, "scale": lora.scale, "targets": sorted(lora.targets)}
 
 
-def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int) -> str:
-    """Of the embeddings of a corpus's domains by a model (its digest)."""
-    return digest_of("embeddings", {"model": model, "corpus": corpus.digest, "layer": layer, "samples_per_domain": samples_per_domain})
+def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int, names: Sequence[str] | None = None) -> str:
+    """Of the embeddings of a corpus's domains, or of those named, by a model (its digest)."""
+    some = {} if names is None else {"names": list(names)}
+    return digest_of("embeddings", {"model": model, "corpus": corpus.digest, "layer": layer, "samples_per_domain": samples_per_domain, **some})
 
 
 def losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None) -> str:

@@ -55,9 +55,9 @@ class Places:
         place = self._place("proxies", proxy_digest(job, corpus, split, tokens_per_domain))
         return Run(job, corpus, place.digest, place.address)
 
-    def embeddings(self, model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int) -> Place:
-        """Of the embeddings of a corpus's domains by a model (its digest)."""
-        return self._place("embeddings", embeddings_digest(model, corpus, layer, samples_per_domain))
+    def embeddings(self, model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int, names: Sequence[str] | None = None) -> Place:
+        """Of the embeddings of a corpus's domains, or of some of its domains or targets, by a model (its digest)."""
+        return self._place("embeddings", embeddings_digest(model, corpus, layer, samples_per_domain, names))
 
     def losses(self, model: str, corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None) -> Place:
         """Of a model's (its digest) losses on some splits."""

@@ -119,17 +119,18 @@ class RayBackend:
             train_swarm(list(missing.values()), corpus, split, tokens_per_domain, self.resources, self.reporter)
         return [read_losses(run.address) for run in runs]
 
-    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
-        """Embeddings of every domain's train rows from a model with the same tokenizer."""
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
+        """Embeddings of every domain's train rows from a model with the same tokenizer, or of those of some domains, or of some targets' valid rows."""
         check_tokenizer(model, corpus)
         layer, per_token = layer_of(model, corpus.row_tokens, spec.layer)
-        place = self.places.embeddings(model.digest, corpus, layer, spec.samples_per_domain)
+        place = self.places.embeddings(model.digest, corpus, layer, spec.samples_per_domain, names)
 
         def make() -> dict[str, Any]:
             from chameleon_ray.embedding.ray_embed import embed
 
             self._start()
-            return embed(model, layer, corpus, spec, self.resources, self.reporter, per_token, place.digest, self._pool_actors).save(place.address)
+            found = embed(model, layer, corpus, spec, self.resources, self.reporter, per_token, place.digest, self._pool_actors, names)
+            return found.save(place.address)
 
         once(place.address, "embeddings", place.digest, make)
         return Embeddings.load(place.address)

@@ -40,7 +40,7 @@ class Recorder(FakeBackend):
         assert seed == SEEDS[0]
         return make_corpus({"a": 100, "b": 60, "c": 30})
 
-    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         means = {name: 2.0 + rng(name).standard_normal(8) + 0.3 * rng(name + model.digest).standard_normal(8) for name in corpus.names}
         return noisy_embeddings(means, samples=spec.samples_per_domain, noise=0.3)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,31 @@ class Chunk:
     step: int = 1
 
 
-def chunks_of(corpus: TokenCorpus, models: Sequence[str], splits: Sequence[str], chunk_rows: int, rows_at_most: int | None = None) -> list[Chunk]:
+def chunks_of(
+    corpus: TokenCorpus,
+    models: Sequence[str],
+    splits: Sequence[str],
+    chunk_rows: int,
+    rows_at_most: int | None = None,
+    only: Collection[str] | None = None,
+) -> list[Chunk]:
     """Cut the rows of every domain into chunks, model by model: of train rows, which are stored shuffled, the first, of held-out ones, which lie document by
-    document, some at even distances."""
+    document, some at even distances. `only`: of these domains or targets."""
     spans = []
     for model, split in itertools.product(models, splits):
         for name, rows in corpus.rows(split).items():
+            if only is not None and name not in only:
+                continue
             used = min(rows, rows_at_most or rows)
             step = 1 if split == "train" or not used else rows // used
             spans += [(model, split, name, start * step, min(start + chunk_rows, used) * step, step) for start in range(0, used, chunk_rows)]
     return [Chunk(number, *span) for number, span in enumerate(spans)]
+
+
+def embedded_rows(corpus: TokenCorpus, names: Sequence[str] | None = None) -> dict[str, int]:
+    """Rows that embeddings may be taken from: of domains, by default of all, those to train on; of targets their valid ones."""
+    train, valid = corpus.rows(), corpus.rows("valid")
+    return dict(train) if names is None else {name: valid[name] if name in corpus.targets else train[name] for name in names}
 
 
 class ChunkReader:

@@ -30,7 +30,7 @@ from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_sh
 from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, LAST_PART, TextQuality, factors, losses_of, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
-from chameleon_ray.settings import NonNegativeFloat, PositiveFloat
+from chameleon_ray.settings import NonNegativeFloat, PositiveFloat, nearest
 
 MAX_EIGENVALUES = 1000
 STAGES: dict[Stage, str] = {"pretrain": "pretraining", "finetune": "finetuning"}
@@ -47,6 +47,8 @@ class Chameleon(Method):
 
     `quality` counts each domain less, in front of its scores, by how poor its text looks (text_quality.py), which embeddings do not say; `proxy.stop` watches
     the weights without it. Where a domain gains although it looks poor there is a warning in any case.
+
+    `targets`: name of a domain, or of a target of the corpus -> by how much the odds of such text are multiplied, its neighbours' being raised too (target.py).
 
     Beyond the paper: that prior, ridge and temperature relative to the scores, the floor and the noise (formula.py), standard errors over the hash groups
     of the samples (by `bootstrap_draws`, 0 for none; in closed form where domains are too many to repeat everything), warnings where the weights say little.
@@ -66,6 +68,7 @@ class Chameleon(Method):
     floor: NonNegativeFloat | None = None
     cap: PositiveFloat | None = None
     quality: bool = False
+    targets: dict[str, PositiveFloat] = Field(default_factory=dict)
     bootstrap_draws: Annotated[int, Field(ge=0)] = 200
 
     @field_validator("bootstrap_draws")
@@ -81,6 +84,8 @@ class Chameleon(Method):
             check_weights(self.prior, "prior")
         if self.cap is not None and (self.stage == "pretrain" or self.formula.temperature.absolute):
             raise ValueError("cap is for stage: finetune with temperature: {relative: …}, since it is a multiple of the mean score")
+        if self.targets and self.formula.normalize:
+            raise ValueError("targets needs scores that are not divided by their sum: set normalize: false, or variant: calibrated")
         return self
 
     @property
@@ -105,6 +110,15 @@ class Chameleon(Method):
         super().check(context)
         self.prior_of(context.corpus.names, context.corpus.tokens(), f"methods.{context.label}.prior")
         check_layer(context)
+        known = (*context.corpus.names, *context.corpus.targets)
+        for name in self.targets:
+            if name not in known:
+                where = f"methods.{context.label}.targets.{name}"
+                raise UserError(f"{where}: neither a domain nor one of corpus.targets; there are {', '.join(known)}{nearest(name, known)}")
+
+    def others(self, context: FitContext) -> tuple[str, ...]:
+        """The targets that are no domains."""
+        return tuple(name for name in context.corpus.targets if name in self.targets)
 
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """The proxy."""
@@ -114,7 +128,12 @@ class Chameleon(Method):
         """The proxy, the domains' embeddings by it, and a look at its losses where it was not trained on them."""
         job, corpus = self.proxy_job(context), context.corpus
         seen_at_last = (1 - LAST_PART) * job.training.steps * job.training.batch_rows * corpus.row_tokens
-        return Work(trains=(job,), embeds=job, glance_tokens=GLANCE_TOKENS if seen_at_last < GLANCE_TOKENS * len(corpus.names) else 0)
+        return Work(
+            trains=(job,),
+            embeds=job,
+            embeds_targets=self.others(context),
+            glance_tokens=GLANCE_TOKENS if seen_at_last < GLANCE_TOKENS * len(corpus.names) else 0,
+        )
 
     def proxy_job(self, context: FitContext) -> TrainJob:
         """The proxy on uniform weights, which may end early where `proxy.stop` says so: when the weights of this formula have settled. A pretrained one goes
@@ -138,7 +157,8 @@ class Chameleon(Method):
         self.check(context)
         proxy, embeddings = self.embed(context)
         losses, looking = losses_of(proxy, context.corpus, context.backend)
-        mixture = self.weigh(embeddings, context.corpus.tokens(), text_quality(context.corpus, losses))
+        others = context.backend.embed(proxy, context.corpus, context.embedding, self.others(context)) if self.others(context) else None
+        mixture = self.weigh(embeddings, context.corpus.tokens(), text_quality(context.corpus, losses), others)
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
@@ -152,7 +172,13 @@ class Chameleon(Method):
         """
         return embedded(context, self.proxy_job(context))
 
-    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, float] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
+    def weigh(
+        self,
+        embeddings: Embeddings,
+        tokens: Mapping[str, float] | None = None,
+        texts: Mapping[str, TextQuality] | None = None,
+        others: Embeddings | None = None,
+    ) -> Mixture:
         """Weights of embedded domains, old or new, without training (algorithm 1, steps 6 to 14).
 
         Domains are taken in the order of their names, so that another order of the input changes no digit.
@@ -160,11 +186,13 @@ class Chameleon(Method):
         Args:
             tokens: train tokens by domain, for `prior: tokens`.
             texts: how good the domains' text is, for warnings and `quality: true`.
+            others: texts that are no domains and that `targets` may name.
         Returns:
             A mixture whose ledger is that of the embeddings; `details` holds the spectrum, effective dimension, energy, lam, tau and, up to 200 domains,
             Omega; with `noise` the reliability; under another prior than a uniform one that prior, and what it says by itself (`structureless`).
         Raises:
-            UserError: a domain without samples, embeddings that are not finite, a prior over other domains, or a ridge lost in rounding.
+            UserError: a domain without samples, embeddings that are not finite, a prior over other domains, a boost that cannot be had, or a ridge lost in
+                rounding.
         Cost: O(k p min(k, p)), times 1 + bootstrap_draws up to 1,000 domains, a few times that beyond (see standard_errors.py).
         """
         prior = self.prior_of(embeddings.names, tokens)
@@ -173,7 +201,7 @@ class Chameleon(Method):
             if texts is None:
                 raise UserError("quality: true needs the domains' text; weigh within an experiment, or leave it out")
             counted = factors(texts, embeddings.names)
-        found = estimate(embeddings, self.formula, prior, self.bootstrap_draws, counted)
+        found = estimate(embeddings, self.formula, prior, self.bootstrap_draws, counted, self.targets, others)
         errors = found.errors
 
         def labelled(values: Array) -> dict[str, float]:
@@ -189,7 +217,7 @@ class Chameleon(Method):
             scores=labelled(found.scores),
             weights_stderr=labelled(errors.weights) if errors else None,
             scores_stderr=labelled(errors.scores) if errors else None,
-            ledger=embeddings.ledger,
+            ledger={**embeddings.ledger, **(others.ledger if others else {})},
             provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **method},
             details={
                 **_details(found),

@@ -24,6 +24,7 @@ import numpy as np
 from chameleon_ray.mixing import krls
 from chameleon_ray.mixing.krls import Array, Leverage, OneOf, Ridge
 from chameleon_ray.mixing.simplex import normalised, softmax
+from chameleon_ray.mixing.target import Target
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat, Settings
 
 Stage = Literal["pretrain", "finetune"]
@@ -65,6 +66,7 @@ class Weighing:
         ridge: lam.
         counted: [k] by how much each domain counts less, in front of everything and not in the scores; None where all count alike.
         floor: F in the units of S before they are normalised; infinite where nothing but the prior can be said.
+        target: what the scores look towards (target.py).
     """
 
     formula: Formula
@@ -72,6 +74,7 @@ class Weighing:
     ridge: float
     floor: float
     counted: Array | None = None
+    target: Target | None = None
 
     @classmethod
     def of(cls, formula: Formula, leverage: Leverage, reliability: float, counted: Array | None = None) -> Weighing:
@@ -93,6 +96,8 @@ class Weighing:
 
     def leverage(self, embeddings: Array) -> Array:
         """[k] S, not normalised, of embeddings [k, p] in the order of the prior."""
+        if self.target is not None:
+            return self.target.leverage(embeddings, self.formula.center, self.ridge, self.prior)
         rows = krls.prepare(embeddings, self.formula.center, self.prior)
         return krls.leverage(rows, self.ridge, self.prior)
 
@@ -108,6 +113,8 @@ class Weighing:
         """The absolute temperature; None where every score is 0 or all is noise, since no temperature matters there."""
         if not leverage.any() or math.isinf(self.floor):
             return None
+        if self.target is not None:
+            return self.target.tau
         return self.formula.temperature.resolve(self.mean(self.floored(leverage)), self.formula.stage)
 
     def logits(self, leverage: Array) -> Array | None:
@@ -123,6 +130,8 @@ class Weighing:
 
     def bound(self, leverage: Array) -> float:
         """The most that T counts for when finetuning."""
+        if self.target is not None:
+            return self.target.bound
         return math.inf if self.formula.cap is None else self.formula.cap * self.mean(self.floored(leverage))
 
     def weights(self, leverage: Array) -> Array:

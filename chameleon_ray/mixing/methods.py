@@ -27,8 +27,15 @@ class Weigher(Protocol):
         """The model, trained if need be, and what it makes of the corpus's domains."""
         ...
 
-    def weigh(self, embeddings: Embeddings, tokens: Mapping[str, float] | None = None, texts: Mapping[str, TextQuality] | None = None) -> Mixture:
-        """The mixture of embedded domains, old or new; `tokens` are their train tokens and `texts` how good their text is, where that is known."""
+    def weigh(
+        self,
+        embeddings: Embeddings,
+        tokens: Mapping[str, float] | None = None,
+        texts: Mapping[str, TextQuality] | None = None,
+        others: Embeddings | None = None,
+    ) -> Mixture:
+        """The mixture of embedded domains, old or new; `tokens` are their train tokens and `texts` how good their text is, where that is known; `others` are
+        texts that are no domains and that it may look towards."""
         ...
 
 

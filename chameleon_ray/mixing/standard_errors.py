@@ -57,8 +57,8 @@ class StandardErrors:
     method: Literal["bootstrap", "delta method"]
 
 
-def standard_errors(embeddings: Embeddings, order: Sequence[int], leverage: Leverage, weighing: Weighing, draws: int) -> StandardErrors:
-    """By the bootstrap up to 1,000 domains, by the delta method beyond.
+def standard_errors(embeddings: Embeddings, order: Sequence[int], leverage: Leverage, weighing: Weighing, draws: int) -> StandardErrors | None:
+    """By the bootstrap up to 1,000 domains, by the delta method beyond; that knows nothing of scores that look towards a target, which have none then.
 
     Args:
         order: of the result, as indices into the embeddings' domains.
@@ -67,6 +67,8 @@ def standard_errors(embeddings: Embeddings, order: Sequence[int], leverage: Leve
     """
     if len(order) <= MAX_BOOTSTRAP_DOMAINS:
         return bootstrap(embeddings, order, weighing, draws)
+    if weighing.target is not None:
+        return None
     return delta_method(embeddings, order, leverage, weighing)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,7 +125,7 @@ class RecordingBackend(FakeBackend):
     embedded: list[str] = field(default_factory=list)
     glances: list[int] = field(default_factory=list)
 
-    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> Embeddings:
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         self.embedded.append(model.digest)
         return super().embed(model, corpus, spec)
 
