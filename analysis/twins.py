@@ -49,7 +49,8 @@ def main() -> None:
     backend = RayBackend(experiment.storage, experiment.resources, Reporter(Console(stderr=True)))
     corpus = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
     context = MixtureJob.of("chameleon", "", experiment, corpus, backend).context(backend)
-    proxy, embeddings = Chameleon().embed(context)
+    looked = Chameleon().embed(context)
+    proxy, embeddings = looked.proxy, looked.embeddings
     texts = text_quality(corpus, losses_of(proxy, corpus, backend)[0])
     found = {label: Chameleon.model_validate(settings).weigh(embeddings, corpus.tokens(), texts) for label, settings in VARIANTS.items()}
     plain = Chameleon().weigh(embeddings.select(DOMAINS))

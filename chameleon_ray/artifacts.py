@@ -23,6 +23,8 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.records import read_record, read_table
 from chameleon_ray.tensors import read_tensors, write_tensors
 
+Counts = NDArray[np.integer | np.floating]
+
 SPLITS = ("train", "valid", "test")
 NUM_GROUPS = 32
 MAX_GROUP_BYTES = 3_200_000  # of one dimension of all group sums: 2.5 GB at width 768
@@ -266,14 +268,14 @@ class Embeddings:
     Attributes:
         names: k domain names.
         group_sums: [k, groups, p], sums over samples of the mean hidden state of a sample's tokens; float64, or as `group_layout` says.
-        group_counts: [k, groups] samples in each group.
+        group_counts: [k, groups] samples in each group; of a domain that is several in one, in the proportions of their text, no whole numbers then.
         layer: index into `hidden_states` (0 is the token embedding).
         ledger: digest -> tokens and operations of the forward passes.
     """
 
     names: tuple[str, ...]
     group_sums: NDArray[np.floating]
-    group_counts: NDArray[np.int64]
+    group_counts: Counts
     layer: int
     ledger: Mapping[str, Cost] = field(default_factory=dict)
 
@@ -312,7 +314,7 @@ class Embeddings:
         names = tuple(name for part in parts for name in part.names)
         most, dtype = group_layout(len(names))
         shape = len(names), min(most, *(part.group_sums.shape[1] for part in parts)), parts[0].group_sums.shape[2]
-        sums, counts = np.empty(shape, dtype), np.empty(shape[:2], np.int64)
+        sums, counts = np.empty(shape, dtype), np.empty(shape[:2], np.result_type(*(part.group_counts for part in parts)))
         start = 0
         for part in parts:
             some = slice(start, start := start + len(part.names))

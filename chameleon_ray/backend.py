@@ -140,6 +140,7 @@ class TrainJob:
         rule: learns weights while it trains.
         reference: the frozen model that a rule's signal may need.
         start: the model to go on from instead of a fresh one; with 0 steps it is taken as it is.
+        corpus: what it is trained on, where that is not the corpus that the call is about.
         keys: setting of the training -> its key in the experiment file, where that is not `base.…` of a base model or `proxy.…` of any other.
         ahead: whether it may be started before its method asks for it; not so where it waits for another run.
     """
@@ -151,6 +152,7 @@ class TrainJob:
     rule: Rule | None = None
     reference: TrainedModel | None = None
     start: TrainedModel | None = None
+    corpus: TokenCorpus | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     ahead: bool = True
 
@@ -160,14 +162,33 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Domains or targets of a corpus that are embedded together; None stands for all its domains."""
+
+    corpus: TokenCorpus
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """The domains that the proxy is trained on, where they are others than those to weigh.
+
+    Attributes:
+        same: domain to weigh -> what it is called there, of those whose text is the same.
+    """
+
+    corpus: TokenCorpus
+    same: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Work:
     """What fitting a method takes of a backend, known before it is done.
 
     Attributes:
         trains: every model that is kept, in the order that they are asked for.
         swarm: models that are only measured, on `valid_tokens` of the valid split of everything measured.
-        embeds: the one of `trains` that embeds the domains, where one does.
-        embeds_targets: targets of the corpus that it embeds too.
+        embeds: the one of `trains` that embeds domains, where one does. texts: what it embeds.
         glance_tokens: of each domain that this one is measured on.
     """
 
@@ -175,7 +196,7 @@ class Work:
     swarm: tuple[TrainJob, ...] = ()
     valid_tokens: int = 0
     embeds: TrainJob | None = None
-    embeds_targets: tuple[str, ...] = ()
+    texts: tuple[Text, ...] = ()
     glance_tokens: int = 0
 
 
@@ -252,8 +273,8 @@ class Backend(Protocol):
 @dataclass(frozen=True)
 class FitContext:
     """What the spine knows and a method may need: what the experiment calls it, how the proxy is trained, what is embedded, the first seed, the
-    pretrained model that the proxy starts from, if it does, and what weights may be; those that a method gives are brought within these limits, and one that
-    searches for weights may search there."""
+    pretrained model that the proxy starts from, if it does, the domains that it is trained on where they are others, and what weights may be; those that a
+    method gives are brought within these limits, and one that searches for weights may search there."""
 
     label: str
     corpus: TokenCorpus
@@ -262,6 +283,7 @@ class FitContext:
     embedding: EmbeddingConfig
     seed: int
     start: TrainedModel | None = None
+    known: Known | None = None
     limits: Limits | None = None
 
 

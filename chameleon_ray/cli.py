@@ -160,7 +160,7 @@ def evaluate(
 def extend(
     experiment: ExperimentFile,
     proxy: Annotated[str, typer.Option(help="A trained proxy: its folder, a GGUF file or a hub name.")],
-    corpus: Annotated[str, typer.Option(help="YAML file with a section `domains`: new ones, or `name: null` to leave one out.")],
+    corpus: Annotated[str, typer.Option(help="YAML file with a section `domains`: new ones, `name: null`, and renamed, merged or split ones.")],
     overrides: Overrides = None,
     only: Annotated[bool, typer.Option("--only", help="Take the new domains alone.")] = False,
     method: Annotated[str, typer.Option(help="A chameleon method's label.")] = "chameleon",
@@ -170,7 +170,7 @@ def extend(
     mfu: Mfu = None,
     device: DeviceName = None,
 ) -> None:
-    """Weights for a changed set of domains, without any training."""
+    """Weights for a changed set of domains: new, removed, renamed, merged, split. Nothing is trained; what did not change is not embedded again."""
     from chameleon_ray import pipeline
 
     loaded = load_experiment(experiment, overrides or ())

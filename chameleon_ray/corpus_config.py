@@ -161,10 +161,43 @@ class CorpusConfig(Settings):
         return self
 
 
-class CorpusChanges(Settings):
-    """What `extend` adds to an experiment's domains, or leaves out of them (null)."""
+class TransferConfig(Settings):
+    """The domains that the proxy is trained on, where they are others than the experiment's: these are embedded by it and nothing is trained for them."""
 
-    domains: Annotated[dict[DomainName, DomainConfig | None], Field(min_length=1)]
+    domains: Annotated[dict[DomainName, DomainConfig], Field(min_length=1)]
+
+
+class DomainChange(DomainConfig):
+    """What a domain of a changed set is: new text; or what an experiment calls otherwise (`rename`), or has as several domains (`merge`). Of one of the
+    experiment's own domains also what it is split into: names of parts, and where the text of each comes from."""
+
+    rename: DomainName | None = None
+    merge: tuple[DomainName, ...] = ()
+    split: dict[DomainName, DomainConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DomainChange:
+        kinds = [bool(self.files), self.huggingface is not None, self.rename is not None, bool(self.merge), bool(self.split)]
+        if sum(kinds) != 1:
+            raise ValueError("give one of files, huggingface, rename, merge and split")
+        if not (self.files or self.huggingface) and (self.heldout or self.heldout_split):
+            raise ValueError("heldout is for new text; a domain that is renamed, merged or split has its own")
+        if self.merge and (len(self.merge) < 2 or len(set(self.merge)) < len(self.merge)):
+            raise ValueError("merge needs two domains or more, each once")
+        if self.split and len(self.split) < 2:
+            raise ValueError("split needs two parts or more")
+        return self
+
+    @property
+    def source(self) -> DomainConfig:
+        """Where new text comes from."""
+        return DomainConfig(**{name: getattr(self, name) for name in DomainConfig.model_fields})
+
+
+class CorpusChanges(Settings):
+    """What `extend` makes of an experiment's domains: new ones, those to leave out (null), renamed, merged and split ones."""
+
+    domains: Annotated[dict[DomainName, DomainChange | None], Field(min_length=1)]
 
 
 def load_changes(path: str | Path) -> CorpusChanges:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import Backend, Reads, TrainJob, start_of
+from chameleon_ray.backend import Backend, Known, Reads, TrainJob, start_of
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.corpus.sources import TEXT
 from chameleon_ray.corpus_config import ClustersConfig, CorpusConfig, TokenizerConfig
@@ -40,6 +40,9 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
             experiment, unless it asks for another amount.
     """
     asked, seed = at or experiment, experiment.seeds[0]
+    if (known := known_domains(asked, backend)) is not None and asked.corpus.tokenizer.train is not None:
+        tokenizer = TokenizerConfig(pretrained=known.corpus.tokenizer_address)  # the proxy's
+        asked = asked.model_copy(update={"corpus": asked.corpus.model_copy(update={"tokenizer": tokenizer})})
     reads = asked.reads if asked.corpus.tokens_per_domain != experiment.corpus.tokens_per_domain else experiment.reads
     found = asked.corpus.domains_from and asked.corpus.domains_from.clusters
     if not found:
@@ -54,6 +57,27 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
         wanted = reads and replace(reads, domain_tokens=found.k * reads.domain_tokens)  # as many documents as all the domains together want
         clusters = backend.find_clusters(config, model, layer, seed, wanted)
     return backend.tokenize(config, seed, reads, clusters)
+
+
+def known_domains(experiment: Experiment, backend: Backend) -> Known | None:
+    """The domains that the proxy is trained on, where they are others than the experiment's, and which of these have the same text there."""
+    if experiment.transfer is None:
+        return None
+    domains = experiment.transfer.domains
+    config = experiment.corpus.model_copy(update={"domains": domains, "domains_from": None, "targets": {}, "require_heldout": False})
+    with _of_the_transfer():
+        corpus = backend.tokenize(config, experiment.seeds[0], experiment.reads)
+    same = {name: old for name, source in experiment.corpus.domains.items() for old, text in domains.items() if text == source}
+    return Known(corpus, same)
+
+
+@contextmanager
+def _of_the_transfer() -> Iterator[None]:
+    """What is said of the corpus's domains, said of those to transfer from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("corpus.domains.", "transfer.domains.")) from error
 
 
 @contextmanager

@@ -120,6 +120,7 @@ class DryBackend:
 
     def tokenize(self, config: CorpusConfig, seed: int, reads: Reads | None, clusters: Clusters | None = None) -> TokenCorpus:
         """The corpus that is there, or what can be said of it."""
+        config = config.model_copy(update={"tokenizer": self._tokenizers.get(config.tokenizer.pretrained or "", config.tokenizer)})
         if clusters is not None and clusters.digest in self._found:
             corpus = self._found[clusters.digest]
         else:
@@ -153,7 +154,7 @@ class DryBackend:
         if not self.guessed:
             for job in jobs:
                 if job.training.steps:
-                    check_job(job, corpus, self.real.resources.num_workers)
+                    check_job(job, job.corpus or corpus, self.real.resources.num_workers)
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Trained models, or placeholders."""
@@ -294,6 +295,7 @@ class DryBackend:
 
         if job.training.steps == 0:
             return
+        corpus = job.corpus or corpus
         run = self.real.places.run(job, corpus)
         kind: Kind = "trial" if trial else "train"
         what = f"{trial[0] if trial else job.role}: {job.training.steps:,} steps of {job.training.batch_rows} rows"

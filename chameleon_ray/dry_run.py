@@ -172,9 +172,8 @@ def _plan_method(job: MixtureJob, dry: DryBackend) -> Mixture | None:
     models = {id(run): model for run in work.trains for model in dry.train_many(job.corpus, [run])}
     if work.embeds is not None:
         model = models[id(work.embeds)]
-        dry.embed(model, job.corpus, job.experiment.embedding)
-        if work.embeds_targets:
-            dry.embed(model, job.corpus, job.experiment.embedding, work.embeds_targets)
+        for text in work.texts:
+            dry.embed(model, text.corpus, job.experiment.embedding, text.names)
         if work.glance_tokens:
             dry.glance(model, job.corpus, work.glance_tokens)
     if work.swarm:

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from chameleon_ray.backend import Reads
 from chameleon_ray.config import BudgetConfig, ConstraintsConfig, EmbeddingConfig, QuestionConfig, Resources, TrainingConfig, refuse_lora
-from chameleon_ray.corpus_config import CorpusConfig
+from chameleon_ray.corpus_config import CorpusConfig, TransferConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.formula import Stage
 from chameleon_ray.mixing.method import Method
@@ -66,6 +66,7 @@ class Experiment(Settings):
     budget: BudgetConfig | None = None
     constraints: ConstraintsConfig = ConstraintsConfig()
     methods: dict[Label, dict[str, Any]] = Field(default_factory=lambda found: COMPARED[found.get("stage", "pretrain")])
+    transfer: TransferConfig | None = None
     sweep: Sweep | None = None
     resources: Resources = Resources()
 
@@ -137,6 +138,12 @@ class Experiment(Settings):
                 f"corpus.max_repetition: says how often a domain may be repeated in budget.tokens, and there is no budget; add budget: {{tokens: N}} "
                 f"(a base model of this experiment draws {drawn})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_proxy_to_transfer(self) -> Experiment:
+        if self.transfer is not None and self.proxy.steps == 0:
+            raise ValueError("transfer: a proxy that is taken as it is (proxy.steps: 0) is trained on no domains; remove transfer, or train the proxy")
         return self
 
     @property

@@ -11,8 +11,8 @@ from typing import Any
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import Backend, FitContext, start_of
-from chameleon_ray.discovery import read_corpus
+from chameleon_ray.backend import Backend, FitContext, Known, start_of
+from chameleon_ray.discovery import known_domains, read_corpus
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
@@ -32,12 +32,15 @@ class MixtureJob:
     corpus: TokenCorpus
     seed: int
     start: TrainedModel | None = None
+    known: Known | None = None
 
     @classmethod
     def of(cls, method: str, point: str, experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> MixtureJob:
         """With the experiment's first seed."""
-        start = start_of(experiment.proxy, corpus, backend, "proxy") if "proxy" in experiment.mixer(method).sections else None
-        return cls(method, point, experiment, corpus, experiment.seeds[0], start)
+        sections = experiment.mixer(method).sections
+        start = start_of(experiment.proxy, corpus, backend, "proxy") if "proxy" in sections else None
+        known = known_domains(experiment, backend) if "embedding" in sections else None
+        return cls(method, point, experiment, corpus, experiment.seeds[0], start, known)
 
     @property
     def label(self) -> str:
@@ -58,7 +61,8 @@ class MixtureJob:
     def digest(self) -> str:
         """Of the mixture: covers what the method says that it needs."""
         sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.sections)}
-        return mixture_digest(self.method, self.mixer, {**sections, "question": self.experiment.question}, self.corpus, self.seed, self.start)
+        sections["question"] = self.experiment.question
+        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed, self.start, self.known)
 
     @cached_property
     def question(self) -> Question:
@@ -72,7 +76,7 @@ class MixtureJob:
     def context(self, backend: Backend) -> FitContext:
         """What the method gets to work with."""
         experiment = self.experiment
-        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed, self.start, self.question.limits)
+        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed, self.start, self.known, self.question.limits)
 
 
 def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
@@ -120,17 +124,12 @@ def fit(job: MixtureJob, backend: Backend) -> Mixture:
         for name, content in found.files.items():
             storage.write_bytes(storage.join(address, name), content)
         provenance = {**found.provenance, "corpus": job.corpus.digest, "seed": job.seed}
-        replace(with_sizes(found, [job.corpus]), label=job.method, provenance=provenance).save(path)
+        sizes = {name: size for name, size in job.corpus.sizes().items() if name in found.weights}
+        replace(found, label=job.method, provenance=provenance, domains=sizes, tokenizer_sha256=job.corpus.tokenizer_sha256).save(path)
         return {"label": job.method}
 
     once(address, "mixture", job.digest, make)
     return Mixture.load(path)
-
-
-def with_sizes(mixture: Mixture, corpora: Sequence[TokenCorpus]) -> Mixture:
-    """The mixture with how much train text its domains have, in the tokens of the corpora's one tokenizer."""
-    sizes = {name: size for corpus in corpora for name, size in corpus.sizes().items() if name in mixture.weights}
-    return replace(mixture, tokenizer_sha256=corpora[0].tokenizer_sha256, domains=sizes)
 
 
 def check(job: MixtureJob, backend: Backend) -> None:

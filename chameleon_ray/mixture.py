@@ -49,6 +49,7 @@ class Mixture:
         epochs: how often each domain is read in the budget that the weights are for; empty without one.
         ledger: what was needed to get the weights: digest of an artifact -> its cost. Shared work has one digest, so that a sum over several mixtures
             counts it once (`total_cost`).
+        known: digests of the ledger that were there before the domains changed: what is left is what the change took (`extra`).
         tokenizer_sha256: of the tokenizer whose tokens the fractions count; None where that is not known.
         domains: tokens, documents and mean tokens per document of every domain's train text, where known.
         trajectory: of a method that learned the weights while a proxy trained.
@@ -67,6 +68,7 @@ class Mixture:
     unconstrained: Mapping[str, float] | None = None
     epochs: Mapping[str, float] = field(default_factory=dict)
     ledger: Mapping[str, Cost] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
     tokenizer_sha256: str | None = None
     domains: Mapping[str, DomainSize] = field(default_factory=dict)
     trajectory: Trajectory | None = None
@@ -85,10 +87,15 @@ class Mixture:
         """Everything that was needed to get the weights."""
         return total_cost([self.ledger])
 
+    @property
+    def extra(self) -> Cost:
+        """What a change of the domains took, beside what was there before."""
+        return total_cost([{digest: cost for digest, cost in self.ledger.items() if digest not in self.known}])
+
     def to_json(self) -> str:
         """mixture.json: `weights` is an object name -> float; `unit` says of what; `cost` sums the ledger."""
         content = {key: value for key, value in asdict(self).items() if key != "files"}
-        document = {"unit": "fraction of training tokens", **content, "cost": asdict(self.cost)}
+        document = {"unit": "fraction of training tokens", **content, "cost": asdict(self.cost), "extra": asdict(self.extra)}
         return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, address: str) -> None:
@@ -112,13 +119,13 @@ class Mixture:
             raise UserError(f"{address}: no object 'weights' of name -> fraction; `chameleon mix … --out FILE` writes a mixture file")
         document.pop("unit", None)
         document.setdefault("method", "fixed")
-        known = [*(key for key in cls.__dataclass_fields__ if key != "files"), "cost"]
+        known = [*(key for key in cls.__dataclass_fields__ if key != "files"), "cost", "extra"]
         unknown = sorted(set(document) - set(known))
         if unknown:
             raise UserError(f"{address}: unknown key {unknown[0]!r}; known: {', '.join(known)}")
         check_weights(document["weights"], f"{address}: weights")
         try:
-            TypeAdapter(dict[str, Cost]).validate_python({"cost": document.pop("cost", {})})  # derived from the ledger
+            TypeAdapter(dict[str, Cost]).validate_python({key: document.pop(key, {}) for key in ("cost", "extra")})  # derived from the ledger
             return TypeAdapter(cls).validate_python(document)
         except ValidationError as error:
             mistake = error.errors(include_url=False)[0]

@@ -18,7 +18,7 @@ from chameleon_ray.corpus_config import CorpusChanges
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.experiment import Experiment
-from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits, with_sizes
+from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits
 from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixing.question import Question
 from chameleon_ray.mixing.static import uniform_mixture
@@ -130,22 +130,32 @@ def model_to_evaluate(experiment: Experiment, model: str, backend: Backend) -> t
 
 
 def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool = False, label: str = "chameleon") -> Mixture:
-    """Weights for a changed set of domains, by embedding the new ones with a trained proxy: nothing is trained.
+    """Weights for a changed set of domains, by embedding the new ones with a trained proxy: nothing is trained, and what did not change is not embedded again.
 
     Args:
         proxy: folder of the model.
-        changes: new domains, or `name: null` to leave one of the experiment's out.
+        changes: new domains, `name: null` to leave one of the experiment's out, and those that are renamed, merged or split.
         only: take the new domains alone.
+    Returns:
+        A mixture whose `extra` cost is that of the change; `provenance["embedded_rows"]` says what was embedded for it, by domain.
     Raises:
         UserError: a method that weighs no embeddings, or what `changed_embeddings` raises.
     """
     method = weigher_of(experiment, label)
-    changed = changed_embeddings(experiment, proxy, changes, backend, only)
-    tokens = {name: count for corpus in changed.corpora for name, count in corpus.tokens().items()}
+    changed = changed_embeddings(experiment, proxy, changes, backend, only, method.looked_at(experiment.corpus.targets))
     with naming(f"methods.{label}"):
-        mixture = method.weigh(changed.embeddings, tokens, changed.texts)
-    mixture = Question.of(experiment.question, tuple(mixture.weights), tokens, is_changed=True).answer(mixture)
-    return replace(with_sizes(mixture, changed.corpora), label=label, ledger={**mixture.ledger, **changed.looking})
+        mixture = method.weigh(changed.embeddings, changed.tokens, changed.texts, changed.others)
+    mixture = Question.of(experiment.question, tuple(mixture.weights), changed.tokens, is_changed=True).answer(mixture)
+    return replace(
+        mixture,
+        label=label,
+        domains=changed.sizes,
+        tokenizer_sha256=changed.tokenizer_sha256,
+        ledger={**mixture.ledger, **changed.looking},
+        known=tuple(changed.known),
+        provenance={**mixture.provenance, "embedded_rows": dict(changed.embedded)},
+        warnings=(*mixture.warnings, *changed.warnings),
+    )
 
 
 def weigher_of(experiment: Experiment, label: str) -> Weigher:

@@ -47,6 +47,7 @@ class Places:
 
     def run(self, job: TrainJob, corpus: TokenCorpus) -> Run:
         """Of a model that is trained."""
+        corpus = job.corpus or corpus
         digest = model_digest(job, corpus)
         return Run(job, corpus, digest, storage.join(self.root, "models", f"{job.role}-{digest}"))
 

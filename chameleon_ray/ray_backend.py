@@ -91,7 +91,7 @@ class RayBackend:
             if job.training.steps and not is_complete(self.places.run(job, corpus).address):
                 from chameleon_ray.training.loop import check_job
 
-                check_job(job, corpus, self.resources.num_workers)
+                check_job(job, job.corpus or corpus, self.resources.num_workers)
 
     def train_many(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> list[TrainedModel]:
         """Train what is not trained yet: equal jobs once, and of jobs that differ only in their steps on one schedule the longest, which passes

@@ -116,7 +116,7 @@ def _curves(models: Mapping[tuple[str, int], TrainedModel]) -> pa.Table:
 def _embeddings(jobs: Sequence[MixtureJob], fits: Iterable[tuple[str, int]], backend: Backend) -> Embeddings | None:
     """What the proxy was embedded with, where a method needed it: a finished artifact by now. Of several fits that of the first that there is."""
     fitted = (replace(job, seed=seed) for job in jobs if not job.point for label, seed in fits if label == job.label)
-    return next((mixer.embed(job.context(backend))[1] for job in fitted if isinstance(mixer := job.mixer, Weigher)), None)
+    return next((mixer.embed(job.context(backend)).embeddings for job in fitted if isinstance(mixer := job.mixer, Weigher)), None)
 
 
 def _seconds(corpus: TokenCorpus, mixtures: Mapping[str, Mixture], models: Iterable[TrainedModel]) -> dict[str, float]:

@@ -39,7 +39,7 @@ FLOORS = (
     ),
     *("ray_session", "ray_progress"),
     *("mixing", "experiment", "corpus", "models", "embedding", "training", "evaluation", "report"),
-    *("places", "discovery", "fitting", "results", "transfer", "pipeline", "ray_trials", "ray_backend", "dry_backend", "pace", "dry_run"),
+    *("places", "discovery", "fitting", "results", "changes", "transfer", "pipeline", "ray_trials", "ray_backend", "dry_backend", "pace", "dry_run"),
     *("__init__", "ray_doctor", "terminal", "first_file", "cli_dry", "cli_init", "cli_judge", "cli_regmix", "cli", "__main__"),
 )
 # What takes long to import, or need not be there: it may be imported inside a function, and so may our own modules that need it.

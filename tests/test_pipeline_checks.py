@@ -29,7 +29,8 @@ class Found(FakeBackend):
 def test_another_tokenizer_is_found_out_before_the_corpus_is_read() -> None:
     training = {"model": {"pretrained": "someone/tiny"}, "steps": 4}
     plain = {"model": {"preset": "cpu-tiny"}, "steps": 4}
-    asked = parse_experiment({"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": plain, "base": training, "methods": {"uniform": {}}})
+    corpus = {"domains": {"a": {"files": ["a.txt"]}}, "tokenizer": {"train": {"vocab_size": 400}}}
+    asked = parse_experiment({"name": "x", "corpus": corpus, "proxy": plain, "base": training, "methods": {"uniform": {}}})
     told = r"^base\.model\.pretrained: someone/tiny has another tokenizer than the corpus; set corpus\.tokenizer: \{pretrained: someone/tiny\}"
     with pytest.raises(UserError, match=told):
         compare(asked, Found())  # type: ignore[arg-type]

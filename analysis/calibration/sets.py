@@ -109,4 +109,4 @@ def _embed(experiment: Experiment) -> Embeddings:
     corpus = backend.tokenize(experiment.corpus, experiment.seeds[0], experiment.reads)
     job = MixtureJob.of("chameleon", "", experiment, corpus, backend)
     assert isinstance(job.mixer, Chameleon)
-    return job.mixer.embed(job.context(backend))[1]
+    return job.mixer.embed(job.context(backend)).embeddings

@@ -7,15 +7,15 @@ what makes weights of them in `formula.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from chameleon_ray.artifacts import Embeddings, TrainedModel
-from chameleon_ray.backend import FitContext, TrainJob, Work
+from chameleon_ray.artifacts import Embeddings
+from chameleon_ray.backend import FitContext, Text, TrainJob, Work
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.estimate import Estimate, estimate
@@ -23,7 +23,7 @@ from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structurel
 from chameleon_ray.mixing.krls import Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
+from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, texts_to_embed, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
@@ -116,9 +116,9 @@ class Chameleon(Method):
                 where = f"methods.{context.label}.targets.{name}"
                 raise UserError(f"{where}: neither a domain nor one of corpus.targets; there are {', '.join(known)}{nearest(name, known)}")
 
-    def others(self, context: FitContext) -> tuple[str, ...]:
-        """The targets that are no domains."""
-        return tuple(name for name in context.corpus.targets if name in self.targets)
+    def looked_at(self, targets: Collection[str]) -> tuple[str, ...]:
+        """Those of the corpus's targets, which are no domains, that the weights look towards."""
+        return tuple(name for name in targets if name in self.targets)
 
     def jobs(self, context: FitContext) -> list[TrainJob]:
         """The proxy."""
@@ -127,21 +127,22 @@ class Chameleon(Method):
     def work(self, context: FitContext) -> Work:
         """The proxy, the domains' embeddings by it, and a look at its losses where it was not trained on them."""
         job, corpus = self.proxy_job(context), context.corpus
-        seen_at_last = (1 - LAST_PART) * job.training.steps * job.training.batch_rows * corpus.row_tokens
+        seen_at_last = 0.0 if context.known else (1 - LAST_PART) * job.training.steps * job.training.batch_rows * corpus.row_tokens
+        aims = self.looked_at(corpus.targets)
         return Work(
             trains=(job,),
             embeds=job,
-            embeds_targets=self.others(context),
+            texts=(*texts_to_embed(context), *((Text(corpus, aims),) if aims else ())),
             glance_tokens=GLANCE_TOKENS if seen_at_last < GLANCE_TOKENS * len(corpus.names) else 0,
         )
 
     def proxy_job(self, context: FitContext) -> TrainJob:
         """The proxy on uniform weights, which may end early where `proxy.stop` says so: when the weights of this formula have settled. A pretrained one goes
         on from what it is."""
-        training, stop, names = context.proxy, context.proxy.stop, domain_names(context.corpus)
+        training, stop, corpus = context.proxy, context.proxy.stop, context.known.corpus if context.known else context.corpus
         rule = None
         if stop:
-            prior = self.prior_of(names, context.corpus.tokens())
+            prior = self.prior_of(domain_names(corpus), corpus.tokens())
             shares = () if self.prior == "uniform" else tuple(prior.values())
             rule = SettledRule(self.formula, shares, stop.tolerance, stop.every_steps or max(1, training.steps // 20), stop.samples_per_domain)
         return uniform_proxy(context, rule)
@@ -155,16 +156,21 @@ class Chameleon(Method):
         weights themselves take milliseconds for tens of domains.
         """
         self.check(context)
-        proxy, embeddings = self.embed(context)
+        found = self.embed(context)
+        proxy = found.proxy
         losses, looking = losses_of(proxy, context.corpus, context.backend)
-        others = context.backend.embed(proxy, context.corpus, context.embedding, self.others(context)) if self.others(context) else None
-        mixture = self.weigh(embeddings, context.corpus.tokens(), text_quality(context.corpus, losses), others)
+        aims = self.looked_at(context.corpus.targets)
+        others = context.backend.embed(proxy, context.corpus, context.embedding, aims) if aims else None
+        mixture = self.weigh(found.embeddings, context.corpus.tokens(), text_quality(context.corpus, losses), others)
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
-        return replace(mixture, ledger={proxy.run: proxy.cost, **mixture.ledger, **looking}, trajectory=trajectory_of(proxy), provenance=provenance)
+        if context.known:
+            provenance["embedded_rows"] = {name: provenance["samples"][name] for name in context.corpus.names if name not in context.known.same}
+        ledger = {proxy.run: proxy.cost, **mixture.ledger, **looking}
+        return replace(mixture, ledger=ledger, known=found.known, trajectory=trajectory_of(proxy), provenance=provenance)
 
-    def embed(self, context: FitContext) -> tuple[TrainedModel, Embeddings]:
+    def embed(self, context: FitContext) -> Embedded:
         """Train the proxy on uniform weights and embed every domain with it (algorithm 1, steps 3 and 5).
 
         Raises:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
-from chameleon_ray.artifacts import Embeddings, TrainedModel
+from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.backend import FitContext
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.doge import DoGE
 from chameleon_ray.mixing.doremi import DoReMi
 from chameleon_ray.mixing.method import Method
+from chameleon_ray.mixing.proxy import Embedded
 from chameleon_ray.mixing.regmix import RegMix
 from chameleon_ray.mixing.static import Fixed, Proportional, Uniform
 from chameleon_ray.mixing.text_quality import TextQuality
@@ -23,8 +24,12 @@ class Weigher(Protocol):
 
     name: ClassVar[str]
 
-    def embed(self, context: FitContext) -> tuple[TrainedModel, Embeddings]:
+    def embed(self, context: FitContext) -> Embedded:
         """The model, trained if need be, and what it makes of the corpus's domains."""
+        ...
+
+    def looked_at(self, targets: Collection[str]) -> tuple[str, ...]:
+        """Those of the corpus's targets whose embeddings `weigh` is to be given."""
         ...
 
     def weigh(

@@ -24,11 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import CHUNK_DOMAINS, Embeddings
+from chameleon_ray.artifacts import CHUNK_DOMAINS, Counts, Embeddings
+from chameleon_ray.mixing.krls import Array
 
-Array = NDArray[np.float64]
 # Under it most of what tells domains apart is chance.
 MIN_RELIABILITY = 0.5
 # f for a domain of a single group: so many degrees of freedom has what all domains say.
@@ -44,7 +43,7 @@ class Sharing:
     part: Array
 
     @classmethod
-    def of(cls, counts: NDArray[np.int64]) -> Sharing:
+    def of(cls, counts: Counts) -> Sharing:
         """By the samples in the hash groups of n domains, [n, groups]."""
         groups, filled = counts.shape[1], (counts > 0).sum(axis=1)
         freedom, documents = np.maximum(filled - 1.0, 0.0), num_documents(counts)
@@ -53,7 +52,7 @@ class Sharing:
         return cls(freedom / total, of_all / total / documents, freedom * documents / max(1.0, freedom.sum()))
 
 
-def num_documents(counts: NDArray[np.int64]) -> Array:
+def num_documents(counts: Counts) -> Array:
     """Documents that samples are of, [n], by how many groups they fill and how evenly; where they fill all, nothing tells, and each sample counts as one.
 
     Args:
@@ -69,7 +68,7 @@ def num_documents(counts: NDArray[np.int64]) -> Array:
     return np.minimum(drawn * evenness, samples)
 
 
-def deviations(sums: Array, counts: NDArray[np.int64]) -> Array:
+def deviations(sums: Array, counts: Counts) -> Array:
     """d_g, [n, groups, p]; 0 where one group has all samples.
 
     Args:

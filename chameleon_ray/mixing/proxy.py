@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from chameleon_ray.artifacts import Embeddings, TrainedModel
-from chameleon_ray.backend import FitContext, TrainJob
+from chameleon_ray.backend import FitContext, Text, TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, uniform
@@ -13,9 +14,10 @@ from chameleon_ray.mixing.simplex import domain_names, uniform
 
 def uniform_proxy(context: FitContext, rule: SettledRule | None = None) -> TrainJob:
     """The experiment's proxy on uniform weights; a pretrained one goes on from what it is. The same run for every method that embeds with it, unless a rule
-    may end it early."""
+    may end it early; on other domains than those to weigh where it is to be transferred."""
     training = context.proxy.model_copy(update={"stop": None})
-    return TrainJob("proxy", training, uniform(domain_names(context.corpus)), context.seed, rule, start=context.start)
+    corpus = context.known.corpus if context.known else None
+    return TrainJob("proxy", training, uniform(domain_names(corpus or context.corpus)), context.seed, rule, start=context.start, corpus=corpus)
 
 
 def check_layer(context: FitContext) -> None:
@@ -30,15 +32,41 @@ def check_layer_number(layer: Literal["middle"] | int, layers: int) -> None:
         raise UserError(f"embedding.layer: {layer}, but the proxy has {layers} layers; choose 1 to {layers}, or middle")
 
 
-def embedded(context: FitContext, job: TrainJob) -> tuple[TrainedModel, Embeddings]:
+@dataclass(frozen=True)
+class Embedded:
+    """A proxy and the embedding of every domain by it. `known`: digests of what was there before, where the domains are others than those it was trained on."""
+
+    proxy: TrainedModel
+    embeddings: Embeddings
+    known: tuple[str, ...] = ()
+
+
+def texts_to_embed(context: FitContext) -> tuple[Text, ...]:
+    """What a proxy embeds: all domains; of a transferred one those that it was trained on, and of the domains to weigh only those that are not among them."""
+    known, corpus = context.known, context.corpus
+    if known is None:
+        return (Text(corpus),)
+    new = tuple(name for name in corpus.names if name not in known.same)
+    return (*((Text(known.corpus),) if known.same else ()), *((Text(corpus, new),) if new else ()))
+
+
+def embedded(context: FitContext, job: TrainJob) -> Embedded:
     """The trained proxy and the embedding of every domain by it.
 
     Raises:
         UserError: a domain without samples.
     """
     (proxy,) = context.backend.train_many(context.corpus, [job])
-    embeddings = context.backend.embed(proxy, context.corpus, context.embedding)
+    known, parts = context.known, []
+    before = [proxy.run] if known else []
+    for text in texts_to_embed(context):
+        found = context.backend.embed(proxy, text.corpus, context.embedding, text.names)
+        if known is not None and text.corpus is known.corpus:
+            before += found.ledger
+            found = replace(found.select(list(known.same.values())), names=tuple(known.same))
+        parts.append(found)
+    embeddings = Embeddings.concat(parts) if len(parts) > 1 else parts[0]
     for name in context.corpus.names:
         if name not in embeddings.names:
             raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
-    return proxy, embeddings
+    return Embedded(proxy, embeddings.select(context.corpus.names) if known else embeddings, tuple(before))

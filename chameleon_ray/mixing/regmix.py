@@ -26,7 +26,7 @@ from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.limits import Limits
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.proxy import check_layer, embedded, uniform_proxy
+from chameleon_ray.mixing.proxy import check_layer, embedded, texts_to_embed, uniform_proxy
 from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss, possible
 from chameleon_ray.mixing.regressors.regressor import Array
 from chameleon_ray.mixing.runs import ONE_SIZE, first_of, prefix, runs_of, unseen
@@ -138,15 +138,16 @@ class RegMix(Method):
         metrics = np.array([[proxy.losses[name] for name in measured] for proxy in found])  # [n, m]
         swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, measured, metrics)
         ledger = {proxy.digest: proxy.cost for proxy in found}
-        embeddings = None
+        embeddings, known = None, tuple[str, ...]()
         if self.embeds:
-            proxy, embeddings = embedded(context, uniform_proxy(context))
-            ledger = {proxy.run: proxy.cost, **embeddings.ledger, **ledger}
+            looked = embedded(context, uniform_proxy(context))
+            embeddings, known = looked.embeddings, looked.known
+            ledger = {looked.proxy.run: looked.proxy.cost, **embeddings.ledger, **ledger}
         by_size = {ONE_SIZE: swarm}
         correlations = self.rank_correlations(by_size, ONE_SIZE, context.seed, embeddings)
         mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings, context.limits)
         warnings = (*mixture.warnings, *self._target_warnings(context.corpus))
-        return replace(mixture, ledger=ledger, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
+        return replace(mixture, ledger=ledger, known=known, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
 
     def work(self, context: FitContext) -> Work:
         """The swarm, and the proxy that embeds, where the regression takes embeddings."""
@@ -155,7 +156,8 @@ class RegMix(Method):
             return Work()
         prior = self._prior(names) or token_shares(context.corpus.tokens(), names, f"methods.{context.label}.prior")
         swarm, _ = self._swarm(context, prior)
-        return Work(trains=tuple(embedding), swarm=tuple(swarm), valid_tokens=self.valid_tokens, embeds=embedding[0] if embedding else None)
+        texts = texts_to_embed(context) if embedding else ()
+        return Work(trains=tuple(embedding), swarm=tuple(swarm), valid_tokens=self.valid_tokens, embeds=embedding[0] if embedding else None, texts=texts)
 
     def _swarm(self, context: FitContext, prior: Mapping[str, float]) -> tuple[list[TrainJob], Array]:
         """The runs of the swarm, and their mixtures [n, k]."""

@@ -25,7 +25,7 @@ def embedding_map(embeddings: Embeddings, seed: int) -> tuple[pa.Table, str]:
     """
     domain, group = np.nonzero(embeddings.group_counts)
     counts = embeddings.group_counts[domain, group]
-    points = embeddings.group_sums[domain, group] / counts[:, None]
+    points = (embeddings.group_sums[domain, group] / counts[:, None]).astype(np.float64)
     name = "UMAP" if len(points) >= MIN_UMAP_POINTS else "PCA"
     plane = _umap(points, seed) if name == "UMAP" else principal_components(points)
     columns = {"domain": [embeddings.names[i] for i in domain], "group": group, "samples": counts, "x": plane[:, 0], "y": plane[:, 1]}

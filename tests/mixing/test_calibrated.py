@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from chameleon_ray.artifacts import Cost, Embeddings
+from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.formula import Temperature
@@ -341,7 +341,7 @@ def test_noise_of_a_domain_of_one_document_is_that_of_a_document_of_the_others()
     found = noise_of(replace(embeddings, group_counts=counts, group_sums=sums), range(4))
     assert found[2] == pytest.approx(np.mean([96 * plain[i] for i in (0, 1, 3)])) and found[2] > 10 * found[0]
     assert found[[0, 1, 3]].tolist() == plain[[0, 1, 3]].tolist()  # they have documents enough
-    alone = Embeddings(embeddings.names, sums[:, :1], counts[:, :1], 1, Cost())
+    alone = Embeddings(embeddings.names, sums[:, :1], counts[:, :1], 1)
     assert np.isnan(noise_of(alone, range(4))).all()
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chameleon_ray.artifacts import Cost, Embeddings
+from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.mixing import standard_errors
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.estimate import estimate
@@ -27,7 +27,7 @@ def uneven(k: int, p: int, noise: float = 0.1, num_groups: int = 32) -> Embeddin
     means = 1 + generator.standard_normal((k, 1, p)) * np.exp(0.3 * generator.standard_normal((k, 1, 1)))
     spread = noise * np.exp(0.7 * generator.standard_normal((k, 1, p)))
     sums = counts[:, :, None] * means + np.sqrt(counts)[:, :, None] * spread * generator.standard_normal((k, num_groups, p))
-    return Embeddings(tuple(f"d{i:05}" for i in range(k)), sums, counts, 1, Cost())
+    return Embeddings(tuple(f"d{i:05}" for i in range(k)), sums, counts, 1)
 
 
 def both(embeddings: Embeddings, method: Chameleon, draws: int) -> tuple[StandardErrors, StandardErrors]:
