@@ -164,7 +164,16 @@ class CorpusConfig(Settings):
 class TransferConfig(Settings):
     """The domains that the proxy is trained on, where they are others than the experiment's: these are embedded by it and nothing is trained for them."""
 
-    domains: Annotated[dict[DomainName, DomainConfig], Field(min_length=1)]
+    domains: dict[DomainName, DomainConfig] = Field(default_factory=dict)
+    domains_from: DomainsFrom | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TransferConfig:
+        if bool(self.domains) == (self.domains_from is not None):
+            raise ValueError("give either domains or domains_from")
+        if self.domains_from is not None and self.domains_from.clusters is not None:
+            raise ValueError("domains_from.clusters: domains that are yet to be found have no proxy to transfer; list them, or name a column")
+        return self
 
 
 class DomainChange(DomainConfig):

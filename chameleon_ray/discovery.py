@@ -64,7 +64,8 @@ def known_domains(experiment: Experiment, backend: Backend) -> Known | None:
     if experiment.transfer is None:
         return None
     domains = experiment.transfer.domains
-    config = experiment.corpus.model_copy(update={"domains": domains, "domains_from": None, "targets": {}, "require_heldout": False})
+    own = {"domains": domains, "domains_from": experiment.transfer.domains_from, "targets": {}, "require_heldout": False}
+    config = experiment.corpus.model_copy(update=own)
     with _of_the_transfer():
         corpus = backend.tokenize(config, experiment.seeds[0], experiment.reads)
     same = {name: old for name, source in experiment.corpus.domains.items() for old, text in domains.items() if text == source}
@@ -77,7 +78,7 @@ def _of_the_transfer() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("corpus.domains.", "transfer.domains.")) from error
+        raise UserError(str(error).replace("corpus.domains", "transfer.domains")) from error
 
 
 @contextmanager

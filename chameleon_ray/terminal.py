@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def show_comparison(console: Console, found: Comparison) -> None:
     """Mixtures with error bars, perplexity per domain, costs, the verdict and the report's address."""
     from chameleon_ray.report import tables
+    from chameleon_ray.report.paper import transfer_table
     from chameleon_ray.report.verdict import findings, verdict, warnings
 
     shown = (("Mixture", tables.mixture_table), ("Test perplexity", tables.perplexity_table), ("Cost of each mixture", tables.cost_table))
@@ -34,6 +35,8 @@ def show_comparison(console: Console, found: Comparison) -> None:
         _show(console, title, table(found.data))
         if title == "Test perplexity" and (unseen := tables.unseen_table(found.data)) is not None:
             _show(console, "Unseen text", unseen)
+    if (change := transfer_table(found.data)) is not None:
+        _show(console, "What the change of domains took", change)
     for label, mixture in found.data.mixtures.items():
         for made_by in mixture.explanation[:1]:
             _say(console, f"{label}: {made_by}")
@@ -119,6 +122,10 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
         _say(console, sentence)
     cost = mixture.cost
     console.print(f"cost: {cost.tokens:,} tokens, {power(cost.flops)} FLOPs, {duration(cost.seconds)}", highlight=False)
+    if "embedded_rows" in mixture.provenance:
+        embedded, extra = mixture.provenance["embedded_rows"], mixture.extra
+        what = f"{sum(embedded.values()):,.0f} rows of {listed(list(embedded))} embedded" if embedded else "nothing was embedded"
+        _say(console, f"for the change: {what}, {extra.tokens:,} tokens, {power(extra.flops)} FLOPs; every other embedding was there")
     if "proxy_address" in mixture.provenance:
         console.print(f"proxy: {mixture.provenance['proxy_address']}", markup=False, soft_wrap=True, highlight=False)
     for warning in mixture.warnings:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -55,26 +56,37 @@ class Proportional(Method):
 
 
 class Fixed(Method):
-    """Weights given by name, or a table published in a paper (`preset`, renormalised)."""
+    """Weights given by name, or a table published in a paper (`preset`, renormalised).
+
+    `names`: domain -> what the table calls it, where that is something else; null for a domain that it does not have, which gets nothing. What the table has
+    beyond these domains is left out then, and the rest renormalised.
+    """
 
     name: ClassVar[str] = "fixed"
     weights: dict[str, float] | None = None
     preset: str | None = None
+    names: dict[str, str | None] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Fixed:
         if (self.weights is None) == (self.preset is None):
             raise ValueError("give either weights or preset")
+        if self.names is not None and self.preset is None:
+            raise ValueError("names says what a preset calls the domains; give preset, or remove names")
         if self.weights is not None:
             check_weights(self.weights, "weights")
         elif self.preset not in PUBLISHED:
             raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PUBLISHED)}{_nearest(str(self.preset), PUBLISHED)}")
+        for name in (name for name in (self.names or {}).values() if name is not None):
+            if name not in PUBLISHED[str(self.preset)].raw:
+                known = PUBLISHED[str(self.preset)].raw
+                raise ValueError(f"names: {self.preset} has no {name!r}; it has {', '.join(known)}{_nearest(name, known)}")
         return self
 
     def check(self, context: FitContext) -> None:
         """Raise `UserError` for a domain without a weight, a weight without a domain, or an empty domain."""
         names = domain_names(context.corpus)
-        given, source, _ = self._given()
+        given, source, _ = self._given(names)
         for name in names:
             if name not in given:
                 raise UserError(f"{source}: no weight for domain {name!r} of the corpus; add it (0 is allowed) or rename it{_nearest(name, given)}")
@@ -85,15 +97,22 @@ class Fixed(Method):
     def fit(self, context: FitContext) -> Mixture:
         """The given weights in the corpus's order."""
         self.check(context)
-        given, _, origin = self._given()
+        given, _, origin = self._given(context.corpus.names)
         return Mixture(self.name, {name: given[name] for name in context.corpus.names}, provenance={**self.provenance(context), **origin})
 
-    def _given(self) -> tuple[dict[str, float], str, dict[str, Any]]:
+    def _given(self, domains: Sequence[str]) -> tuple[dict[str, float], str, dict[str, Any]]:
         """Weights, the words that name them in an error, and what their origin adds to the provenance."""
         if self.weights is not None:
             return self.weights, "fixed weights", {}
         assert self.preset is not None
         table = PUBLISHED[self.preset]
+        if self.names is not None:
+            called = {name: self.names.get(name, name) for name in domains}
+            raw = {name: 0.0 if other is None else table.raw[other] for name, other in called.items() if other is None or other in table.raw}
+            total = math.fsum(raw.values())
+            if total == 0:
+                raise UserError(f"preset {self.preset}: it has none of the domains with a weight; correct names")
+            return {name: value / total for name, value in raw.items()}, f"preset {self.preset}", {**table.provenance(), "raw_sum": total}
         return table.weights, f"preset {self.preset}", table.provenance()
 
 

@@ -236,7 +236,9 @@ def _sweep(data: ReportData) -> Section:
 
 
 def _cost(data: ReportData) -> Section:
-    return Section("cost", "Cost", (*((tables.cost_table(data),) if data.mixtures else ()), *((tables.phase_table(data),) if data.seconds else ())))
+    change = paper.transfer_table(data)
+    blocks: list[Block] = [*([tables.cost_table(data)] if data.mixtures else []), *([change] if change else [])]
+    return Section("cost", "Cost", (*blocks, *((tables.phase_table(data),) if data.seconds else ())))
 
 
 def _settings(data: ReportData) -> Section:

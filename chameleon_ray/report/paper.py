@@ -1,4 +1,4 @@
-"""What the Chameleon paper (ICML 2025) printed of finetuning, beside what came out here: tables 6, 7 and 16 to 19.
+"""What the Chameleon paper (ICML 2025) printed of finetuning and of changed domains, beside what came out here: tables 4, 6, 7 and 16 to 19.
 
 Values are as printed; averages are computed from them (table 6 prints 9.43 for its uniform column, whose mean is 9.39).
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.report.data import BASELINE, ReportData
-from chameleon_ray.report.formatting import DASH, fixed, measured, number
-from chameleon_ray.report.numbers import evaluated, reported
+from chameleon_ray.report.formatting import DASH, count, fixed, measured, number, power, ratio
+from chameleon_ray.report.numbers import chameleon_label, evaluated, reported
 from chameleon_ray.report.statistics import summarise
 from chameleon_ray.report.tables import Table, text_row
 
@@ -69,6 +69,34 @@ FINETUNINGS = (
         "stack_chameleon",
     ),
 )
+
+
+# Table 4: extra FLOPs on the Pile as multiples of Chameleon's, by method.
+EXTRA_FLOPS = {"doge": 145, "doremi": 290, "regmix": 758}
+
+
+def transfer_table(data: ReportData) -> Table | None:
+    """What each method took beyond what was there when the domains changed, and how many times Chameleon's; None where they did not change."""
+    if data.experiment.transfer is None or not data.mixtures:
+        return None
+    reference = chameleon_label(data)
+    unit = data.mixtures[reference].extra if reference is not None else None
+    rows = []
+    for label, mixture in data.mixtures.items():
+        extra, cells = mixture.extra, []
+        for field in ("paper_flops", "flops"):
+            value, one = getattr(extra, field), getattr(unit, field, 0.0)
+            cells += [power(value), ratio(value / one if one else None)]
+        embedded = mixture.provenance.get("embedded_rows")
+        shown = DASH if embedded is None else count(round(math.fsum(embedded.values())))
+        printed = "1" if label == reference else str(EXTRA_FLOPS[mixture.method]) if mixture.method in EXTRA_FLOPS else DASH
+        rows.append(text_row(label, (shown, count(extra.tokens), *cells, printed)))
+    note = (
+        f"What came on top when the domains changed: of {reference or 'a method that embeds'} the rows of domains that are new, by the proxy that was "
+        "there; the others train anew. In the paper's convention and as all matrix products; the last column is the paper's own ratio on the Pile (table 4)."
+    )
+    columns = ("mixture", "rows embedded", "tokens", "FLOPs, paper", "ratio", "FLOPs, all", "ratio", "ratio, paper's table 4")
+    return Table(columns, tuple(rows), note)
 
 
 def finetuning_of(data: ReportData) -> Finetuning | None:

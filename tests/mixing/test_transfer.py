@@ -1,0 +1,134 @@
+"""A proxy of other domains: it is trained on those, embeds only what is new, and the change is charged for that alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
+from chameleon_ray.backend import FitContext, Known, Text
+from chameleon_ray.config import EmbeddingConfig
+from chameleon_ray.errors import UserError
+from chameleon_ray.experiment import parse_experiment
+from chameleon_ray.mixing.chameleon import Chameleon
+from chameleon_ray.mixing.doremi import DoReMi
+from chameleon_ray.mixing.static import Fixed
+from tests.fakes import FakeBackend, make_context, make_corpus, with_target
+
+
+@dataclass
+class Recording(FakeBackend):
+    """Remembers what was embedded, and charges for it by the rows."""
+
+    embedded: list[tuple[TokenCorpus, tuple[str, ...] | None]] = field(default_factory=list)
+
+    def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
+        self.embedded.append((corpus, tuple(names) if names is not None else None))
+        found = super().embed(model, corpus, spec, names)
+        return replace(found, ledger={f"embedding {len(self.embedded)}": Cost(100 * len(found.names), 1e6 * len(found.names), 0.1, 2e6 * len(found.names))})
+
+
+def transferred(same: dict[str, str]) -> tuple[FitContext, Recording]:
+    backend = Recording()
+    known = Known(replace(make_corpus({"a": 100, "b": 60, "old": 30}), digest="known"), same)
+    return replace(make_context({"a": 100, "bee": 60, "new": 30}), backend=backend, known=known), backend
+
+
+def test_the_proxy_learns_the_old_domains_and_embeds_the_new_ones_alone() -> None:
+    context, backend = transferred({"a": "a", "bee": "b"})
+    mixture = Chameleon(bootstrap_draws=0).fit(context)
+    (job,) = backend.jobs
+    assert context.known and job.corpus is context.known.corpus and set(job.weights) == {"a", "b", "old"}
+    assert backend.embedded == [(context.known.corpus, None), (context.corpus, ("new",))]
+    assert tuple(mixture.weights) == ("a", "bee", "new") and list(mixture.provenance["embedded_rows"]) == ["new"]
+    assert mixture.known == (f"{job.role}-0", "embedding 1") and mixture.extra.tokens == 100 + backend.glance(None, context.corpus, 2048).cost.tokens  # type: ignore[arg-type]
+    assert Chameleon().work(context).texts == (Text(context.known.corpus), Text(context.corpus, ("new",)))
+    whole = Chameleon(bootstrap_draws=0).fit(replace(context, known=None))
+    assert whole.known == () and whole.extra == whole.cost
+
+
+def test_names_do_not_matter_where_the_text_is_the_same() -> None:
+    context, _ = transferred({"a": "a", "bee": "b"})
+    plain = Chameleon(bootstrap_draws=0).fit(replace(context, known=replace(context.known, same={})))  # type: ignore[type-var]
+    assert plain.known == ("proxy-0",)
+    renamed = Chameleon(bootstrap_draws=0).fit(context)
+    assert renamed.weights["a"] == pytest.approx(plain.weights["a"], rel=0.2)
+
+
+def test_everything_known_embeds_nothing() -> None:
+    context, backend = transferred({"a": "a", "bee": "b", "new": "old"})
+    mixture = Chameleon(bootstrap_draws=0).fit(context)
+    assert [names for _, names in backend.embedded] == [None] and mixture.provenance["embedded_rows"] == {}
+
+
+def test_methods_that_train_on_the_new_domains_are_charged_for_all() -> None:
+    context, backend = transferred({"a": "a"})
+    mixture = DoReMi(proxy={"model": {"layers": 1, "heads": 1, "width": 8}, "batch_rows": 6}).fit(context)  # type: ignore[arg-type]
+    assert all(job.corpus is None for job in backend.jobs) and mixture.extra == mixture.cost != Cost()
+
+
+def test_unseen_text_is_embedded_where_weights_look_towards_it() -> None:
+    context = make_context({"a": 100, "b": 60, "c": 30})
+    backend = Recording()
+    context = replace(context, backend=backend, corpus=with_target(context.corpus, "use", "other"))
+    mixture = Chameleon(bootstrap_draws=0, targets={"use": 1.2}).fit(context)
+    assert [names for _, names in backend.embedded] == [None, ("use",)] and "embedding 2" in mixture.ledger
+    with pytest.raises(UserError, match=r"^methods\.label\.targets\.usee: neither a domain nor one of corpus\.targets; .*did you mean 'use'"):
+        Chameleon(targets={"usee": 2.0}).fit(context)
+
+
+def test_published_weights_under_other_names() -> None:
+    context = make_context({"code": 10, "papers": 10, "poems": 10})
+    mixture = Fixed(preset="pile_human", names={"code": "github", "papers": "arxiv", "poems": None}).fit(context)
+    assert mixture.weights == pytest.approx({"code": 0.054 / 0.188, "papers": 0.134 / 0.188, "poems": 0.0})
+    with pytest.raises(UserError, match="preset pile_human: no weight for domain 'poems' of the corpus"):
+        Fixed(preset="pile_human", names={"code": "github", "papers": "arxiv"}).fit(context)
+    with pytest.raises(ValidationError, match="names: pile_human has no 'gitub'; it has .*did you mean 'github'"):
+        Fixed(preset="pile_human", names={"code": "gitub"})
+    with pytest.raises(ValidationError, match="names says what a preset calls the domains"):
+        Fixed(weights={"a": 1.0}, names={"a": "b"})
+    with pytest.raises(UserError, match="it has none of the domains with a weight"):
+        Fixed(preset="pile_human", names=dict.fromkeys(("code", "papers", "poems"))).fit(context)
+
+
+def experiment(**more: Any) -> Any:
+    training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
+    return parse_experiment({"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, **more})
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"transfer": {}}, "transfer: give either domains or domains_from"),
+        ({"transfer": {"domains_from": {"clusters": {"k": 2, "of": ["x"]}}}}, r"transfer: domains_from\.clusters: domains that are yet to be found"),
+        (
+            {"transfer": {"domains": {"a": {"files": ["x"]}}}, "proxy": {"model": {"pretrained": "m"}, "steps": 0}},
+            r"transfer: a proxy that is taken as it is \(proxy\.steps: 0\) is trained on no domains",
+        ),
+        ({"stage": "finetune"}, r"base\.model: stage finetune goes on from a model that is trained already; give base\.model: \{pretrained: NAME\}"),
+        ({"base": {"model": {"preset": "cpu-tiny", "lora": {}}, "steps": 4}}, r"base\.model: lora trains adapters beside a pretrained model"),
+        ({"proxy": {"model": {"pretrained": "m", "lora": {}}, "steps": 4}}, r"proxy: lora is for base\.model; a proxy is trained whole"),
+        ({"methods": {"doremi": {"proxy": {"model": {"pretrained": "m", "lora": {}}}}}}, r"lora is for base\.model"),
+        ({"base": {"model": {"pretrained": "m", "lora": {"rank": 0}}, "steps": 4}}, r"base\.model\.lora\.rank: .*greater than or equal to 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(more: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told) as refused:
+        experiment(**more)
+    assert "\n" not in str(refused.value)
+
+
+def test_finetuning_embeds_with_its_base_and_compares_three_mixtures() -> None:
+    base = {"model": {"pretrained": "some/model", "lora": {"rank": 8}}, "steps": 4}
+    found = parse_experiment({"name": "x", "stage": "finetune", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "base": base})
+    assert (found.proxy.model.pretrained, found.proxy.steps, found.proxy.model.lora) == ("some/model", 0, None)
+    assert found.corpus.tokenizer.pretrained == "some/model" and tuple(found.methods) == ("uniform", "alpha_ft", "alpha_pt")
+    assert [found.mixer(label).stage for label in ("alpha_ft", "alpha_pt", "chameleon")] == ["finetune", "pretrain", "finetune"]  # type: ignore[attr-defined]
+    at = found.at({"methods.alpha_ft.temperature": {"relative": 0.5}})
+    assert at.mixer("alpha_ft").temperature.relative == 0.5 and at.proxy == found.proxy and at.corpus == found.corpus  # type: ignore[attr-defined]
+    going_on = experiment(base={"model": {"pretrained": "some/model"}, "steps": 4})
+    assert going_on.corpus.tokenizer.pretrained == "some/model" and going_on.mixer("chameleon").stage == "pretrain"
