@@ -34,13 +34,23 @@ SMALL_TEXT_BYTES = 256 << 20  # a corpus of so much text is read in less time th
 
 
 class Sweep(Settings):
-    """Grids over dotted keys: every method is fitted at every point, so far as the point changes it; base models only with `train_base`."""
+    """Other values for dotted keys: every combination (`grid`), or one key at a time (`each`). Every method is fitted at every point, so far as the point
+    changes it; base models only with `train_base`."""
 
-    grid: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    each: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     train_base: bool = False
 
+    @model_validator(mode="after")
+    def _one_kind(self) -> Sweep:
+        if bool(self.grid) == bool(self.each):
+            raise ValueError("give either grid (every combination) or each (one key at a time)")
+        return self
+
     def points(self) -> list[dict[str, Any]]:
-        """Every combination, the last key fastest."""
+        """Every combination, the last key fastest; or every value of one key after the other."""
+        if self.each:
+            return [{key: value} for key, values in self.each.items() for value in values]
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
 
@@ -190,7 +200,7 @@ class Experiment(Settings):
             del document["corpus"]["tokenizer"]  # it follows the model
         for key, value in point.items():
             apply_override(document, f"{key}={json.dumps(value)}")
-        return parse_experiment(document, f"sweep.grid at {describe(point)}")
+        return parse_experiment(document, f"sweep at {describe(point)}")
 
     def mixer(self, label: str) -> Method:
         """The method object behind `methods.<label>`; its `method:` key names the method when the label does not.

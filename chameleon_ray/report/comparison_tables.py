@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -69,17 +69,22 @@ def failure_table(data: ReportData) -> Table:
     return Table(("run", "what went wrong"), tuple(text_row(run, (reason,)) for run, reason in data.failures.items()), is_text=True)
 
 
-def sweep_table(sweep: pa.Table, names: Sequence[str]) -> Table:
-    """Weights at every point of a sweep, their distance from the first point's, and the cost; `names` come first, in their order."""
+def sweep_table(sweep: pa.Table, names: Sequence[str], own: Mapping[str, Mapping[str, float]]) -> Table:
+    """Weights at every point of a sweep, how near they are to the same method's at the experiment's own settings (`own`), and the cost; `names` come first, in
+    their order."""
     present = dict.fromkeys(sweep["domain"].to_pylist())
     shown = [*(name for name in names if name in present), *(name for name in present if name not in names)]
     rows = []
-    for entry in sweep_numbers(sweep):
+    for entry in sweep_numbers(sweep, own):
         weights = (number(entry["weights"].get(name), 3) for name in shown)
         cost = (count(entry["tokens"]), power(entry["flops"]), duration(entry["seconds"]))
-        rows.append(text_row(entry["point"], (entry["label"], *weights, fixed(entry["l1_to_first"], 3), *cost)))
-    columns = ("point", "method", *shown, "L1 to first point", "tokens", "FLOPs", "wall time")
-    note = "Fraction of training tokens by domain; L1 distance to the weights of the same method at the first point; FLOPs of all matrix products."
+        correlation = DASH if entry["spearman"] is None else fixed(entry["spearman"], 2)
+        rows.append(text_row(entry["point"], (entry["label"], *weights, fixed(entry["l1"], 3), correlation, *cost)))
+    columns = ("point", "method", *shown, "L1", "rank correlation", "tokens", "FLOPs", "wall time")
+    note = (
+        "Fraction of training tokens by domain; L1 distance to the weights of the same method at the experiment's own settings, and rank correlation with them "
+        "over domains; FLOPs of all matrix products."
+    )
     return Table(columns, tuple(rows), note, long_names=True)
 
 

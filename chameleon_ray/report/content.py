@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from chameleon_ray.experiment import describe
 from chameleon_ray.report import cluster_tables, comparison_tables, corpus_tables, figures, numbers, paper, tables
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.intervals import METRICS
@@ -71,7 +72,7 @@ def build_report(data: ReportData) -> Report:
         shown = tuple(name for name in names if name in data.embeddings.names)
         measured["embedding_map"], projection = embedding_map(data.embeddings.select(shown), data.experiment.seeds[0])
         sections.append(_embedding(data, measured["embedding_map"], shown, projection))
-    sections += [_histories(data, names), _sweep(data), _curves(data, measured["curves"], names), _settings(data)]
+    sections += [_histories(data, names), _sweep(data, names), _curves(data, measured["curves"], names), _settings(data)]
     kept = tuple(section for section in sections if section.blocks)
     return Report(data.experiment.name, verdict(data), tuple(findings(data)), tuple(warnings(data)), kept, measured)
 
@@ -230,9 +231,23 @@ def _histories(data: ReportData, names: tuple[str, ...]) -> Section:
     return Section("steps", "Weights against proxy steps", (drawn, comparison_tables.drift_table(data.histories)))
 
 
-def _sweep(data: ReportData) -> Section:
-    present = data.sweep is not None and data.sweep.num_rows
-    return Section("sweep", "Sweep", (comparison_tables.sweep_table(data.sweep, data.names),) if present else ())
+def _sweep(data: ReportData, names: tuple[str, ...]) -> Section:
+    if data.sweep is None or not data.sweep.num_rows:
+        return Section("sweep", "Sweep", ())
+    own = {label: mixture.weights for label, mixture in data.mixtures.items()}
+    blocks: list[Block] = [comparison_tables.sweep_table(data.sweep, data.names, own)]
+    sweep = data.experiment.sweep
+    for i, (key, values) in enumerate(sweep.each.items() if sweep else ()):
+        points = {describe({key: value}): describe({key: value}).partition("=")[2] for value in values}
+        shown = [entry for entry in numbers.sweep_numbers(data.sweep, own) if entry["point"] in points]
+        if shown:
+            caption = (
+                f"Weights by domain for values of {key}, everything else as it is. Beneath each value L1 distance and rank correlation (ρ) to the weights at "
+                "the experiment's own settings, which the dots at the left are."
+            )
+            draw = partial(figures.sweep_figure, shown, points, key, own, names, domain_styles(data.names))
+            blocks.append(picture(f"sweep-{i}", f"Weights against {key}", _caption(caption, data, names), draw))
+    return Section("sweep", "Sweep", tuple(blocks))
 
 
 def _cost(data: ReportData) -> Section:

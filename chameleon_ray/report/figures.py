@@ -145,6 +145,45 @@ def history_figure(histories: pa.Table, names: Sequence[str], num_domains: int, 
     return figure
 
 
+def sweep_figure(
+    entries: Sequence[Mapping[str, Any]],
+    points: Mapping[str, str],
+    key: str,
+    own: Mapping[str, Mapping[str, float]],
+    names: Sequence[str],
+    styles: Mapping[str, Style],
+) -> Figure:
+    """Weights against the values of one key, one panel per method, one line per domain; at the left the method's own.
+
+    Args:
+        entries: of `sweep_numbers`, those of this key. points: point -> its value as it is written.
+    """
+    labels = list(dict.fromkeys(entry["label"] for entry in entries))
+    num_legend_rows = math.ceil(len(names) / _columns(names))
+    figure = Figure(figsize=(WIDTH_INCHES, 2.5 * len(labels) + 0.18 * num_legend_rows + 0.4), layout="constrained")
+    for axes, label in zip(figure.subplots(len(labels), 1, squeeze=False).ravel(), labels, strict=True):
+        found = [entry for entry in entries if entry["label"] == label]
+        places = np.arange(1, len(found) + 1)
+        for name in names:
+            style = styles[name]
+            values = [entry["weights"].get(name, np.nan) for entry in found]
+            axes.plot(places, values, color=style.color, linestyle=style.line, linewidth=1.3, marker=style.marker, markersize=4)
+            if label in own:
+                axes.plot([0], [own[label].get(name, np.nan)], color=style.color, marker=style.marker, markersize=4)
+        near = [f"{entry['l1']:.2f}\nρ {entry['spearman']:.2f}" if entry["spearman"] is not None else f"{entry['l1']:.2f}" for entry in found]
+        ticks = [f"{short(points[entry['point']])}\nL1 {told}" for entry, told in zip(found, near, strict=True)]
+        axes.set_xticks([0, *places], ["own", *ticks])
+        axes.axvline(0.5, color=GREY, linewidth=0.8)
+        axes.set_title(short(label), loc="left")
+        axes.set_ylim(bottom=0)
+        axes.grid(linewidth=0.6)
+        axes.tick_params(labelsize=7)
+    figure.supxlabel(key, fontsize=9.5)
+    figure.supylabel("fraction of training tokens", fontsize=9.5)
+    _legend(figure, [_line(styles[name]) for name in names], list(names))
+    return figure
+
+
 def _bars(numbers: pa.Table, names: Sequence[str], labels: Sequence[str], styles: Mapping[str, Style], value: str, stderr: str) -> tuple[Figure, Axes]:
     found = {(row["domain"], row["method"]): row for row in numbers.to_pylist()}
     bar_inches = 0.11 if len(labels) * len(names) <= MAX_THICK_BARS else 0.075

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from chameleon_ray.mixing.regression import spearman
 from chameleon_ray.mixing.simplex import effective_number
 from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
 from chameleon_ray.report.significance import PairedDifference
@@ -245,15 +246,23 @@ def drift_numbers(histories: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
 
 
-def sweep_numbers(sweep: pa.Table) -> list[dict[str, Any]]:
-    """One entry per point and method, in their order: point, label, weights (domain -> weight), l1_to_first (of the same method), tokens, flops, seconds."""
+def sweep_numbers(sweep: pa.Table, own: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """One entry per point and method, in their order: point, label, weights (domain -> weight), tokens, flops, seconds, and how near they are to the same
+    method's weights at the experiment's own settings: l1 and spearman (rank correlation over domains; None where one of the two does not differ).
+
+    Args:
+        own: label -> those weights; of one that has none its first point's stand for them.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sweep.to_pylist():
         head = {key: row[key] for key in ("point", "label", "tokens", "flops", "seconds")}
         found.setdefault((row["point"], row["label"]), {**head, "weights": {}})["weights"][row["domain"]] = row["weight"]
-    first: dict[str, dict[str, float]] = {}
+    reference: dict[str, Mapping[str, float]] = dict(own)
     for entry in found.values():
-        entry["l1_to_first"] = _distance(entry["weights"], first.setdefault(entry["label"], entry["weights"]))
+        weights = reference.setdefault(entry["label"], entry["weights"])
+        entry["l1"] = _distance(entry["weights"], weights)
+        both = np.array([[entry["weights"][name], weights[name]] for name in entry["weights"] if name in weights]).T
+        entry["spearman"] = spearman(*both) if both.size and (np.ptp(both, axis=1) > 0).all() else None
     return list(found.values())
 
 

@@ -103,18 +103,18 @@ def test_drift_needs_another_step():
 
 def test_sweep_has_a_row_per_point_and_method(many_methods):
     data = many_methods(names=("books", "code"))
-    table = sweep_table(data.sweep, data.names)
-    assert table.columns == ("point", "method", "books", "code", "L1 to first point", "tokens", "FLOPs", "wall time")
+    table = sweep_table(data.sweep, data.names, {"chameleon": {"books": 0.6, "code": 0.4}})
+    assert table.columns == ("point", "method", "books", "code", "L1", "rank correlation", "tokens", "FLOPs", "wall time")
     assert texts(table) == [
-        ["ridge.relative=0.1, temperature.relative=0.7", "chameleon", "0.500", "0.500", "0.000", "2,048,000", "1.00e+15", "12.5 s"],
-        ["ridge.relative=1.0, temperature.relative=0.7", "chameleon", "0.550", "0.450", "0.100", "2,048,000", "1.00e+15", "12.5 s"],
-        ["ridge.relative=10.0, temperature.relative=0.7", "chameleon", "0.600", "0.400", "0.200", "2,048,000", "1.00e+15", "12.5 s"],
+        ["ridge.relative=0.1, temperature.relative=0.7", "chameleon", "0.500", "0.500", "0.200", "–", "2,048,000", "1.00e+15", "12.5 s"],
+        ["ridge.relative=1.0, temperature.relative=0.7", "chameleon", "0.550", "0.450", "0.100", "1.00", "2,048,000", "1.00e+15", "12.5 s"],
+        ["ridge.relative=10.0, temperature.relative=0.7", "chameleon", "0.600", "0.400", "0.000", "1.00", "2,048,000", "1.00e+15", "12.5 s"],
     ]
 
 
 def test_domains_that_only_a_point_of_the_sweep_has_are_shown(many_methods):
     data = many_methods(names=("books", "code"))
-    assert sweep_table(data.sweep, ("code",)).columns[2:4] == ("code", "books")
+    assert sweep_table(data.sweep, ("code",), {}).columns[2:4] == ("code", "books")
 
 
 def test_failures_are_named(many_methods):
