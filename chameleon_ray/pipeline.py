@@ -6,6 +6,7 @@ Algorithm 1 of the paper: line 3 is `backend.train_many` of the proxy, line 5 `b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -110,6 +111,12 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
     """
     corpus = open_corpus(experiment, backend)
     Question.of(experiment.question, corpus.names, corpus.tokens()).check(mixture)
+    if mixture.tokenizer_sha256 not in (None, corpus.tokenizer_sha256):
+        logging.getLogger(__name__).warning(
+            "mixture %r was found with another tokenizer than the corpus has: its weights are fractions of other tokens, and not quite the same mixture here; "
+            "weigh the domains with this tokenizer",
+            mixture.label,
+        )
     start = start_of(experiment.base, corpus, backend, "base")
     return backend.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in seeds or experiment.seeds])
 

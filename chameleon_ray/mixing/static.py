@@ -98,7 +98,9 @@ class Fixed(Method):
         """The given weights in the corpus's order."""
         self.check(context)
         given, _, origin = self._given(context.corpus.names)
-        return Mixture(self.name, {name: given[name] for name in context.corpus.names}, provenance={**self.provenance(context), **origin})
+        made_by = (f"{origin['table']}, found with the tokenizer of {origin['tokenizer']}: another one's tokens are other fractions.",) if origin else ()
+        weights = {name: given[name] for name in context.corpus.names}
+        return Mixture(self.name, weights, provenance={**self.provenance(context), **origin}, explanation=made_by)
 
     def _given(self, domains: Sequence[str]) -> tuple[dict[str, float], str, dict[str, Any]]:
         """Weights, the words that name them in an error, and what their origin adds to the provenance."""
