@@ -170,7 +170,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Known:
+class Transfer:
     """The domains that the proxy is trained on, where they are others than those to weigh.
 
     Attributes:
@@ -283,7 +283,7 @@ class FitContext:
     embedding: EmbeddingConfig
     seed: int
     start: TrainedModel | None = None
-    known: Known | None = None
+    transfer: Transfer | None = None
     limits: Limits | None = None
 
 

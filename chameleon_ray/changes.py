@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.text_quality import TextQuality
 
 WHERE = "corpus file: domains"
-COVERED = 0.01  # of a domain's text: what its parts may hold more or less
+COVERED = 0.02  # of a domain's text: what its parts may have more or less
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,14 @@ def rearranged(embeddings: Embeddings, kept: Mapping[str, tuple[str, ...]], toke
     Raises:
         UserError: a merged domain of which it is not known how much text each part has.
     """
-    plain = embeddings.select([old for olds in kept.values() for old in olds[:1]])
-    sums, counts = plain.group_sums.astype(np.float64), plain.group_counts.astype(np.float64)
-    for i, (name, olds) in enumerate(kept.items()):
-        if len(olds) > 1:
-            sums[i], counts[i] = _merged(embeddings.select(olds), shares_of(name, olds, tokens))
-    whole = counts == np.rint(counts)
-    return Embeddings(tuple(kept), sums, counts.astype(np.int64) if whole.all() else counts, embeddings.layer, embeddings.ledger)
+    plain = replace(embeddings.select([olds[0] for olds in kept.values()]), names=tuple(kept))
+    merged = {i: (name, olds) for i, (name, olds) in enumerate(kept.items()) if len(olds) > 1}
+    if not merged:
+        return plain
+    sums, counts = plain.group_sums.copy(), plain.group_counts.astype(np.float64)
+    for i, (name, olds) in merged.items():
+        sums[i], counts[i] = _merged(embeddings.select(olds), shares_of(name, olds, tokens))
+    return replace(plain, group_sums=sums, group_counts=counts)
 
 
 def shares_of(name: str, olds: Sequence[str], tokens: Mapping[str, float]) -> dict[str, float]:
@@ -141,31 +142,37 @@ def merged_size(sizes: Sequence[DomainSize]) -> DomainSize:
     return DomainSize(tokens, documents, tokens / documents if documents else 0.0)
 
 
-def check_covered(name: str, parent: DomainCounts, parts: Mapping[str, DomainCounts]) -> str | None:
-    """Raise `UserError` where the parts of a split domain do not hold its text; a sentence where that cannot be told.
+@dataclass(frozen=True)
+class TextBytes:
+    """How much text there is to train on, or to hold out of it: None where nothing tells; `stderr` where it is an estimate."""
 
-    Text that was read whole is compared by its bytes, copies included, and held-out text too; of text that was read in part the estimates are.
-    """
-    found = [_text_bytes(each) for each in (parent, *parts.values())]
-    if any(size is None for size, _ in found):
-        return f"Whether the parts of {name} ({', '.join(parts)}) hold all of its text cannot be told: its source does not say how much there is."
-    (whole, _), *pieces = found
-    assert whole is not None
-    together = math.fsum(size or 0.0 for size, _ in pieces)
-    error = math.sqrt(math.fsum(stderr**2 for _, stderr in found))
-    if abs(together - whole) > COVERED * whole + 3 * error:
-        raise UserError(
-            f"{WHERE}.{name}: its parts ({', '.join(parts)}) hold {together / 1e6:,.3g} MB of text and it has {whole / 1e6:,.3g}; a split covers its parent: "
-            f"correct the parts, or give them as new domains beside {name}: null"
-        )
-    return None
+    size: float | None
+    stderr: float = 0.0
 
 
-def _text_bytes(counts: DomainCounts) -> tuple[float | None, float]:
-    """Bytes of a domain's text and the standard error of an estimate of them; None where nothing tells."""
+def train_bytes(counts: DomainCounts, held_out_apart: bool) -> TextBytes:
+    """Of a domain; `held_out_apart`: whether what is held out of it comes from elsewhere."""
     excerpt = counts.excerpt
     if excerpt is None:
-        return float(counts.text_bytes), 0.0
+        return TextBytes(float(counts.train.text_bytes if held_out_apart else counts.text_bytes))
     if excerpt.text_bytes is None or not excerpt.tokens:
-        return None, 0.0
-    return excerpt.text_bytes, (excerpt.stderr_tokens or 0.0) * excerpt.text_bytes / excerpt.tokens
+        return TextBytes(None)
+    return TextBytes(excerpt.text_bytes, (excerpt.stderr_tokens or 0.0) * excerpt.text_bytes / excerpt.tokens)
+
+
+def check_covered(name: str, parent: TextBytes, parts: Mapping[str, TextBytes]) -> str | None:
+    """Raise `UserError` where the parts of a split domain have less text than it, or more; a sentence where that cannot be told.
+
+    Amounts are compared, not documents: to a fiftieth, since copies and rests of rows are counted differently, or within three standard errors of estimates.
+    """
+    sizes = [each.size for each in (parent, *parts.values())]
+    if any(size is None for size in sizes):
+        return f"Whether the parts of {name} ({', '.join(parts)}) have as much text as it has cannot be told: a source does not say how much there is."
+    whole, *pieces = [size or 0.0 for size in sizes]
+    error = math.sqrt(math.fsum(each.stderr**2 for each in (parent, *parts.values())))
+    if abs(math.fsum(pieces) - whole) > COVERED * whole + 3 * error:
+        raise UserError(
+            f"{WHERE}.{name}: its parts ({', '.join(parts)}) have {math.fsum(pieces) / 1e6:,.3g} MB of text and it has {whole / 1e6:,.3g}; a split covers its "
+            f"parent: correct the parts, or give them as new domains beside {name}: null"
+        )
+    return None

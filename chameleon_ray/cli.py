@@ -66,6 +66,7 @@ def compare(
             "report": found.report,
             "mixtures": mixtures,
             "measurements": found.data.measurements.to_pylist(),
+            "before": [] if found.data.before is None else found.data.before.to_pylist(),
             "models": _models(list(found.models.values())),
         }
         sweep = [] if found.data.sweep is None else found.data.sweep.to_pylist()

@@ -6,7 +6,7 @@ Unknown keys and wrong values raise `UserError` with the dotted path of the fiel
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, model_validator
@@ -38,6 +38,9 @@ class DomainConfig(Settings):
     def _one_source(self) -> DomainConfig:
         if bool(self.files) == (self.huggingface is not None):
             raise ValueError("give either files or huggingface")
+        return self._split_of_a_data_set()
+
+    def _split_of_a_data_set(self) -> Self:
         if self.heldout_split is not None and (self.huggingface is None or self.heldout):
             raise ValueError("heldout_split is a split of the huggingface data set; give files that are held out as heldout")
         return self
@@ -195,7 +198,7 @@ class DomainChange(DomainConfig):
             raise ValueError("merge needs two domains or more, each once")
         if self.split and len(self.split) < 2:
             raise ValueError("split needs two parts or more")
-        return self
+        return self._split_of_a_data_set()
 
     @property
     def source(self) -> DomainConfig:

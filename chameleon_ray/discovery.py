@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Literal
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import Backend, Known, Reads, TrainJob, start_of
+from chameleon_ray.backend import Backend, Reads, TrainJob, Transfer, start_of
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.corpus.sources import TEXT
 from chameleon_ray.corpus_config import ClustersConfig, CorpusConfig, TokenizerConfig
@@ -40,10 +40,10 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
             experiment, unless it asks for another amount.
     """
     asked, seed = at or experiment, experiment.seeds[0]
-    if (known := known_domains(asked, backend)) is not None and asked.corpus.tokenizer.train is not None:
-        tokenizer = TokenizerConfig(pretrained=known.corpus.tokenizer_address)  # the proxy's
+    reads = _reads(experiment, asked)
+    if asked.corpus.tokenizer.train is not None and (transfer := transferred_from(experiment, backend, at)) is not None:
+        tokenizer = TokenizerConfig(pretrained=transfer.corpus.tokenizer_address)  # the proxy's
         asked = asked.model_copy(update={"corpus": asked.corpus.model_copy(update={"tokenizer": tokenizer})})
-    reads = asked.reads if asked.corpus.tokens_per_domain != experiment.corpus.tokens_per_domain else experiment.reads
     found = asked.corpus.domains_from and asked.corpus.domains_from.clusters
     if not found:
         return backend.tokenize(asked.corpus, seed, reads)
@@ -59,17 +59,23 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
     return backend.tokenize(config, seed, reads, clusters)
 
 
-def known_domains(experiment: Experiment, backend: Backend) -> Known | None:
-    """The domains that the proxy is trained on, where they are others than the experiment's, and which of these have the same text there."""
-    if experiment.transfer is None:
+def transferred_from(experiment: Experiment, backend: Backend, at: Experiment | None = None) -> Transfer | None:
+    """The domains that the proxy is trained on, where they are others than the experiment's (or a sweep's point's), and which of these have the same text
+    there."""
+    asked = at or experiment
+    if asked.transfer is None:
         return None
-    domains = experiment.transfer.domains
-    own = {"domains": domains, "domains_from": experiment.transfer.domains_from, "targets": {}, "require_heldout": False}
-    config = experiment.corpus.model_copy(update=own)
+    domains = asked.transfer.domains
+    config = asked.corpus.model_copy(update={"domains": domains, "domains_from": asked.transfer.domains_from, "require_heldout": False})
     with _of_the_transfer():
-        corpus = backend.tokenize(config, experiment.seeds[0], experiment.reads)
-    same = {name: old for name, source in experiment.corpus.domains.items() for old, text in domains.items() if text == source}
-    return Known(corpus, same)
+        corpus = backend.tokenize(config, experiment.seeds[0], _reads(experiment, asked))
+    same = {name: old for name, source in asked.corpus.domains.items() for old, text in domains.items() if text == source}
+    return Transfer(corpus, same)
+
+
+def _reads(experiment: Experiment, asked: Experiment) -> Reads | None:
+    """How much a point of a sweep reads: as much as the experiment, unless it asks for another amount."""
+    return asked.reads if asked.corpus.tokens_per_domain != experiment.corpus.tokens_per_domain else experiment.reads
 
 
 @contextmanager

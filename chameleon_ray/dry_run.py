@@ -13,6 +13,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import Backend, TrainJob, Work, start_of
 from chameleon_ray.config import ConstraintsConfig
 from chameleon_ray.corpus_config import CorpusChanges
+from chameleon_ray.discovery import transferred_from
 from chameleon_ray.dry_backend import DryBackend, Item
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
@@ -84,7 +85,7 @@ def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:
     """Note down what `mix` does."""
     check_settings(experiment, [label])
     experiment, corpus = _opened(experiment, dry, open_corpus)
-    job = MixtureJob.of(label, "", experiment, corpus, dry)
+    job = MixtureJob.of(label, "", experiment, corpus, dry, transferred_from(experiment, dry))
     if not dry.guessed:
         check(job, dry)
     _plan_method(job, dry)
@@ -111,8 +112,8 @@ def plan_evaluate(experiment: Experiment, model: str, dry: DryBackend) -> None:
 
 def plan_extend(experiment: Experiment, proxy: str, changes: CorpusChanges, label: str, dry: DryBackend, only: bool = False) -> None:
     """Note down what `extend` does."""
-    weigher_of(experiment, label)
-    changed_embeddings(experiment, proxy, changes, dry, only)
+    method = weigher_of(experiment, label)
+    changed_embeddings(experiment, proxy, changes, dry, only, method.looked_at(experiment.corpus.targets))
 
 
 def _opened(experiment: Experiment, dry: DryBackend, opened: Callable[[Experiment, Backend], TokenCorpus]) -> tuple[Experiment, TokenCorpus]:

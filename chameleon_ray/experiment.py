@@ -6,6 +6,7 @@ keys (`base.steps=100`), applied before validation, so that they obey the same r
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -109,17 +110,14 @@ class Experiment(Settings):
         corpus names a tokenizer, it gets that one."""
         match document:
             case {"stage": "finetune", "base": {"model": {"pretrained": str()} as model}} if "proxy" not in document:
-                document = {**document, "proxy": {"model": {key: model[key] for key in ("pretrained", "allow_remote_code") if key in model}, "steps": 0}}
+                document = {**document, "proxy": _as_it_is(model)}
+            case {"stage": "finetune", "base": {"model": Mapping() as model}} if not model.get("pretrained"):
+                told = "goes on from a model that is trained already; give base.model: {pretrained: NAME}, or stage: pretrain"
+                raise ValueError(f"base.model: stage finetune {told}")
         match document:
             case {"corpus": Mapping() as corpus} if "tokenizer" not in corpus and (name := _pretrained(document)):
                 return {**document, "corpus": {**corpus, "tokenizer": {"pretrained": name}}}
         return document
-
-    @model_validator(mode="after")
-    def _finetuning_starts_from_a_model(self) -> Experiment:
-        if self.stage == "finetune" and self.base.model.pretrained is None:
-            raise ValueError("base.model: stage finetune goes on from a model that is trained already; give base.model: {pretrained: NAME}, or stage: pretrain")
-        return self
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -198,6 +196,8 @@ class Experiment(Settings):
         document = self.model_dump(mode="json", exclude={"sweep"})
         if (name := _pretrained(document)) and document["corpus"]["tokenizer"]["pretrained"] == name:
             del document["corpus"]["tokenizer"]  # it follows the model
+        if self.stage == "finetune" and self.proxy == TrainingConfig.model_validate(_as_it_is(document["base"]["model"])):
+            del document["proxy"]  # and so does this
         for key, value in point.items():
             apply_override(document, f"{key}={json.dumps(value)}")
         return parse_experiment(document, f"sweep at {describe(point)}")
@@ -220,6 +220,11 @@ class Experiment(Settings):
             return METHODS[method](**settings)
         except ValidationError as error:
             raise UserError(first_line(error, f"methods.{label}")) from None
+
+
+def _as_it_is(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A proxy that is the pretrained base model before it is trained."""
+    return {"model": {key: model[key] for key in ("pretrained", "allow_remote_code") if key in model}, "steps": 0}
 
 
 def _pretrained(document: Mapping[str, Any]) -> str | None:
@@ -248,8 +253,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """
     document = read_yaml(path)
     for override in overrides:
+        keys = read_yaml(override[1:]) if override.startswith("@") else {override.partition("=")[0]: None}
+        if "methods" not in document and any(str(key).startswith("methods.") for key in keys):
+            document["methods"] = copy.deepcopy(COMPARED.get(document.get("stage", "pretrain"), {}))  # what stands there where nothing is written
         if override.startswith("@"):
-            for key, value in read_yaml(override[1:]).items():
+            for key, value in keys.items():
                 set_key(document, str(key), value, override)
         else:
             apply_override(document, override)

@@ -11,8 +11,8 @@ from typing import Any
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import Backend, FitContext, Known, start_of
-from chameleon_ray.discovery import known_domains, read_corpus
+from chameleon_ray.backend import Backend, FitContext, Transfer, start_of
+from chameleon_ray.discovery import read_corpus, transferred_from
 from chameleon_ray.errors import UserError, as_user_error
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.identity import mixture_digest
@@ -32,15 +32,14 @@ class MixtureJob:
     corpus: TokenCorpus
     seed: int
     start: TrainedModel | None = None
-    known: Known | None = None
+    transfer: Transfer | None = None
 
     @classmethod
-    def of(cls, method: str, point: str, experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> MixtureJob:
-        """With the experiment's first seed."""
+    def of(cls, method: str, point: str, experiment: Experiment, corpus: TokenCorpus, backend: Backend, transfer: Transfer | None = None) -> MixtureJob:
+        """With the experiment's first seed; `transfer` matters to methods that embed alone."""
         sections = experiment.mixer(method).sections
         start = start_of(experiment.proxy, corpus, backend, "proxy") if "proxy" in sections else None
-        known = known_domains(experiment, backend) if "embedding" in sections else None
-        return cls(method, point, experiment, corpus, experiment.seeds[0], start, known)
+        return cls(method, point, experiment, corpus, experiment.seeds[0], start, transfer if "embedding" in sections else None)
 
     @property
     def label(self) -> str:
@@ -62,7 +61,7 @@ class MixtureJob:
         """Of the mixture: covers what the method says that it needs."""
         sections = {name: getattr(self.experiment, name) for name in sorted(self.mixer.sections)}
         sections["question"] = self.experiment.question
-        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed, self.start, self.known)
+        return mixture_digest(self.method, self.mixer, sections, self.corpus, self.seed, self.start, self.transfer)
 
     @cached_property
     def question(self) -> Question:
@@ -76,7 +75,7 @@ class MixtureJob:
     def context(self, backend: Backend) -> FitContext:
         """What the method gets to work with."""
         experiment = self.experiment
-        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed, self.start, self.known, self.question.limits)
+        return FitContext(self.method, self.corpus, backend, experiment.proxy, experiment.embedding, self.seed, self.start, self.transfer, self.question.limits)
 
 
 def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
@@ -86,14 +85,25 @@ def check_settings(experiment: Experiment, labels: Iterable[str]) -> None:
 
 
 def mixture_jobs(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> tuple[list[MixtureJob], list[MixtureJob]]:
-    """The experiment's methods; and every method that its sweep changes, at every point. All with the first seed: `refits` has the others."""
-    jobs = [MixtureJob.of(label, "", experiment, corpus, backend) for label in experiment.methods]
+    """The experiment's methods; and every method that its sweep changes, at every point (one key at a time: at the points that change it). All with the first
+    seed: `refits` has the others."""
+    jobs = _jobs_at(experiment, experiment, "", corpus, backend)
+    sweep = experiment.sweep
+    if sweep is None:
+        return jobs, []
     plain = {job.method: job.digest for job in jobs}
     points = _points(experiment, backend)
-    changed = {job.method for job in points if job.digest != plain.get(job.method)}
-    if experiment.sweep and experiment.sweep.train_base and any(job.experiment.base != experiment.base for job in points):
-        changed = set(experiment.methods)
+    moved = [job for job in points if job.digest != plain.get(job.method) or (sweep.train_base and job.experiment.base != experiment.base)]
+    if sweep.each:
+        return jobs, moved
+    changed = {job.method for job in moved}
     return jobs, [job for job in points if job.method in changed]
+
+
+def _jobs_at(experiment: Experiment, at: Experiment, point: str, corpus: TokenCorpus, backend: Backend) -> list[MixtureJob]:
+    """Every method at a point of the experiment's sweep, or as the experiment has it."""
+    transfer = transferred_from(experiment, backend, at)
+    return [MixtureJob.of(label, point, at, corpus, backend, transfer) for label in at.methods]
 
 
 def compared(jobs: Sequence[MixtureJob], swept: Sequence[MixtureJob]) -> list[MixtureJob]:
@@ -176,7 +186,7 @@ def _points(experiment: Experiment, backend: Backend) -> list[MixtureJob]:
     found = []
     for point in experiment.sweep.points() if experiment.sweep else ():
         at = experiment.at(point)
-        key = at.corpus.model_dump_json()
+        key = f"{at.corpus.model_dump_json()} {at.transfer.model_dump_json() if at.transfer else ''}"
         corpora[key] = corpora.get(key) or read_corpus(experiment, backend, at)
-        found += [MixtureJob.of(label, describe(point), at, corpora[key], backend) for label in at.methods]
+        found += _jobs_at(experiment, at, describe(point), corpora[key], backend)
     return found

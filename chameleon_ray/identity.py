@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import Known, Reads, TrainJob, rule_settings
+from chameleon_ray.backend import Reads, TrainJob, Transfer, rule_settings
 from chameleon_ray.config import LoraConfig, TrainingConfig
 from chameleon_ray.corpus_config import CorpusConfig
 
@@ -179,20 +179,20 @@ def mixture_digest(
     corpus: TokenCorpus,
     seed: int,
     start: TrainedModel | None = None,
-    known: Known | None = None,
+    transfer: Transfer | None = None,
 ) -> str:
     """Of what a method (settings with a name and a version) says of a corpus.
 
     Args:
         sections: those of the experiment that the method reads, by name.
         start: the pretrained model of the proxy, where there is one.
-        known: the domains that the proxy is trained on, where they are others.
+        transfer: the domains that the proxy is trained on, where they are others.
     """
     read = {name: training_content(section) if isinstance(section, TrainingConfig) else section.model_dump(mode="json") for name, section in sections.items()}
     content = {"method": method.name, "method_version": method.version, "settings": method.model_dump(mode="json"), **read}
     begun: dict[str, Any] = {"start": start.digest} if start else {}
-    if known is not None:
-        begun["known"] = {"corpus": known.corpus.digest, "same": dict(known.same)}
+    if transfer is not None:
+        begun["transfer"] = {"corpus": transfer.corpus.digest, "same": dict(transfer.same)}
     return digest_of("mixture", {**content, **begun, "label": label, "corpus": corpus.digest, "seed": seed})
 
 

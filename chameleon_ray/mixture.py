@@ -49,7 +49,7 @@ class Mixture:
         epochs: how often each domain is read in the budget that the weights are for; empty without one.
         ledger: what was needed to get the weights: digest of an artifact -> its cost. Shared work has one digest, so that a sum over several mixtures
             counts it once (`total_cost`).
-        known: digests of the ledger that were there before the domains changed: what is left is what the change took (`extra`).
+        there_before: digests of the ledger that were there before the domains changed: what is left is what the change took (`extra`).
         tokenizer_sha256: of the tokenizer whose tokens the fractions count; None where that is not known.
         domains: tokens, documents and mean tokens per document of every domain's train text, where known.
         trajectory: of a method that learned the weights while a proxy trained.
@@ -68,7 +68,7 @@ class Mixture:
     unconstrained: Mapping[str, float] | None = None
     epochs: Mapping[str, float] = field(default_factory=dict)
     ledger: Mapping[str, Cost] = field(default_factory=dict)
-    known: tuple[str, ...] = ()
+    there_before: tuple[str, ...] = ()
     tokenizer_sha256: str | None = None
     domains: Mapping[str, DomainSize] = field(default_factory=dict)
     trajectory: Trajectory | None = None
@@ -90,7 +90,7 @@ class Mixture:
     @property
     def extra(self) -> Cost:
         """What a change of the domains took, beside what was there before."""
-        return total_cost([{digest: cost for digest, cost in self.ledger.items() if digest not in self.known}])
+        return total_cost([{digest: cost for digest, cost in self.ledger.items() if digest not in self.there_before}])
 
     def to_json(self) -> str:
         """mixture.json: `weights` is an object name -> float; `unit` says of what; `cost` sums the ledger."""
@@ -154,6 +154,7 @@ def averaged(fits: Sequence[Mixture]) -> Mixture:
         scores=scores,
         scores_stderr=scores_stderr,
         ledger={digest: cost for fit in fits for digest, cost in fit.ledger.items()},
+        there_before=tuple(dict.fromkeys(digest for fit in fits for digest in fit.there_before)),
         provenance={**first.provenance, "seeds": [fit.provenance.get("seed") for fit in fits]},
         warnings=tuple(dict.fromkeys(warning for fit in fits for warning in fit.warnings)),
     )

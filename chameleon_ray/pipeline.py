@@ -16,7 +16,7 @@ from chameleon_ray.artifacts import SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, TrainJob, start_of
 from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.corpus_config import CorpusChanges
-from chameleon_ray.discovery import read_corpus
+from chameleon_ray.discovery import read_corpus, transferred_from
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits
@@ -100,7 +100,7 @@ def checked_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
 def mix(experiment: Experiment, label: str, backend: Backend) -> Mixture:
     """Only the weights of one method."""
     check_settings(experiment, [label])
-    return fit(MixtureJob.of(label, "", experiment, open_corpus(experiment, backend), backend), backend)
+    return fit(MixtureJob.of(label, "", experiment, open_corpus(experiment, backend), backend, transferred_from(experiment, backend)), backend)
 
 
 def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Sequence[int] | None = None) -> list[TrainedModel]:
@@ -159,7 +159,7 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
         domains=changed.sizes,
         tokenizer_sha256=changed.tokenizer_sha256,
         ledger={**mixture.ledger, **changed.looking},
-        known=tuple(changed.known),
+        there_before=tuple(changed.there_before),
         provenance={**mixture.provenance, "embedded_rows": dict(changed.embedded)},
         warnings=(*mixture.warnings, *changed.warnings),
     )
@@ -189,7 +189,7 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
 
 def open_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
     """The experiment's corpus; that a pretrained model cannot be used is better known before any text is read."""
-    for section, training in (("proxy", experiment.proxy), ("base", experiment.base)):
+    for section, training in (("base", experiment.base), ("proxy", experiment.proxy)):
         if training.model.pretrained is not None:
             where = f"{section}.model.pretrained"
             model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)

@@ -124,8 +124,8 @@ def show_mixture(console: Console, mixture: Mixture) -> None:
     console.print(f"cost: {cost.tokens:,} tokens, {power(cost.flops)} FLOPs, {duration(cost.seconds)}", highlight=False)
     if "embedded_rows" in mixture.provenance:
         embedded, extra = mixture.provenance["embedded_rows"], mixture.extra
-        what = f"{sum(embedded.values()):,.0f} rows of {listed(list(embedded))} embedded" if embedded else "nothing was embedded"
-        _say(console, f"for the change: {what}, {extra.tokens:,} tokens, {power(extra.flops)} FLOPs; every other embedding was there")
+        what = f"{sum(embedded.values()):,.0f} rows of {listed(list(embedded))} embedded" if embedded else "nothing to embed"
+        _say(console, f"for the change: {what}, {extra.tokens:,} tokens, {power(extra.flops)} FLOPs; the other embeddings are kept with the proxy's domains")
     if "proxy_address" in mixture.provenance:
         console.print(f"proxy: {mixture.provenance['proxy_address']}", markup=False, soft_wrap=True, highlight=False)
     for warning in mixture.warnings:

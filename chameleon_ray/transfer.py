@@ -7,14 +7,16 @@ from dataclasses import dataclass, field, replace
 
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend
-from chameleon_ray.changes import Arrangement, check_covered, merged_quality, merged_size, rearranged, shares_of
+from chameleon_ray.changes import Arrangement, check_covered, merged_quality, merged_size, rearranged, shares_of, train_bytes
 from chameleon_ray.corpus.chunks import embedded_rows
-from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig
+from chameleon_ray.corpus.tokenizer import check_reads
+from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig, DomainConfig
 from chameleon_ray.counts import DomainSize
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
+from chameleon_ray.records import is_complete
 from chameleon_ray.settings import validate
 
 
@@ -25,8 +27,8 @@ class Changed:
     Attributes:
         texts: how good the text of each domain is, where that is known.
         tokens, sizes: how much train text there is of each.
-        known: what was there before the change: digest -> cost. looking: what looking at the text took.
-        embedded: domain -> rows that were embedded for the change; the others' embeddings were there.
+        there_before: digests of what the domains that did not change took. looking: what looking at text took, by digest.
+        embedded: domain -> rows that were embedded for the change.
         others: embeddings of the corpus's targets that were asked for.
         warnings: sentences a person should read.
     """
@@ -36,7 +38,7 @@ class Changed:
     tokens: Mapping[str, float]
     sizes: Mapping[str, DomainSize]
     tokenizer_sha256: str
-    known: Mapping[str, Cost]
+    there_before: tuple[str, ...]
     looking: Mapping[str, Cost]
     embedded: Mapping[str, int]
     others: Embeddings | None = None
@@ -63,43 +65,64 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         only: take the new domains alone.
         others: targets of the corpus to embed too.
     Raises:
-        UserError: a proxy with another tokenizer, what `Arrangement.of` refuses, parts that do not cover what they are parts of, or nothing left.
+        UserError: a proxy with another tokenizer, what `Arrangement.of` refuses, parts that have not as much text as what they are parts of, nothing left, or
+            with `only` something else than new domains, or targets to embed.
     """
     allowed = experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained
     found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
-    known = None if only else read_corpus(experiment, backend)
+    if only:
+        _check_new(changes, others)
+        known = None
+    else:
+        check_reads(found, experiment.corpus.tokenizer, "--proxy")
+        known = read_corpus(experiment, backend)
+        _opened(found, known, backend)
     arrangement = Arrangement.of(changes.domains, known.names if known else ())
     if not arrangement.kept and not arrangement.added:
         raise UserError("corpus file: every domain is left out; keep or add at least one")
-    parts: list[_Part] = []
-    embedded: dict[str, int] = {}
-    warnings: list[str] = []
     new = _tokenized(experiment, arrangement, found, backend) if arrangement.added else None
-    if known:
-        for name, pieces in arrangement.parts.items():
-            assert new is not None
-            told = check_covered(name, known.domains[name], {piece: new.domains[piece] for piece in pieces})
-            warnings += [told] if told else []
-        if arrangement.kept:
-            parts.append(_known(experiment, found, known, arrangement, backend))
-    if new is not None:
-        parts.append(_looked_at(experiment, found, new, new.names, backend))
-        embedded = {name: min(rows, experiment.embedding.samples_per_domain) for name, rows in embedded_rows(new).items()}
-    first = known or new
-    assert first is not None
-    beside = backend.embed(_opened(found, known, backend), known, experiment.embedding, others) if others and known else None
+    told = _covered(experiment, arrangement, known, new)
+    before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
+    after = [_looked_at(experiment, found, new, new.names, backend)] if new else []
+    parts = [*before, *after]
     return Changed(
         embeddings=Embeddings.concat([part.embeddings for part in parts]),
         texts={name: text for part in parts for name, text in part.texts.items()},
         tokens={name: tokens for part in parts for name, tokens in part.tokens.items()},
         sizes={name: size for part in parts for name, size in part.sizes.items()},
-        tokenizer_sha256=first.tokenizer_sha256,
-        known=parts[0].embeddings.ledger if known and arrangement.kept else {},
+        tokenizer_sha256=found.tokenizer_sha256,
+        there_before=tuple(digest for part in before for digest in (*part.embeddings.ledger, *part.looking)),
         looking={digest: cost for part in parts for digest, cost in part.looking.items()},
-        embedded=embedded,
-        others=beside,
-        warnings=tuple(warnings),
+        embedded={name: min(rows, experiment.embedding.samples_per_domain) for name, rows in embedded_rows(new).items()} if new else {},
+        others=backend.embed(_opened(found, known, backend), known, experiment.embedding, others) if others and known else None,
+        warnings=tuple(told),
     )
+
+
+def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:
+    for name, change in changes.domains.items():
+        if change is None or not (change.files or change.huggingface):
+            what = "null" if change is None else "a change of the experiment's domains"
+            raise UserError(f"corpus file: domains.{name} is {what}, and --only takes the new domains alone; remove it, or leave --only out")
+    if others:
+        raise UserError(f"targets.{others[0]}: with --only the experiment's own text is not read; leave --only out, or the target")
+
+
+def _covered(experiment: Experiment, arrangement: Arrangement, known: TokenCorpus | None, new: TokenCorpus | None) -> list[str]:
+    """What cannot be told of domains that were split; raises `UserError` for parts that have less text or more. Of text that is not read
+    yet nothing is said."""
+    if known is None or new is None or not (is_complete(known.address) and is_complete(new.address)):
+        return []
+    told = []
+    for name, pieces in arrangement.parts.items():
+        source = experiment.corpus.domains.get(name)
+        parts = {piece: train_bytes(new.domains[piece], _is_held_out_apart(arrangement.added[piece])) for piece in pieces}
+        told.append(check_covered(name, train_bytes(known.domains[name], source is not None and _is_held_out_apart(source)), parts))
+    return [each for each in told if each]
+
+
+def _is_held_out_apart(source: DomainConfig) -> bool:
+    return bool(source.heldout or source.heldout_split)
 
 
 def _tokenized(experiment: Experiment, arrangement: Arrangement, proxy: TrainedModel, backend: Backend) -> TokenCorpus:
@@ -119,9 +142,10 @@ def _looked_at(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus,
     model = _opened(proxy, corpus, backend)
     embeddings = backend.embed(model, corpus, experiment.embedding).select(names)
     losses, looking = losses_of(model, corpus, backend)
-    texts = {name: text for name, text in text_quality(corpus, losses).items() if name in names}
-    tokens = {name: count for name, count in corpus.tokens().items() if name in names}
-    return _Part(embeddings, texts, tokens, {name: corpus.sizes()[name] for name in names}, looking)
+    wanted, sizes = set(names), corpus.sizes()
+    texts = {name: text for name, text in text_quality(corpus, losses).items() if name in wanted}
+    tokens = {name: count for name, count in corpus.tokens().items() if name in wanted}
+    return _Part(embeddings, texts, tokens, {name: sizes[name] for name in names}, looking)
 
 
 def _known(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, arrangement: Arrangement, backend: Backend) -> _Part:

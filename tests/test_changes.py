@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from chameleon_ray.artifacts import Cost, Embeddings
-from chameleon_ray.changes import Arrangement, check_covered, merged_quality, merged_size, rearranged
+from chameleon_ray.changes import Arrangement, TextBytes, check_covered, merged_quality, merged_size, rearranged, train_bytes
 from chameleon_ray.corpus_config import CorpusChanges
 from chameleon_ray.counts import DomainCounts, DomainSize, Excerpt, SplitCounts
 from chameleon_ray.errors import UserError
@@ -63,6 +63,7 @@ def test_every_kind_of_change_at_once() -> None:
         ({"a": {"split": {"x": NEW}}}, r"split needs two parts or more"),
         ({"x": {"rename": "a", "files": ["x"]}}, r"give one of files, huggingface, rename, merge and split"),
         ({"x": {"rename": "a", "heldout": ["x"]}}, r"heldout is for new text"),
+        ({"x": {"files": ["x"], "heldout_split": "test"}}, r"heldout_split is a split of the huggingface data set"),
         ({"x": {}}, r"give one of files, huggingface, rename, merge and split"),
         ({"x": {"renamed": "a"}}, r"domains\.x\.renamed: unknown key .*did you mean 'rename'"),
     ],
@@ -111,26 +112,31 @@ def test_quality_and_size_of_merged_domains() -> None:
 
 
 def counts(text_bytes: int, excerpt: Excerpt | None = None) -> DomainCounts:
-    split = SplitCounts(1, 10, 40, (1,))
-    return DomainCounts(split, split, split, text_bytes, 0, {}, 1.0, excerpt=excerpt)
+    train, held_out = SplitCounts(1, 10, text_bytes // 2, (1,)), SplitCounts(1, 10, 40, (1,))
+    return DomainCounts(train, held_out, held_out, text_bytes, 0, {}, 1.0, excerpt=excerpt)
+
+
+def test_how_much_text_there_is_without_what_is_held_out_from_elsewhere() -> None:
+    assert train_bytes(counts(1000), False) == TextBytes(1000.0) and train_bytes(counts(1000), True) == TextBytes(500.0)
+    assert train_bytes(counts(50, Excerpt(50, 2, 10, 1_000_000.0, 250_000.0, 25_000.0)), True) == TextBytes(1e6, 1e5)
+    assert train_bytes(counts(50, Excerpt(50, 2, 10, None, None, None)), False) == TextBytes(None)
 
 
 def test_a_split_covers_its_parent() -> None:
-    whole = counts(1_000_000)
-    assert check_covered("a", whole, {"a1": counts(600_000), "a2": counts(400_000)}) is None
-    with pytest.raises(UserError, match=r"^corpus file: domains\.a: its parts \(a1, a2\) hold 0\.7 MB of text and it has 1; a split covers its parent"):
-        check_covered("a", whole, {"a1": counts(600_000), "a2": counts(100_000)})
-    sampled = counts(50_000, Excerpt(50_000, 2, 10, 1_050_000.0, 262_500.0, 25_000.0))
-    assert check_covered("a", sampled, {"a1": counts(600_000), "a2": counts(400_000)}) is None, "an estimate within its error"
+    whole = TextBytes(1e6)
+    assert check_covered("a", whole, {"a1": TextBytes(6e5), "a2": TextBytes(4.1e5)}) is None
+    with pytest.raises(UserError, match=r"^corpus file: domains\.a: its parts \(a1, a2\) have 0\.7 MB of text and it has 1; a split covers its parent"):
+        check_covered("a", whole, {"a1": TextBytes(6e5), "a2": TextBytes(1e5)})
+    sampled = TextBytes(1.2e6, 1e5)
+    assert check_covered("a", sampled, {"a1": TextBytes(6e5), "a2": TextBytes(4e5)}) is None, "an estimate within its error"
     with pytest.raises(UserError, match="a split covers its parent"):
-        check_covered("a", sampled, {"a1": counts(300_000), "a2": counts(100_000)})
-    unknown = counts(50_000, Excerpt(50_000, 2, 10, None, None, None))
-    told = check_covered("a", unknown, {"a1": counts(600_000), "a2": counts(400_000)})
-    assert told is not None and told.startswith("Whether the parts of a (a1, a2) hold all of its text cannot be told")
+        check_covered("a", sampled, {"a1": TextBytes(3e5), "a2": TextBytes(1e5)})
+    told = check_covered("a", TextBytes(None), {"a1": TextBytes(6e5), "a2": TextBytes(4e5)})
+    assert told is not None and told.startswith("Whether the parts of a (a1, a2) have as much text as it has cannot be told")
 
 
 def test_what_a_change_took_is_what_was_not_there_before(tmp_path: Any) -> None:
-    mixture = Mixture("chameleon", {"a": 1.0}, ledger={"old": Cost(100, 5.0, 1.0, 6.0), "new": Cost(10, 0.5, 0.1, 0.6)}, known=("old",))
+    mixture = Mixture("chameleon", {"a": 1.0}, ledger={"old": Cost(100, 5.0, 1.0, 6.0), "new": Cost(10, 0.5, 0.1, 0.6)}, there_before=("old",))
     assert mixture.extra == Cost(10, 0.5, 0.1, 0.6) and mixture.cost.tokens == 110
     mixture.save(str(tmp_path / "mixture.json"))
     assert Mixture.load(str(tmp_path / "mixture.json")) == mixture

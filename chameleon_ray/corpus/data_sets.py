@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import zstandard
@@ -71,10 +71,11 @@ def find_data_set(where: str, source: HuggingFaceSource) -> DataSet:
         num_shards = open_stream(address, options).num_shards
     except DATASETS_ERRORS as error:
         mistake = f"{source.path!r} cannot be opened (datasets: {one_line(error)})"
-        if _is_gated(error):
+        correct = "correct path, name, data_dir, split or revision"
+        if (refused := refusal(error)) is not None:
             terms = f"accept its terms at https://huggingface.co/datasets/{source.path} and set a token of yours (hf auth login, or HF_TOKEN)"
-            raise UserError(f"{where}: {mistake}; {terms}") from error
-        raise UserError(f"{where}: {mistake}; correct path, name, data_dir, split or revision") from error
+            raise UserError(f"{where}: {mistake}; {terms if refused == 'gated' else f'{correct}; of a gated one {terms}'}") from error
+        raise UserError(f"{where}: {mistake}; {correct}") from error
     groups = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     chosen = list(groups) if source.split == "all" else source.split.split("+")
     files = tuple(file for split in chosen for file in groups.get(split, ()))
@@ -96,14 +97,18 @@ def open_stream(address: str, options: Mapping[str, Any]) -> Any:
     return load_dataset(address, options["name"], data_dir=options["data_dir"], split=options["split"], revision=options["revision"], streaming=True)
 
 
-def _is_gated(error: BaseException | None) -> bool:
-    """Whether the hub refused because nobody, or nobody who accepted its terms, asked."""
+def refusal(error: BaseException | None) -> Literal["gated", "unknown"] | None:
+    """Whether the hub refused: for terms that nobody accepted, or without saying why, as it does of names that do not exist; None where it did not."""
+    found: Literal["gated", "unknown"] | None = None
     while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403) or "gated" in str(error).lower():
-            return True
+        response = getattr(error, "response", None)
+        code = getattr(response, "headers", {}).get("X-Error-Code")
+        if type(error).__name__ == "GatedRepoError" or code == "GatedRepo" or " gated dataset" in str(error):
+            return "gated"
+        if getattr(response, "status_code", None) in (401, 403):
+            found = "unknown"
         error = error.__cause__ or error.__context__
-    return False
+    return found
 
 
 def _is_readable(builder: Any, files: tuple[str, ...]) -> bool:

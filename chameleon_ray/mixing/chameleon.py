@@ -127,7 +127,7 @@ class Chameleon(Method):
     def work(self, context: FitContext) -> Work:
         """The proxy, the domains' embeddings by it, and a look at its losses where it was not trained on them."""
         job, corpus = self.proxy_job(context), context.corpus
-        seen_at_last = 0.0 if context.known else (1 - LAST_PART) * job.training.steps * job.training.batch_rows * corpus.row_tokens
+        seen_at_last = 0.0 if context.transfer else (1 - LAST_PART) * job.training.steps * job.training.batch_rows * corpus.row_tokens
         aims = self.looked_at(corpus.targets)
         return Work(
             trains=(job,),
@@ -139,7 +139,7 @@ class Chameleon(Method):
     def proxy_job(self, context: FitContext) -> TrainJob:
         """The proxy on uniform weights, which may end early where `proxy.stop` says so: when the weights of this formula have settled. A pretrained one goes
         on from what it is."""
-        training, stop, corpus = context.proxy, context.proxy.stop, context.known.corpus if context.known else context.corpus
+        training, stop, corpus = context.proxy, context.proxy.stop, context.transfer.corpus if context.transfer else context.corpus
         rule = None
         if stop:
             prior = self.prior_of(domain_names(corpus), corpus.tokens())
@@ -165,10 +165,10 @@ class Chameleon(Method):
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
-        if context.known:
-            provenance["embedded_rows"] = {name: provenance["samples"][name] for name in context.corpus.names if name not in context.known.same}
+        if context.transfer:
+            provenance["embedded_rows"] = {name: provenance["samples"][name] for name in context.corpus.names if name not in context.transfer.same}
         ledger = {proxy.run: proxy.cost, **mixture.ledger, **looking}
-        return replace(mixture, ledger=ledger, known=found.known, trajectory=trajectory_of(proxy), provenance=provenance)
+        return replace(mixture, ledger=ledger, there_before=found.there_before, trajectory=trajectory_of(proxy), provenance=provenance)
 
     def embed(self, context: FitContext) -> Embedded:
         """Train the proxy on uniform weights and embed every domain with it (algorithm 1, steps 3 and 5).

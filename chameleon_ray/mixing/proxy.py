@@ -16,7 +16,7 @@ def uniform_proxy(context: FitContext, rule: SettledRule | None = None) -> Train
     """The experiment's proxy on uniform weights; a pretrained one goes on from what it is. The same run for every method that embeds with it, unless a rule
     may end it early; on other domains than those to weigh where it is to be transferred."""
     training = context.proxy.model_copy(update={"stop": None})
-    corpus = context.known.corpus if context.known else None
+    corpus = context.transfer.corpus if context.transfer else None
     return TrainJob("proxy", training, uniform(domain_names(corpus or context.corpus)), context.seed, rule, start=context.start, corpus=corpus)
 
 
@@ -34,20 +34,21 @@ def check_layer_number(layer: Literal["middle"] | int, layers: int) -> None:
 
 @dataclass(frozen=True)
 class Embedded:
-    """A proxy and the embedding of every domain by it. `known`: digests of what was there before, where the domains are others than those it was trained on."""
+    """A proxy and the embedding of every domain by it. `there_before`: digests of what was there before the domains changed, where the proxy is that of other
+    domains."""
 
     proxy: TrainedModel
     embeddings: Embeddings
-    known: tuple[str, ...] = ()
+    there_before: tuple[str, ...] = ()
 
 
 def texts_to_embed(context: FitContext) -> tuple[Text, ...]:
     """What a proxy embeds: all domains; of a transferred one those that it was trained on, and of the domains to weigh only those that are not among them."""
-    known, corpus = context.known, context.corpus
-    if known is None:
+    transfer, corpus = context.transfer, context.corpus
+    if transfer is None:
         return (Text(corpus),)
-    new = tuple(name for name in corpus.names if name not in known.same)
-    return (*((Text(known.corpus),) if known.same else ()), *((Text(corpus, new),) if new else ()))
+    new = tuple(name for name in corpus.names if name not in transfer.same)
+    return (*((Text(transfer.corpus),) if transfer.same else ()), *((Text(corpus, new),) if new else ()))
 
 
 def embedded(context: FitContext, job: TrainJob) -> Embedded:
@@ -57,16 +58,16 @@ def embedded(context: FitContext, job: TrainJob) -> Embedded:
         UserError: a domain without samples.
     """
     (proxy,) = context.backend.train_many(context.corpus, [job])
-    known, parts = context.known, []
-    before = [proxy.run] if known else []
+    transfer, parts = context.transfer, []
+    there_before = [proxy.run] if transfer else []
     for text in texts_to_embed(context):
         found = context.backend.embed(proxy, text.corpus, context.embedding, text.names)
-        if known is not None and text.corpus is known.corpus:
-            before += found.ledger
-            found = replace(found.select(list(known.same.values())), names=tuple(known.same))
+        if transfer is not None and text.corpus is transfer.corpus:
+            there_before += found.ledger
+            found = replace(found.select(list(transfer.same.values())), names=tuple(transfer.same))
         parts.append(found)
     embeddings = Embeddings.concat(parts) if len(parts) > 1 else parts[0]
     for name in context.corpus.names:
         if name not in embeddings.names:
             raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
-    return Embedded(proxy, embeddings.select(context.corpus.names) if known else embeddings, tuple(before))
+    return Embedded(proxy, embeddings.select(context.corpus.names) if transfer else embeddings, tuple(there_before))

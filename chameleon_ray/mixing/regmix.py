@@ -138,16 +138,16 @@ class RegMix(Method):
         metrics = np.array([[proxy.losses[name] for name in measured] for proxy in found])  # [n, m]
         swarm = Swarm(tuple(f"{i:05d}" for i in range(len(jobs))), names, ratios, measured, metrics)
         ledger = {proxy.digest: proxy.cost for proxy in found}
-        embeddings, known = None, tuple[str, ...]()
+        embeddings, there_before = None, tuple[str, ...]()
         if self.embeds:
             looked = embedded(context, uniform_proxy(context))
-            embeddings, known = looked.embeddings, looked.known
+            embeddings, there_before = looked.embeddings, looked.there_before
             ledger = {looked.proxy.run: looked.proxy.cost, **embeddings.ledger, **ledger}
         by_size = {ONE_SIZE: swarm}
         correlations = self.rank_correlations(by_size, ONE_SIZE, context.seed, embeddings)
         mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings, context.limits)
         warnings = (*mixture.warnings, *self._target_warnings(context.corpus))
-        return replace(mixture, ledger=ledger, known=known, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
+        return replace(mixture, ledger=ledger, there_before=there_before, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
 
     def work(self, context: FitContext) -> Work:
         """The swarm, and the proxy that embeds, where the regression takes embeddings."""

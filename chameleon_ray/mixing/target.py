@@ -137,7 +137,7 @@ def target_of(
             share = 1.0 if prior is None else len(names) * float(prior[i])
             if share == 0:
                 raise UserError(f"targets.{name}: its prior is 0, and so is its weight whatever is asked for; give it a share of the prior")
-            eta[i] = boost if finetuning else 1 + boosted(name, boost, float(scores[i]), floor, tau, share) / share
+            eta[i] = boost if finetuning else max(0.0, 1 + boosted(name, boost, float(scores[i]), floor, tau, share) / share)
         elif finetuning:
             raise UserError(f"targets.{name}: when finetuning, domains that a target explains get less; name a domain, or set stage: pretrain")
         elif boost < 1:

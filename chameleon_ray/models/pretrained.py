@@ -15,6 +15,7 @@ from typing import Any
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TrainedModel
+from chameleon_ray.corpus.data_sets import refusal
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 from chameleon_ray.errors import UserError, one_line
 from chameleon_ray.identity import foreign_digest
@@ -191,7 +192,9 @@ def _from_hub(name: str, root: str, where: str, allow_remote_code: bool) -> str:
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # whatever the network, the hub or its library say
-        raise UserError(f"{where}: {name!r} is no folder here and cannot be had from the hub ({one_line(error)})") from None
+        terms = f"; accept its terms at https://huggingface.co/{repository} and set a token of yours (hf auth login, or HF_TOKEN)"
+        told = f"{name!r} is no folder here and cannot be had from the hub ({one_line(error)})"
+        raise UserError(f"{where}: {told}{terms if refusal(error) == 'gated' else ''}") from None
     commit = Path(folder).name
     read_config(folder, where, allow_remote_code)
     _weights(folder, where)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
-from chameleon_ray.backend import FitContext, Known, Text
+from chameleon_ray.backend import FitContext, Text, Transfer
 from chameleon_ray.config import EmbeddingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import parse_experiment
@@ -34,27 +34,27 @@ class Recording(FakeBackend):
 
 def transferred(same: dict[str, str]) -> tuple[FitContext, Recording]:
     backend = Recording()
-    known = Known(replace(make_corpus({"a": 100, "b": 60, "old": 30}), digest="known"), same)
-    return replace(make_context({"a": 100, "bee": 60, "new": 30}), backend=backend, known=known), backend
+    transfer = Transfer(replace(make_corpus({"a": 100, "b": 60, "old": 30}), digest="known"), same)
+    return replace(make_context({"a": 100, "bee": 60, "new": 30}), backend=backend, transfer=transfer), backend
 
 
 def test_the_proxy_learns_the_old_domains_and_embeds_the_new_ones_alone() -> None:
     context, backend = transferred({"a": "a", "bee": "b"})
     mixture = Chameleon(bootstrap_draws=0).fit(context)
     (job,) = backend.jobs
-    assert context.known and job.corpus is context.known.corpus and set(job.weights) == {"a", "b", "old"}
-    assert backend.embedded == [(context.known.corpus, None), (context.corpus, ("new",))]
+    assert context.transfer and job.corpus is context.transfer.corpus and set(job.weights) == {"a", "b", "old"}
+    assert backend.embedded == [(context.transfer.corpus, None), (context.corpus, ("new",))]
     assert tuple(mixture.weights) == ("a", "bee", "new") and list(mixture.provenance["embedded_rows"]) == ["new"]
-    assert mixture.known == (f"{job.role}-0", "embedding 1") and mixture.extra.tokens == 100 + backend.glance(None, context.corpus, 2048).cost.tokens  # type: ignore[arg-type]
-    assert Chameleon().work(context).texts == (Text(context.known.corpus), Text(context.corpus, ("new",)))
-    whole = Chameleon(bootstrap_draws=0).fit(replace(context, known=None))
-    assert whole.known == () and whole.extra == whole.cost
+    assert mixture.there_before == (f"{job.role}-0", "embedding 1") and mixture.extra.tokens == 100 + backend.glance(None, context.corpus, 2048).cost.tokens  # type: ignore[arg-type]
+    assert Chameleon().work(context).texts == (Text(context.transfer.corpus), Text(context.corpus, ("new",)))
+    whole = Chameleon(bootstrap_draws=0).fit(replace(context, transfer=None))
+    assert whole.there_before == () and whole.extra == whole.cost
 
 
 def test_names_do_not_matter_where_the_text_is_the_same() -> None:
     context, _ = transferred({"a": "a", "bee": "b"})
-    plain = Chameleon(bootstrap_draws=0).fit(replace(context, known=replace(context.known, same={})))  # type: ignore[type-var]
-    assert plain.known == ("proxy-0",)
+    plain = Chameleon(bootstrap_draws=0).fit(replace(context, transfer=replace(context.transfer, same={})))  # type: ignore[type-var]
+    assert plain.there_before == ("proxy-0",)
     renamed = Chameleon(bootstrap_draws=0).fit(context)
     assert renamed.weights["a"] == pytest.approx(plain.weights["a"], rel=0.2)
 

@@ -96,7 +96,7 @@ def test_a_change_of_domains_is_charged_by_what_came_on_top(many_methods: Callab
     document = data.experiment.model_dump(mode="json")
     moved = parse_experiment({**document, "transfer": {"domains": {"books": {"files": ["x"]}}}})
     ledger = {"proxy": Cost(1000, 1e15, 1.0, 1e15), "old": Cost(10, 1e12, 0.1, 2e12), "new": Cost(5, 5e11, 0.1, 1e12)}
-    chameleon = replace(data.mixtures["chameleon"], ledger=ledger, known=("proxy", "old"), provenance={"embedded_rows": {"news": 3, "web": 2}})
+    chameleon = replace(data.mixtures["chameleon"], ledger=ledger, there_before=("proxy", "old"), provenance={"embedded_rows": {"news": 3, "web": 2}})
     table = transfer_table(replace(data, experiment=moved, mixtures={**data.mixtures, "chameleon": chameleon}))
     assert table is not None
     rows = {row[0]: row[1:] for row in texts(table)}
