@@ -29,7 +29,7 @@ from chameleon_ray.report.significance import by_pair
 REPOSITORY = Path(__file__).resolve().parents[1]
 JOBS = {"wiki7": "finetune_wiki40b", "stack7": "finetune_stack"}
 PAIRS = (3, 4, 6, 8)
-Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token on test
+Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
 
 
 def main() -> None:
@@ -52,19 +52,19 @@ def main() -> None:
 
 def document(experiment: Experiment, found: Comparison) -> str:
     """Everything as Markdown."""
-    losses = losses_of(found)
+    valid, losses = losses_of(found, "valid"), losses_of(found, "test")
     labels = [label for label in experiment.methods if (label, experiment.seeds[0], "all") in losses]
-    parts = [_setting(experiment), _power(losses, labels, experiment.seeds), _weights(found), _perplexities(found, losses, labels, experiment.seeds)]
+    parts = [_setting(experiment), _power(valid, labels, experiment.seeds), _weights(found), _perplexities(found, losses, labels, experiment.seeds)]
     return "\n\n".join([*parts, _paired(found, labels)]) + f"\n\nReport: {found.report}\n"
 
 
-def losses_of(found: Comparison) -> dict[tuple[str, int, str], float]:
-    """Test losses of every base model, and of the model before as method "before"; the mean over domains is domain "all"."""
+def losses_of(found: Comparison, split: str) -> dict[tuple[str, int, str], float]:
+    """Losses on a split of every base model, and of the model before as method "before"; the mean over domains is domain "all"."""
     kept = {}
     tables = [(found.data.measurements, None), *([(found.data.before, "before")] if found.data.before else [])]
     for table, name in tables:
         for row in table.to_pylist():
-            if row["split"] == "test" and row["metric"] in ("loss_nats", "mean_loss_nats"):
+            if row["split"] == split and row["metric"] in ("loss_nats", "mean_loss_nats"):
                 kept[name or row["method"], row["seed"], row["domain"]] = row["value"]
     return kept
 
@@ -79,7 +79,7 @@ def _setting(experiment: Experiment) -> str:
 
 def _power(losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
     """Paired differences from uniform in percent of geometric-mean perplexity: their mean, spread over seeds, and what more pairs would find."""
-    lines = ["| against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |" + "".join(f" {n} pairs find |" for n in PAIRS)]
+    lines = ["| valid, against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |" + "".join(f" {n} pairs find |" for n in PAIRS)]
     lines.append("|---" * (4 + len(PAIRS)) + "|")
     for label in labels:
         if label == "uniform" or len(seeds) < 2:

@@ -32,6 +32,7 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_doctor import examine
+from chameleon_ray.records import is_complete
 
 app = typer.Typer(
     name="chameleon",
@@ -43,7 +44,10 @@ app = typer.Typer(
 app.registered_groups = [TyperInfo(init_app), TyperInfo(regmix_app), TyperInfo(judge_app)]
 
 ExperimentFile = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Settings that replace those of the file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY.SUB=VALUE | @FILE]...", help="Settings that replace those of the file, or @FILE with such keys and their values."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")]
 
 
@@ -188,13 +192,19 @@ def extend(
 def merge(
     model: Annotated[str, typer.Argument(help="Folder of a model, as `chameleon train` or `finetune` left it.")],
     out: Annotated[str, typer.Option(help="A new folder.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write a model that was finetuned with LoRA as an ordinary one, its adapters merged into the weights."""
     from chameleon_ray.models.load import save_merged
 
-    found = RayBackend("runs", Resources(), Reporter(Console(stderr=True))).find_model(model, 1, "MODEL")
+    if not is_complete(storage.absolute(model)):
+        raise UserError(f"MODEL: {model} is no finished model of `chameleon train` or `finetune`; give the folder that they print or name in --json")
+    found = RayBackend(os.path.dirname(storage.absolute(model)), Resources(), Reporter.silent()).find_model(model, 1, "MODEL")
     save_merged(found, storage.absolute(out))
-    typer.echo(f"written to {out}")
+    if as_json:
+        _print_json({"model": model, "merged": out})
+    else:
+        typer.echo(f"written to {out}")
 
 
 @app.command()

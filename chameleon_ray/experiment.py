@@ -152,6 +152,9 @@ class Experiment(Settings):
     def _a_proxy_to_transfer(self) -> Experiment:
         if self.transfer is not None and self.proxy.steps == 0:
             raise ValueError("transfer: a proxy that is taken as it is (proxy.steps: 0) is trained on no domains; remove transfer, or train the proxy")
+        found = self.corpus.domains_from and self.corpus.domains_from.clusters
+        if self.transfer is not None and found and found.embed == "proxy":
+            raise ValueError("transfer: corpus.domains_from.clusters would train the proxy on the text that it divides; name a pretrained model as embed there")
         return self
 
     @property

@@ -27,7 +27,7 @@ from chameleon_ray.corpus_config import CorpusConfig
 
 # Of a training section: how it is computed, not what.
 NOT_IN_DIGEST = frozenset({"micro_batch_rows", "zero_stage", "checkpoint_every_steps"})
-# Of a model: where it lies. Which one it is, and what of its own code is run, its digest says.
+# Of a model: where it lies (which one it is, and what of its own code is run, its digest says), and adapters, which are said apart where there are any.
 NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code", "lora"}
 
 # Kind of artifact -> version of what makes it.
@@ -151,7 +151,7 @@ def training_content(training: TrainingConfig) -> dict[str, Any]:
 
 
 def _lora_content(lora: LoraConfig) -> dict[str, Any]:
-    """Adapters, whatever way they were asked for."""
+    """Adapters by what they come to: alpha over rank, and targets in whatever order."""
     return {"rank": lora.rank, "scale": lora.scale, "targets": sorted(lora.targets)}
 
 

@@ -24,6 +24,7 @@ from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
 from chameleon_ray.identity import family_digest
+from chameleon_ray.models.adapters import base_of
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.pretrained import check_context, described, open_pretrained
 from chameleon_ray.places import Places, layer_of
@@ -226,7 +227,8 @@ class RayBackend:
         if kind != "model":
             raise UserError(f"{where}: {name} holds finished {kind}, not a model; give the folder that `chameleon train` printed")
         found = described(replace(TrainedModel.load(place), allow_remote_code=allow_remote_code), where)
-        if (base := found.details.get("adapters_of")) and self._find(base, where, allow_remote_code).digest != found.details["start"]:
+        base = base_of(storage.local_directory(place)) if "adapters_of" in found.details else None  # the file says it: people may correct the place there
+        if base is not None and self._find(base, where, allow_remote_code).digest != found.details["start"]:
             raise UserError(f"{where}: {base} is not what it was when the adapters in {name} were trained beside it; put that model back, or train them again")
         return found
 

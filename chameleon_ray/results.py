@@ -64,6 +64,7 @@ def gather(
         mixtures=chosen,
         measurements=measurement_table(losses, corpus),
         before=perplexity_measurements(BEFORE, experiment.seeds[0], before, corpus) if before else None,
+        before_losses=before,
         curves=_curves(models),
         embeddings=_embeddings(jobs, fits, backend),
         seconds=_seconds(corpus, chosen, models.values()),

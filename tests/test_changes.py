@@ -16,7 +16,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.noise import noise_of
 from chameleon_ray.mixing.text_quality import TextQuality
-from chameleon_ray.mixture import Mixture
+from chameleon_ray.mixture import Mixture, averaged
 from chameleon_ray.settings import validate
 from tests.fakes import noisy_embeddings, rng
 
@@ -140,3 +140,10 @@ def test_what_a_change_took_is_what_was_not_there_before(tmp_path: Any) -> None:
     assert mixture.extra == Cost(10, 0.5, 0.1, 0.6) and mixture.cost.tokens == 110
     mixture.save(str(tmp_path / "mixture.json"))
     assert Mixture.load(str(tmp_path / "mixture.json")) == mixture
+
+
+def test_fits_with_several_seeds_have_all_that_was_there_before() -> None:
+    fits = [
+        Mixture("chameleon", {"a": 1.0}, ledger={f"old {seed}": Cost(100, 5.0), f"new {seed}": Cost(10, 0.5)}, there_before=(f"old {seed}",)) for seed in (0, 1)
+    ]
+    assert averaged(fits).extra == Cost(20, 1.0)

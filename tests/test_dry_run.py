@@ -308,3 +308,41 @@ def test_rates_are_for_plans_alone(texts: Path, tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as stopped:
         main(["mix", str(file), "--mfu", "0.4", "--device", "H100"])
     assert stopped.value.code == 2 and "--mfu: is for --dry-run" in capsys.readouterr().err
+
+
+def test_a_finetuning_and_a_transfer_are_planned(texts: Path, tmp_path: Path) -> None:
+    corpus = synthetic.make_corpus(str(tmp_path / "corpus"), 3, 4, 32)
+    synthetic.make_model(str(tmp_path / "model"), parse_experiment(document(texts, tmp_path)).proxy.model, corpus)
+    content = document(texts, tmp_path / "runs", stage="finetune")
+    content["base"] = {**TRAINING, "model": {"pretrained": str(tmp_path / "model"), "lora": {"rank": 4}}}
+    del content["corpus"]["tokenizer"], content["proxy"]
+    lora = planned(parse_experiment(content))
+    trials = [item for item in lora.items if item.kind == "trial"]
+    assert len(trials) == 3 and [item.kind for item in lora.items].count("forward") >= 2, "embedded once, and measured before training"
+    content["base"]["model"]["lora"] = None
+    whole = [item for item in planned(parse_experiment(content)).items if item.kind == "trial"]
+    assert all(less.flops < more.flops and less.disk_bytes < more.disk_bytes for less, more in zip(trials, whole, strict=True))
+
+    moved = document(texts, tmp_path / "runs", transfer={"domains": {"law": {"files": [f"{texts}/law.jsonl"]}, "old": {"files": [f"{texts}/food.jsonl"]}}})
+    parts = by_part(planned(parse_experiment(moved)))
+    assert [item.kind for item in parts["text"]] == ["read", "read"], "the proxy's domains and those to weigh"
+    assert [item.what for item in parts["chameleon"] if item.what.startswith("embedding")] == ["embedding at layer 1", "embedding 1 of them at layer 1"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_split_is_planned_though_how_much_text_there_is_can_only_be_guessed(texts: Path, tmp_path: Path) -> None:
+    corpus = synthetic.make_corpus(str(tmp_path / "corpus"), 3, 4, 32)
+    content = document(texts, tmp_path / "runs")
+    synthetic.make_model(str(tmp_path / "model"), parse_experiment(content).proxy.model, corpus)
+    content["corpus"]["tokenizer"] = {"pretrained": str(tmp_path / "model")}
+    lines = (texts / "law.jsonl").read_text().splitlines()
+    for part, mine in (("civil", lines[:70]), ("penal", lines[70:])):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(mine) + "\n")
+    parts = {part: {"files": [str(tmp_path / f"{part}.jsonl")]} for part in ("civil", "penal")}
+    (tmp_path / "changes.yaml").write_text(yaml.safe_dump({"domains": {"law": {"split": parts}, "meals": {"rename": "food"}}}))
+    experiment = parse_experiment(content)
+    dry = DryBackend(RayBackend(experiment.storage, experiment.resources, Reporter.silent()))
+    plan_extend(experiment, str(tmp_path / "model"), load_changes(str(tmp_path / "changes.yaml")), "chameleon", dry)
+    assert [item.kind for item in dry.items].count("read") == 2
+    with pytest.raises(UserError, match=r"domains\.law is a change of the experiment's domains, and --only takes the new domains alone"):
+        plan_extend(experiment, str(tmp_path / "model"), load_changes(str(tmp_path / "changes.yaml")), "chameleon", dry, only=True)

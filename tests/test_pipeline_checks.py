@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from chameleon_ray.artifacts import Cost, TrainedModel
+from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
-from chameleon_ray.pipeline import compare, evaluate, mix
-from tests.fakes import FakeBackend
+from chameleon_ray.mixture import Mixture
+from chameleon_ray.pipeline import compare, evaluate, mix, train
+from tests.fakes import FakeBackend, make_corpus
 
 
 def experiment(**methods: object) -> Experiment:
@@ -49,3 +50,18 @@ def test_finetuning_weights_are_refused_before_the_corpus_is_read() -> None:
     for call in (lambda: compare(asked, backend), lambda: mix(asked, "mine", backend)):  # type: ignore[arg-type]
         with pytest.raises(UserError, match=r"^methods\.mine\.stage: finetune"):
             call()
+
+
+class Reading(FakeBackend):
+    """Which has a corpus."""
+
+    def tokenize(self, config: object, seed: int, reads: object = None) -> TokenCorpus:
+        return make_corpus({"a": 10, "b": 10})
+
+
+def test_weights_of_another_tokenizer_are_used_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    asked = experiment(uniform={})
+    for sha, warned in ((None, False), ("0" * 64, False), ("1" * 64, True)):
+        caplog.clear()
+        train(asked, Mixture("chameleon", {"a": 0.5, "b": 0.5}, label="mine", tokenizer_sha256=sha), Reading())  # type: ignore[arg-type]
+        assert ("mixture 'mine' was found with another tokenizer than the corpus has" in caplog.text) is warned

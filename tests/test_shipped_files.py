@@ -38,6 +38,14 @@ def test_finetuning_jobs_run_on_local_text(job: str, text: str, monkeypatch: pyt
     assert all(source.huggingface for source in hub.corpus.domains.values()) and all(source.files for source in local.corpus.domains.values())
 
 
+def test_the_transfer_runs_on_local_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAMELEON_DATA", "/anywhere")
+    job = REPOSITORY / "jobs/pile_transfer.yaml"
+    hub, local = load_experiment(job), load_experiment(job, [f"@{REPOSITORY}/jobs/local/pile13.yaml"])
+    assert hub.transfer and hub.transfer.domains_from and local.transfer and len(local.transfer.domains) == 7
+    assert set(local.transfer.domains) < set(local.corpus.domains) and len(local.corpus.domains) == 13 and tuple(hub.methods) == tuple(local.methods)
+
+
 def test_there_are_experiment_files() -> None:
     assert {"quickstart.yaml", "pretrain7.yaml"} <= {path.name for path in EXPERIMENTS}
 

@@ -48,7 +48,8 @@ class Chameleon(Method):
     `quality` counts each domain less, in front of its scores, by how poor its text looks (text_quality.py), which embeddings do not say; `proxy.stop` watches
     the weights without it. Where a domain gains although it looks poor there is a warning in any case.
 
-    `targets`: name of a domain, or of a target of the corpus -> by how much the odds of such text are multiplied, its neighbours' being raised too (target.py).
+    `targets`: name of a domain, or of a target of the corpus -> by how much the odds of such text are multiplied, its neighbours' rising too; when finetuning
+    how many times a domain counts, which lowers its neighbours (target.py).
 
     Beyond the paper: that prior, ridge and temperature relative to the scores, the floor and the noise (formula.py), standard errors over the hash groups
     of the samples (by `bootstrap_draws`, 0 for none; in closed form where domains are too many to repeat everything), warnings where the weights say little.
@@ -110,6 +111,11 @@ class Chameleon(Method):
         super().check(context)
         self.prior_of(context.corpus.names, context.corpus.tokens(), f"methods.{context.label}.prior")
         check_layer(context)
+        if context.transfer and context.proxy.stop and isinstance(self.prior, dict):
+            raise UserError(
+                f"methods.{context.label}.prior: by name, over the domains to weigh, and proxy.stop watches weights of those that the proxy is trained on "
+                "(transfer); remove proxy.stop"
+            )
         known = (*context.corpus.names, *context.corpus.targets)
         for name in self.targets:
             if name not in known:

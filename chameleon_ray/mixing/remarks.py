@@ -37,6 +37,9 @@ def _drivers(found: Estimate) -> list[str]:
     middle = "near the middle of all domains" if found.weighing.formula.center else "close to what the others have in common"
     inside, outside = ("lie", f"{middle}, where others explain"), ("stand", "apart, where little explains")
     up, down = (inside, outside) if found.weighing.formula.stage == "pretrain" else (outside, inside)
+    if found.weighing.target is not None:
+        moved = [f"{verb} {listed(names, MAX_NAMED)}" for verb, names in (("gain:", gain), ("lose:", lose)) if names]
+        return [f"With what the weights look towards, against {'a uniform share' if prior is None else 'the prior'} {'; '.join(moved) or 'nothing moves'}."]
     said = [_moved(*side) for side in (("gain", gain, *up), ("lose", lose, *down)) if side[1]]
     against = "a uniform share" if prior is None else "the prior"
     return [f"Against {against} {'; '.join(said) if said else 'no domain gains or loses a tenth'}."]

@@ -20,6 +20,8 @@ from chameleon_ray.mixing.simplex import domain_names, named, softmax, token_sha
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import PositiveFloat
 
+GPT2_TOKENS = 50257  # of the vocabulary that every published table was found with
+
 
 class Uniform(Method):
     """The same fraction of tokens from every domain."""
@@ -77,7 +79,10 @@ class Fixed(Method):
             check_weights(self.weights, "weights")
         elif self.preset not in PUBLISHED:
             raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PUBLISHED)}{_nearest(str(self.preset), PUBLISHED)}")
-        for name in (name for name in (self.names or {}).values() if name is not None):
+        claimed = [name for name in (self.names or {}).values() if name is not None]
+        if twice := next((name for name in claimed if claimed.count(name) > 1), None):
+            raise ValueError(f"names: {twice!r} is given to two domains; its weight can be that of one")
+        for name in claimed:
             if name not in PUBLISHED[str(self.preset)].raw:
                 known = PUBLISHED[str(self.preset)].raw
                 raise ValueError(f"names: {self.preset} has no {name!r}; it has {', '.join(known)}{_nearest(name, known)}")
@@ -98,9 +103,11 @@ class Fixed(Method):
         """The given weights in the corpus's order."""
         self.check(context)
         given, _, origin = self._given(context.corpus.names)
-        made_by = (f"{origin['table']}, found with the tokenizer of {origin['tokenizer']}: another one's tokens are other fractions.",) if origin else ()
+        told: tuple[str, ...] = ()
+        if origin and context.corpus.vocab_size != GPT2_TOKENS:
+            told = (f"{origin['table']}: found with the tokenizer of {origin['tokenizer']}, and a fraction of its tokens is not quite the same fraction here.",)
         weights = {name: given[name] for name in context.corpus.names}
-        return Mixture(self.name, weights, provenance={**self.provenance(context), **origin}, explanation=made_by)
+        return Mixture(self.name, weights, provenance={**self.provenance(context), **origin}, warnings=told)
 
     def _given(self, domains: Sequence[str]) -> tuple[dict[str, float], str, dict[str, Any]]:
         """Weights, the words that name them in an error, and what their origin adds to the provenance."""

@@ -69,7 +69,7 @@ def merged(model: Any, folder: str) -> Any:
 
     if not list(Path(folder).glob("*.safetensors")):
         raise UserError(f"{folder}: adapters without *.safetensors; save them with save_pretrained (pickled weights are not read)")
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return PeftModel.from_pretrained(model, folder).merge_and_unload().requires_grad_(True)  # peft leaves what it froze frozen
 
 
 def _is_called(name: str, target: str) -> bool:

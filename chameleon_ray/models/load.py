@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,14 +47,17 @@ def save_merged(model: TrainedModel, out: str) -> None:
     Raises:
         UserError: there is something already.
     """
-    if storage.exists(out):
+    if storage.exists(storage.join(out, "config.json")):
         raise UserError(f"--out: {out} is there already; give a new folder")
     folder = storage.local_directory(model.address)
     whole = _whole(folder, model.allow_remote_code, torch.float32)
     with tempfile.TemporaryDirectory() as merged_folder:
         whole.save_pretrained(merged_folder, safe_serialization=True)
         save_tokenizer(*load_tokenizer(folder), merged_folder)
+        config = Path(merged_folder, "config.json").read_bytes()
+        Path(merged_folder, "config.json").unlink()
         storage.publish(merged_folder, out)
+        storage.write_bytes(storage.join(out, "config.json"), config)  # last: a copy that was interrupted is no model, and is made again
 
 
 def load_truncated(folder: str, layer: int, hardware: Hardware, allow_remote_code: bool = False) -> PreTrainedModel:

@@ -156,6 +156,8 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
 
 
 def _paper(data: ReportData) -> Section:
+    if (pile := paper.pile_table(data)) is not None:
+        return Section("paper", "Beside the paper: the Pile", (pile,))
     found = paper.finetuning_of(data)
     if found is None or not data.measurements.num_rows:
         return Section("paper", "Beside the paper", ())
@@ -235,7 +237,8 @@ def _sweep(data: ReportData, names: tuple[str, ...]) -> Section:
     if data.sweep is None or not data.sweep.num_rows:
         return Section("sweep", "Sweep", ())
     own = {label: mixture.weights for label, mixture in data.mixtures.items()}
-    blocks: list[Block] = [comparison_tables.sweep_table(data.sweep, data.names, own)]
+    printed = paper.robustness_table(data)
+    blocks: list[Block] = [comparison_tables.sweep_table(data.sweep, data.names, own), *([printed] if printed else [])]
     sweep = data.experiment.sweep
     for i, (key, values) in enumerate(sweep.each.items() if sweep else ()):
         points = {describe({key: value}): describe({key: value}).partition("=")[2] for value in values}

@@ -36,7 +36,8 @@ class ReportData:
             over the steps so far, which is their answer; elsewhere it equals `weight`.
         failures: label, or "label, seed N" -> what went wrong, in one line; the other runs are reported without them.
         precisions: (label, seed) -> the number format that the base model was trained in.
-        before: as `measurements`, of the pretrained model that base models went on from; None where they started from scratch.
+        before: as `measurements`, of the pretrained model that base models went on from; None where they started from scratch. before_losses: its losses by
+            document.
         clusters: one row for every domain that was found among documents (`Clusters.table`), or None where domains were given.
         sweep: point, label, domain, weight, stderr, tokens, flops, seconds: weights at every point of a sweep; `point` reads "key=value, …".
     """
@@ -54,6 +55,7 @@ class ReportData:
     sweep: pa.Table | None = None
     clusters: pa.Table | None = None
     before: pa.Table | None = None
+    before_losses: SplitLosses | None = None
     precisions: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     @property
@@ -80,6 +82,15 @@ class ReportData:
     def unseen(self) -> dict[str, list[PairedDifference]]:
         """Every pair of methods on each target's test half."""
         return {target: self._differences([target]) for target in self.corpus.targets}
+
+    def since_before(self, label: str) -> PairedDifference | None:
+        """The average perplexity of a method's models less that of the model that they went on from, with its interval; None where that is not known."""
+        if self.before_losses is None:
+            return None
+        before = {name: self.before_losses["test"][name] for name in self.measured}
+        mine = {seed: {name: losses["test"][name] for name in self.measured} for (other, seed), losses in self.losses.items() if other == label}
+        runs = {(label, seed): found for seed, found in mine.items()} | {(BEFORE, seed): before for seed in mine}
+        return next((pair for pair in paired_differences(runs) if pair.metric == "mean_perplexity"), None)
 
     def _differences(self, names: Collection[str]) -> list[PairedDifference]:
         return paired_differences({run: {name: losses["test"][name] for name in names} for run, losses in self.losses.items()})

@@ -82,13 +82,17 @@ def evaluated(data: ReportData) -> tuple[str, ...]:
 
 
 def chameleon_label(data: ReportData) -> str | None:
-    """The method that costs are compared with: "chameleon", else the first label whose settings say method chameleon, else None."""
+    """The method that costs are compared with: "chameleon", else the first label whose settings say method chameleon, of several the first that weighs for the
+    experiment's stage; None where there is none."""
     if CHAMELEON in data.mixtures:
         return CHAMELEON
-    for label, mixture in data.mixtures.items():
-        if CHAMELEON in (mixture.provenance.get("method"), data.experiment.methods.get(label, {}).get("method")):
-            return label
-    return None
+    labels = [
+        label
+        for label, mixture in data.mixtures.items()
+        if CHAMELEON in (mixture.provenance.get("method"), data.experiment.methods.get(label, {}).get("method"))
+    ]
+    stages = [data.experiment.methods.get(label, {}).get("stage", data.experiment.stage) for label in labels]
+    return next((label for label, stage in zip(labels, stages, strict=True) if stage == data.experiment.stage), labels[0] if labels else None)
 
 
 def domains_won(data: ReportData, label: str) -> int:

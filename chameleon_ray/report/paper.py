@@ -1,4 +1,4 @@
-"""What the Chameleon paper (ICML 2025) printed of finetuning and of changed domains, beside what came out here: tables 4, 6, 7 and 16 to 19.
+"""What the Chameleon paper (ICML 2025) printed of finetuning and of changed domains, beside what came out here: tables 4, 6, 7, 12 and 14 to 19.
 
 Values are as printed; averages are computed from them (table 6 prints 9.43 for its uniform column, whose mean is 9.39).
 """
@@ -9,10 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from chameleon_ray.mixing.published import PUBLISHED
+from chameleon_ray.mixing.regression import spearman
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import DASH, count, fixed, measured, number, power, ratio
-from chameleon_ray.report.numbers import chameleon_label, evaluated, reported
+from chameleon_ray.report.numbers import chameleon_label, domains_won, evaluated, reported
 from chameleon_ray.report.statistics import summarise
 from chameleon_ray.report.tables import Table, text_row
 
@@ -24,13 +27,14 @@ class Finetuning:
     """One of the paper's two finetuning experiments, with a 684M model that was trained on the Pile.
 
     Attributes:
-        title, tables: what it is called and where it stands.
+        title, tables, weight_table: what it is called, and where its numbers and its weights stand.
         perplexity: uniform, alpha_FT and alpha_PT -> domain -> test perplexity.
         weights: name of the preset with its alpha_FT.
     """
 
     title: str
     tables: str
+    weight_table: str
     perplexity: Mapping[str, Mapping[str, float]]
     weights: str
 
@@ -48,7 +52,8 @@ def _columns(names: str, uniform: tuple[float, ...], finetuned: tuple[float, ...
 FINETUNINGS = (
     Finetuning(
         "Wiki40b",
-        "tables 6, 16 and 18",
+        "tables 6 and 18",
+        "table 16",
         _columns(
             "fr de it es pt nl pl",
             (6.86, 10.12, 13.29, 8.41, 8.00, 13.98, 5.07),
@@ -59,7 +64,8 @@ FINETUNINGS = (
     ),
     Finetuning(
         "Stack",
-        "tables 7, 17 and 19",
+        "tables 7 and 19",
+        "table 17",
         _columns(
             "python java c cpp go ruby php",
             (19.98, 19.27, 28.24, 25.16, 30.25, 21.78, 9.45),
@@ -71,6 +77,21 @@ FINETUNINGS = (
 )
 
 
+# Tables 12 and 14: Chameleon's weights on SlimPajama, at its own setting (2k steps of an 82M proxy, lam = 10, 4k samples) and with one thing changed.
+_SLIMPAJAMA = ("arxiv", "book", "cc", "c4", "github", "stackexchange", "wikipedia")
+OWN_SETTING = (0.083, 0.164, 0.202, 0.247, 0.082, 0.149, 0.073)
+OTHER_SETTINGS = {
+    "1k steps": (0.088, 0.149, 0.174, 0.281, 0.096, 0.137, 0.074),
+    "5k steps": (0.072, 0.174, 0.188, 0.220, 0.094, 0.137, 0.082),
+    "10k steps": (0.096, 0.158, 0.195, 0.251, 0.083, 0.136, 0.080),
+    "60M": (0.084, 0.158, 0.170, 0.271, 0.073, 0.152, 0.072),
+    "124M": (0.087, 0.157, 0.169, 0.288, 0.072, 0.153, 0.074),
+    "210M": (0.093, 0.165, 0.170, 0.259, 0.089, 0.145, 0.078),
+    "lam = 1": (0.080, 0.159, 0.178, 0.243, 0.097, 0.152, 0.081),
+    "lam = 100": (0.087, 0.173, 0.201, 0.258, 0.057, 0.128, 0.095),
+    "2k samples": (0.079, 0.165, 0.193, 0.253, 0.079, 0.138, 0.093),
+    "8k samples": (0.081, 0.170, 0.209, 0.241, 0.066, 0.143, 0.090),
+}
 # Table 4: extra FLOPs on the Pile as multiples of Chameleon's, by method.
 EXTRA_FLOPS = {"doge": 145, "doremi": 290, "regmix": 758}
 
@@ -92,11 +113,40 @@ def transfer_table(data: ReportData) -> Table | None:
         printed = "1" if label == reference else str(EXTRA_FLOPS[mixture.method]) if mixture.method in EXTRA_FLOPS else DASH
         rows.append(text_row(label, (shown, count(extra.tokens), *cells, printed)))
     note = (
-        f"What came on top when the domains changed: of {reference or 'a method that embeds'} the rows of domains that are new, by the proxy that was "
-        "there; the others train anew. In the paper's convention and as all matrix products; the last column is the paper's own ratio on the Pile (table 4)."
+        f"What came on top when the domains changed: of {reference or 'a method that embeds'} the rows of domains that are new, by the proxy that was there, "
+        "and a look at the quality of the text; the others train anew. In the paper's convention and as all matrix products; the last column is the paper's "
+        "own ratio on the Pile (table 4)."
     )
     columns = ("mixture", "rows embedded", "tokens", "FLOPs, paper", "ratio", "FLOPs, all", "ratio", "ratio, paper's table 4")
     return Table(columns, tuple(rows), note)
+
+
+def pile_table(data: ReportData) -> Table | None:
+    """Weights after the domains changed beside those printed for the Pile (table 15), of the domains that have a printed name; None without any."""
+    named: dict[str, str | None] = next((settings["names"] for settings in data.experiment.methods.values() if settings.get("names")), {})
+    printed = {name: other for name in data.names if (other := named.get(name, name)) in PUBLISHED["pile_chameleon"].raw}
+    if data.experiment.transfer is None or not printed:
+        return None
+    columns = {"Chameleon, paper": "pile_chameleon", "human": "pile_human"}
+    rows = []
+    for name in data.names:
+        theirs = (number(PUBLISHED[preset].weights[printed[name]], 3) if name in printed else DASH for preset in columns.values())
+        rows.append(text_row(name, (*theirs, *(_weight(data, label, name) for label in data.mixtures))))
+    note = "Fraction of training tokens, beside what is printed for the Pile's seventeen domains (table 15, renormalised) where a domain has a printed name."
+    return Table(("domain", *columns, *data.mixtures), tuple(rows), note)
+
+
+def robustness_table(data: ReportData) -> Table | None:
+    """How far the paper's own weights moved with one setting (tables 12 and 14); None for domains of other names, or without a sweep."""
+    if data.sweep is None or set(data.names) != set(_SLIMPAJAMA):
+        return None
+    own = np.array(OWN_SETTING)
+    rows = [
+        text_row(setting, (fixed(float(np.abs(np.array(values) - own).sum()), 3), fixed(spearman(np.array(values), own), 2)))
+        for setting, values in OTHER_SETTINGS.items()
+    ]
+    note = "The paper's: L1 distance and rank correlation of Chameleon's weights to those at its own setting, from the digits printed in tables 12 and 14."
+    return Table(("the paper's, changed to", "L1", "rank correlation"), tuple(rows), note)
 
 
 def finetuning_of(data: ReportData) -> Finetuning | None:
@@ -145,7 +195,7 @@ def paper_weight_table(data: ReportData, paper: Finetuning) -> Table | None:
     rows = [text_row(name, (number(printed[name], 3), *(_weight(data, label, name) for label in ours.values()))) for name in data.names]
     distances = (fixed(math.fsum(abs(data.mixtures[label].weights[name] - printed[name]) for name in data.names), 3) for label in ours.values())
     rows.append(text_row("L1 distance to the paper's", (DASH, *distances)))
-    note = f"Fraction of finetuning tokens; the paper's alpha_FT is that of its {paper.tables.split(', ')[1].split(' and ')[0]}. Uniform is 0.143."
+    note = f"Fraction of finetuning tokens; the paper's alpha_FT is that of its {paper.weight_table}. Uniform is 0.143."
     return Table(("domain", f"{FINETUNED}, paper", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1)
 
 
@@ -161,7 +211,6 @@ def _titled(column: str, label: str) -> str:
 def _wins(data: ReportData, paper: Finetuning, column: str, label: str) -> str:
     if column == BASELINE:
         return DASH
-    found = reported(data.measurements)
-    ours = sum(summarise(found[label, name, "perplexity"]).mean < summarise(found[BASELINE, name, "perplexity"]).mean for name in data.measured)
+    ours = domains_won(data, label)
     theirs = sum(paper.perplexity[column][name] < paper.perplexity[BASELINE][name] for name in paper.names)
     return f"{ours} of {len(data.measured)} ({theirs} of {len(paper.names)})"

@@ -160,7 +160,10 @@ def spectrum_table(data: ReportData) -> Table | None:
     dimensions = [data.mixtures[label].details.get("effective_dimension") for label in labels]
     rows.append(text_row("effective dimension", (f"{number(value)} of {len(data.names)}" if value is not None else DASH for value in dimensions)))
     cut = f" The largest {MAX_EIGENVALUES} of {largest} are shown." if largest > MAX_EIGENVALUES else ""
-    note = f"Eigenvalues of the affinity matrix as it is scored, and their share of the trace; the effective dimension is the sum of the leverage scores.{cut}"
+    note = (
+        "Eigenvalues of the affinity matrix as it is scored, and their share of the trace; the effective dimension is the sum of the leverage scores (of those "
+        f"without a target).{cut}"
+    )
     return Table(("eigenvalue", *labels), tuple(rows), note, 1)
 
 

@@ -75,19 +75,18 @@ def _against_uniform(data: ReportData, label: str, averages: Mapping[str, dict[i
 
 
 def _since_before(data: ReportData, label: str) -> str:
-    """What training did to the model that all went on from, on average and on the domains that it made worse."""
+    """What training did to the model that all went on from, on average and on the domains where the perplexity rose."""
     assert data.before is not None
     found, before = reported(data.measurements), {key: next(iter(by_seed.values())).value for key, by_seed in reported(data.before).items()}
     after = {name: summarise(found[label, name, "perplexity"]).mean for name in data.measured}
-    worse = [
-        f"{name} ({number(before[BEFORE, name, 'perplexity'])} to {number(after[name])})"
-        for name in data.measured
-        if after[name] > before[BEFORE, name, "perplexity"]
-    ]
+    was = {name: before[BEFORE, name, "perplexity"] for name in data.measured}
+    higher = [f"{name} ({number(was[name])} to {number(after[name])})" for name in data.measured if after[name] > was[name]]
     whole, start = summarise(found[label, AVERAGE, "mean_perplexity"]).mean, before[BEFORE, AVERAGE, "mean_perplexity"]
-    change = f"{number(start)} before training to {number(whole)} after it"
-    change += f", {abs(100 * (whole / start - 1)):.1f} % {'worse: training on this mixture harms' if whole > start else 'better'}"
-    return f"{label}: from an average perplexity of {change}; worse than before on {listed(worse) if worse else 'no domain'}."
+    pair = data.since_before(label)
+    harms = ": training on this mixture harms" if whole > start and pair is not None and pair.excludes_zero else ""
+    change = f"{abs(100 * (whole / start - 1)):.1f} % {'worse' if whole > start else 'better'}{harms}{_noise(pair)}"
+    rose = f"higher than before on {listed(higher)}" if higher else "higher than before on no domain"
+    return f"{label}: from an average perplexity of {number(start)} before training to {number(whole)} after it, {change}; {rose}."
 
 
 def _losses_to_others(

@@ -127,7 +127,7 @@ class RecordingBackend(FakeBackend):
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         self.embedded.append(model.digest)
-        return super().embed(model, corpus, spec)
+        return super().embed(model, corpus, spec, names)
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         self.glances.append(tokens_per_domain)

@@ -51,12 +51,19 @@ def test_the_proxy_learns_the_old_domains_and_embeds_the_new_ones_alone() -> Non
     assert whole.there_before == () and whole.extra == whole.cost
 
 
-def test_names_do_not_matter_where_the_text_is_the_same() -> None:
-    context, _ = transferred({"a": "a", "bee": "b"})
-    plain = Chameleon(bootstrap_draws=0).fit(replace(context, transfer=replace(context.transfer, same={})))  # type: ignore[type-var]
-    assert plain.there_before == ("proxy-0",)
-    renamed = Chameleon(bootstrap_draws=0).fit(context)
-    assert renamed.weights["a"] == pytest.approx(plain.weights["a"], rel=0.2)
+def test_a_domain_of_another_name_has_the_embedding_that_its_text_had() -> None:
+    context, backend = transferred({"a": "a", "bee": "b"})
+    found = Chameleon(bootstrap_draws=0).embed(context)
+    assert context.transfer
+    old = FakeBackend().embed(found.proxy, context.transfer.corpus, context.embedding)
+    assert found.embeddings.names == ("a", "bee", "new")
+    assert (found.embeddings.means[1] == old.means[old.names.index("b")]).all() and len(backend.embedded) == 2
+
+
+def test_a_proxy_of_wholly_other_domains_embeds_all() -> None:
+    context, backend = transferred({})
+    mixture = Chameleon(bootstrap_draws=0).fit(context)
+    assert mixture.there_before == ("proxy-0",) and [names for _, names in backend.embedded] == [("a", "bee", "new")]
 
 
 def test_everything_known_embeds_nothing() -> None:
@@ -89,6 +96,14 @@ def test_published_weights_under_other_names() -> None:
         Fixed(preset="pile_human", names={"code": "github", "papers": "arxiv"}).fit(context)
     with pytest.raises(ValidationError, match="names: pile_human has no 'gitub'; it has .*did you mean 'github'"):
         Fixed(preset="pile_human", names={"code": "gitub"})
+    with pytest.raises(ValidationError, match="names: 'arxiv' is given to two domains; its weight can be that of one"):
+        Fixed(preset="pile_human", names={"papers": "arxiv", "preprints": "arxiv"})
+    assert (
+        Fixed(preset="pile_human", names={"code": "github", "papers": "arxiv", "poems": None})
+        .fit(context)
+        .warnings[0]
+        .startswith("Chameleon (ICML 2025), table 15: found with")
+    )
     with pytest.raises(ValidationError, match="names says what a preset calls the domains"):
         Fixed(weights={"a": 1.0}, names={"a": "b"})
     with pytest.raises(UserError, match="it has none of the domains with a weight"):
@@ -108,6 +123,10 @@ def experiment(**more: Any) -> Any:
         (
             {"transfer": {"domains": {"a": {"files": ["x"]}}}, "proxy": {"model": {"pretrained": "m"}, "steps": 0}},
             r"transfer: a proxy that is taken as it is \(proxy\.steps: 0\) is trained on no domains",
+        ),
+        (
+            {"transfer": {"domains": {"a": {"files": ["x"]}}}, "corpus": {"domains_from": {"clusters": {"k": 2, "of": ["x"]}}}},
+            r"transfer: corpus\.domains_from\.clusters would train the proxy on the text that it divides; name a pretrained model",
         ),
         ({"stage": "finetune"}, r"base\.model: stage finetune goes on from a model that is trained already; give base\.model: \{pretrained: NAME\}"),
         ({"base": {"model": {"preset": "cpu-tiny", "lora": {}}, "steps": 4}}, r"base\.model: lora trains adapters beside a pretrained model"),
@@ -130,5 +149,7 @@ def test_finetuning_embeds_with_its_base_and_compares_three_mixtures() -> None:
     assert [found.mixer(label).stage for label in ("alpha_ft", "alpha_pt", "chameleon")] == ["finetune", "pretrain", "finetune"]  # type: ignore[attr-defined]
     at = found.at({"methods.alpha_ft.temperature": {"relative": 0.5}})
     assert at.mixer("alpha_ft").temperature.relative == 0.5 and at.proxy == found.proxy and at.corpus == found.corpus  # type: ignore[attr-defined]
+    other = found.at({"base.model.pretrained": "another/model"})
+    assert other.proxy.model.pretrained == other.corpus.tokenizer.pretrained == "another/model", "the proxy follows the base"
     going_on = experiment(base={"model": {"pretrained": "some/model"}, "steps": 4})
     assert going_on.corpus.tokenizer.pretrained == "some/model" and going_on.mixer("chameleon").stage == "pretrain"

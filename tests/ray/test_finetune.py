@@ -68,7 +68,7 @@ def test_a_base_of_our_own_is_finetuned_whole(finetuning: dict[str, Any], own_ba
     path = written(document, tmp_path)
     status, out, err = run(capsys, "finetune", path)
     assert status == 0, err
-    for word in ("alpha_ft", "alpha_pt", "before training", "worse than before on", "report:"):
+    for word in ("alpha_ft", "alpha_pt", "before training", "higher than before on", "report:"):
         assert word in " ".join(out.split()), word
     found = finetune(load_experiment(path), silent(load_experiment(path)))
     assert set(found.models) == {(label, seed) for label in ("uniform", "alpha_ft", "alpha_pt") for seed in (1,)}

@@ -16,9 +16,19 @@ from chameleon_ray.report.content import build_report
 from chameleon_ray.report.data import BEFORE
 from chameleon_ray.report.numbers import perplexity_numbers, sweep_numbers
 from chameleon_ray.report.page import to_html, to_markdown
-from chameleon_ray.report.paper import FINETUNINGS, finetuning_of, paper_perplexity_table, paper_weight_table, transfer_table
+from chameleon_ray.report.paper import (
+    FINETUNINGS,
+    OTHER_SETTINGS,
+    OWN_SETTING,
+    finetuning_of,
+    paper_perplexity_table,
+    paper_weight_table,
+    pile_table,
+    robustness_table,
+    transfer_table,
+)
 from chameleon_ray.report.verdict import findings
-from tests.report.conftest import measurements, sweep
+from tests.report.conftest import even_losses, measurements, sweep
 
 LANGUAGES = ("fr", "de", "it", "es", "pt", "nl", "pl")
 
@@ -57,10 +67,17 @@ def test_the_model_before_training_stands_first(finetuned: ReportData) -> None:
 
 def test_what_training_harms_is_said_at_the_top(finetuned: ReportData) -> None:
     told = findings(finetuned)
-    assert told[0] == "uniform: from an average perplexity of 18.43 before training to 10.00 after it, 45.7 % better; worse than before on pl (9.000 to 10.00)."
-    assert told[1].endswith("worse than before on pl (9.000 to 11.00).")
-    harmed = replace(finetuned, before=measurements(LANGUAGES, {BEFORE: [[8.0] * 7]}))
-    assert "8.000 before training to 10.00 after it, 25.0 % worse: training on this mixture harms; worse than before on" in findings(harmed)[0]
+    assert (
+        told[0] == "uniform: from an average perplexity of 18.43 before training to 10.00 after it, 45.7 % better; higher than before on pl (9.000 to 10.00)."
+    )
+    assert told[1].endswith("higher than before on pl (9.000 to 11.00).")
+    before = even_losses(LANGUAGES, {BEFORE: [[8.0] * 7]})[BEFORE, 0]
+    losses = even_losses(LANGUAGES, {"uniform": [[10.0] * 7, [10.2] * 7]})
+    harmed = replace(finetuned, before=measurements(LANGUAGES, {BEFORE: [[8.0] * 7]}), before_losses=before, losses=losses)
+    told = findings(harmed)[0]
+    assert "8.000 before training to 10.00 after it, 25.0 % worse: training on this mixture harms, significant; higher than before on fr" in told
+    noisy = replace(harmed, losses=even_losses(LANGUAGES, {"uniform": [[7.0] * 7, [13.0] * 7]}))
+    assert "25.0 % worse, within the noise; higher than before on fr" in findings(noisy)[0]
 
 
 def test_the_paper_s_numbers_stand_beside_ours(finetuned: ReportData) -> None:
@@ -117,3 +134,22 @@ def test_a_sweep_of_one_key_at_a_time_has_a_figure_for_each(many_methods: Callab
     own = {"chameleon": {name: row["weight"] for name, row in zip(data.names, rows, strict=False)}}
     first, *_, last = sweep_numbers(table, own)
     assert (first["l1"], first["spearman"]) == (0.0, None) and last["l1"] == pytest.approx(0.1)
+
+
+def test_the_paper_s_own_robustness_stands_beside_a_sweep_of_its_domains(many_methods: Callable[..., ReportData]) -> None:
+    assert robustness_table(many_methods()) is None
+    table = robustness_table(many_methods(names=("arxiv", "book", "cc", "c4", "github", "stackexchange", "wikipedia")))
+    assert table is not None
+    rows = {row[0]: row[1:] for row in texts(table)}
+    assert rows["1k steps"] == ["0.109", "0.96"] and rows["lam = 100"][0] == "0.093" and len(rows) == 10
+    assert all(sum(values) == pytest.approx(1, abs=0.003) for values in (OWN_SETTING, *list(OTHER_SETTINGS.values())[:1]))
+
+
+def test_weights_of_the_pile_stand_beside_those_that_are_printed(many_methods: Callable[..., ReportData]) -> None:
+    data = many_methods(names=("github", "papers", "other"))
+    document = data.experiment.model_dump(mode="json")
+    methods = {"uniform": {}, "human": {"method": "fixed", "preset": "pile_human", "names": {"papers": "arxiv", "other": None}}}
+    moved = parse_experiment({**document, "transfer": {"domains": {"github": {"files": ["x"]}}}, "methods": methods})
+    table = pile_table(replace(data, experiment=moved))
+    assert table is not None and table.columns[:3] == ("domain", "Chameleon, paper", "human")
+    assert [row[1] for row in texts(table)] == ["0.00973", "0.0380", "–"]

@@ -20,7 +20,7 @@ from chameleon_ray.models.adapters import adapter_parameters
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
-from chameleon_ray.models.load import load_losses, load_truncated
+from chameleon_ray.models.load import load_losses, load_to_train, load_truncated
 from chameleon_ray.models.memory import state_bytes
 from chameleon_ray.models.pretrained import open_pretrained
 from chameleon_ray.training.checkpoint import load_tree
@@ -140,6 +140,47 @@ def test_what_adapters_save_is_counted(family: str, corpus: TokenCorpus, tmp_pat
     whole = Architecture.of(job(corpus, start, None, tmp_path), corpus)
     assert worker.architecture.training_flops(64, 16) < 0.85 * whole.training_flops(64, 16)
     assert state_bytes(worker.architecture, 4, 0, 1) < 0.5 * state_bytes(whole, 4, 0, 1)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_activations_computed_again_give_the_same_gradients(family: str, corpus: TokenCorpus, tmp_path: Path) -> None:
+    from chameleon_ray.training.worker import make_model
+
+    asked = job(corpus, published(family, corpus, tmp_path / "start"), LoraConfig(rank=4), tmp_path)
+    tokens, found = torch.randint(0, corpus.vocab_size, (4, 16)), []
+    for recompute in (False, True):
+        model = make_model(Worker(asked, corpus, CPU, MicroBatch(4, recompute))).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+        model(tokens).sum().backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad})
+    assert found[0].keys() == found[1].keys() and all(torch.allclose(found[0][name], found[1][name], atol=1e-4) for name in found[0])
+
+
+@pytest.mark.long
+def test_adapters_in_bf16_learn_and_are_kept(corpus: TokenCorpus, tmp_path: Path) -> None:
+    asked = settings(corpus, published("llama", corpus, tmp_path / "start"), dtype="bfloat16")
+    whole, killed = run_worlds((tmp_path / "whole", 1, asked), (tmp_path / "killed", 1, {**asked, "die_after": 6}))
+    resumed = run_world(tmp_path / "killed", 1, **asked)
+    assert 9 in killed["exit"] and resumed["state"] == whole["state"]
+    assert whole["curve"][-1]["loss"] < whole["curve"][0]["loss"]
+
+
+def test_adapters_beside_adapters(corpus: TokenCorpus, tmp_path: Path) -> None:
+    first = published("llama", corpus, tmp_path / "start")
+    assert run_world(tmp_path / "once", 1, **settings(corpus, first))["exit"] == [0]
+    folder = str(tmp_path / "once" / "model")
+    whole = load_to_train(folder)
+    tokens = torch.randint(0, corpus.vocab_size, (2, 16))
+    with torch.no_grad():
+        logits = whole(input_ids=tokens).logits
+    whole.save_pretrained(tmp_path / "merged")
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        assert torch.allclose(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(input_ids=tokens).logits, logits, atol=1e-5)
+    assert not whole.config.use_cache and any(parameter.requires_grad for parameter in whole.parameters())
 
 
 def test_targets_that_match_nothing_are_told_with_those_that_exist(corpus: TokenCorpus, tmp_path: Path) -> None:
