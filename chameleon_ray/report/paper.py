@@ -124,7 +124,8 @@ def transfer_table(data: ReportData) -> Table | None:
 def pile_table(data: ReportData) -> Table | None:
     """Weights after the domains changed beside those printed for the Pile (table 15), of the domains that have a printed name; None without any."""
     named: dict[str, str | None] = next((settings["names"] for settings in data.experiment.methods.values() if settings.get("names")), {})
-    printed = {name: other for name in data.names if (other := named.get(name, name)) in PUBLISHED["pile_chameleon"].raw}
+    called = {name: named.get(name, name) for name in data.names}
+    printed = {name: other for name, other in called.items() if other is not None and other in PUBLISHED["pile_chameleon"].raw}
     if data.experiment.transfer is None or not printed:
         return None
     columns = {"Chameleon, paper": "pile_chameleon", "human": "pile_human"}
