@@ -33,6 +33,7 @@ def test_planted_clusters_are_found(k: int, documents: int, p: int, noise: float
     assert (similar <= 1 + 1e-5).all() and similar.mean() > 0.5
 
 
+@pytest.mark.long
 def test_ten_thousand_clusters_on_one_machine() -> None:
     k = 10_000
     vectors, label = planted(k, 4 * k, 96, 0.2)

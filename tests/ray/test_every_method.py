@@ -18,7 +18,8 @@ from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.records import read_record
 from tests.ray.test_end_to_end import NAMES, run
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session")]
+# Every method is also run without Ray in tests/conformance, and its training in tests/training.
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session"), pytest.mark.long]
 FITTED = ("uniform", "chameleon", "doremi", "regmix")
 
 

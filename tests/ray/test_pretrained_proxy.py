@@ -50,6 +50,7 @@ def test_a_pretrained_proxy_is_taken_as_it_is(asked: dict) -> None:
     assert 0 < pretrained.cost.flops < pretrained.cost.paper_flops
 
 
+@pytest.mark.long
 def test_a_pretrained_proxy_goes_on_from_what_it_is(asked: dict) -> None:
     experiment = parse_experiment({**asked, "proxy": {**asked["proxy"], "steps": 3, "batch_rows": 4, "learning_rate": 1e-3, "min_learning_rate": 1e-3}})
     backend = RayBackend(experiment.storage, experiment.resources, Reporter.silent())

@@ -126,6 +126,7 @@ def proxy(found: tuple[Experiment, TokenCorpus]) -> str:
     return next(str(folder) for folder in folders if list(TrainedModel.load(str(folder)).weights) == [TEXT])
 
 
+@pytest.mark.long
 def test_the_same_is_found_by_any_number_of_workers_from_files_in_any_order(mixed: Path, proxy: str, tmp_path: Path) -> None:
     lines = [line for path in sorted(mixed.glob("*.jsonl"), reverse=True) for line in path.read_text().splitlines()]
     (tmp_path / "texts").mkdir()
