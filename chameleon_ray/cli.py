@@ -199,6 +199,7 @@ def merge(
 
     if not is_complete(storage.absolute(model)):
         raise UserError(f"MODEL: {model} is no finished model of `chameleon train` or `finetune`; give the folder that they print or name in --json")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which would say that it found no GPU
     found = RayBackend(os.path.dirname(storage.absolute(model)), Resources(), Reporter.silent()).find_model(model, 1, "MODEL")
     save_merged(found, storage.absolute(out))
     if as_json:
@@ -261,6 +262,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
     warnings.filterwarnings("ignore", message="Can't initialize NVML")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # what peft asks transformers
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
 
