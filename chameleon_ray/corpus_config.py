@@ -26,37 +26,34 @@ class HuggingFaceSource(Settings):
     revision: str | None = None
 
 
-class DomainConfig(Settings):
-    """Where one domain's documents come from; what is read of `heldout` (files), or of the split `heldout_split` of the data set, never reaches training."""
+class TextConfig(Settings):
+    """Where text comes from: files, or a data set."""
 
     files: tuple[str, ...] = ()
     huggingface: HuggingFaceSource | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.files) == (self.huggingface is not None):
+            raise ValueError("give either files or huggingface")
+        return self
+
+
+class DomainConfig(TextConfig):
+    """Where one domain's documents come from; what is read of `heldout` (files), or of the split `heldout_split` of the data set, never reaches training."""
+
     heldout: tuple[str, ...] = ()
     heldout_split: str | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> DomainConfig:
-        if bool(self.files) == (self.huggingface is not None):
-            raise ValueError("give either files or huggingface")
-        return self._split_of_a_data_set()
-
     def _split_of_a_data_set(self) -> Self:
         if self.heldout_split is not None and (self.huggingface is None or self.heldout):
             raise ValueError("heldout_split is a split of the huggingface data set; give files that are held out as heldout")
         return self
 
 
-class TargetConfig(Settings):
+class TargetConfig(TextConfig):
     """Where the text of a target comes from: all of it is held out."""
-
-    files: tuple[str, ...] = ()
-    huggingface: HuggingFaceSource | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TargetConfig:
-        if bool(self.files) == (self.huggingface is not None):
-            raise ValueError("give either files or huggingface")
-        return self
 
 
 class ClustersConfig(Settings):
@@ -188,7 +185,7 @@ class DomainChange(DomainConfig):
     split: dict[DomainName, DomainConfig] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one_source(self) -> DomainChange:
+    def _one_source(self) -> Self:
         kinds = [bool(self.files), self.huggingface is not None, self.rename is not None, bool(self.merge), bool(self.split)]
         if sum(kinds) != 1:
             raise ValueError("give one of files, huggingface, rename, merge and split")
@@ -198,7 +195,7 @@ class DomainChange(DomainConfig):
             raise ValueError("merge needs two domains or more, each once")
         if self.split and len(self.split) < 2:
             raise ValueError("split needs two parts or more")
-        return self._split_of_a_data_set()
+        return self
 
     @property
     def source(self) -> DomainConfig:

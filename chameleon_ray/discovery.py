@@ -6,7 +6,7 @@ its domains is one like any other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
@@ -48,7 +48,7 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
     if not found:
         return backend.tokenize(asked.corpus, seed, reads)
     layer: Literal["middle"] | int = "middle"  # embedding.layer is of the experiment's proxy
-    with _by_its_keys():
+    with _told_by(KEYS):
         if found.embed == "proxy":
             layer = experiment.embedding.layer
             model, config = _proxy(experiment, asked.corpus, found, backend)
@@ -67,7 +67,7 @@ def transferred_from(experiment: Experiment, backend: Backend, at: Experiment | 
         return None
     domains = asked.transfer.domains
     config = asked.corpus.model_copy(update={"domains": domains, "domains_from": asked.transfer.domains_from, "require_heldout": False})
-    with _of_the_transfer():
+    with _told_by([("corpus.domains", "transfer.domains")]):
         corpus = backend.tokenize(config, experiment.seeds[0], _reads(experiment, asked))
     same = {name: old for name, source in asked.corpus.domains.items() for old, text in domains.items() if text == source}
     return Transfer(corpus, same)
@@ -79,22 +79,13 @@ def _reads(experiment: Experiment, asked: Experiment) -> Reads | None:
 
 
 @contextmanager
-def _of_the_transfer() -> Iterator[None]:
-    """What is said of the corpus's domains, said of those to transfer from."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace("corpus.domains", "transfer.domains")) from error
-
-
-@contextmanager
-def _by_its_keys() -> Iterator[None]:
-    """What is said of the keys that the documents are read by, said of those that the user wrote."""
+def _told_by(keys: Iterable[tuple[str, str]]) -> Iterator[None]:
+    """What is said of the keys that text is read by, said of those that the user wrote."""
     try:
         yield
     except UserError as error:
         told = str(error)
-        for ours, theirs in KEYS:
+        for ours, theirs in keys:
             told = told.replace(ours, theirs)
         raise UserError(told) from error
 

@@ -246,7 +246,7 @@ def drift_numbers(histories: pa.Table) -> pa.Table:
         for part in DRIFT_PARTS:
             step = min(sorted(by_step), key=lambda step: abs(step - part * last))
             if step != last:
-                rows.append({"method": label, "last_step": last, "part": part, "step": step, "l1_to_end": _distance(by_step[step], by_step[last])})
+                rows.append({"method": label, "last_step": last, "part": part, "step": step, "l1_to_end": l1_distance(by_step[step], by_step[last])})
     return pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
 
 
@@ -264,7 +264,7 @@ def sweep_numbers(sweep: pa.Table, own: Mapping[str, Mapping[str, float]]) -> li
     reference: dict[str, Mapping[str, float]] = dict(own)
     for entry in found.values():
         weights = reference.setdefault(entry["label"], entry["weights"])
-        entry["l1"] = _distance(entry["weights"], weights)
+        entry["l1"] = l1_distance(entry["weights"], weights)
         both = np.array([[entry["weights"][name], weights[name]] for name in entry["weights"] if name in weights]).T
         entry["spearman"] = spearman(*both) if both.size and (np.ptp(both, axis=1) > 0).all() else None
     return list(found.values())
@@ -291,6 +291,6 @@ def cost_numbers(data: ReportData) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=COST_SCHEMA)
 
 
-def _distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
+def l1_distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     """L1; a domain that one of the two lacks has weight 0 there."""
     return math.fsum(abs(first.get(name, 0.0) - second.get(name, 0.0)) for name in first.keys() | second.keys())

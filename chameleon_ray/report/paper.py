@@ -15,7 +15,7 @@ from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.regression import spearman
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import DASH, count, fixed, measured, number, power, ratio
-from chameleon_ray.report.numbers import chameleon_label, domains_won, evaluated, reported
+from chameleon_ray.report.numbers import chameleon_label, domains_won, evaluated, l1_distance, reported
 from chameleon_ray.report.statistics import summarise
 from chameleon_ray.report.tables import Table, text_row
 
@@ -141,11 +141,10 @@ def robustness_table(data: ReportData) -> Table | None:
     """How far the paper's own weights moved with one setting (tables 12 and 14); None for domains of other names, or without a sweep."""
     if data.sweep is None or set(data.names) != set(_SLIMPAJAMA):
         return None
-    own = np.array(OWN_SETTING)
-    rows = [
-        text_row(setting, (fixed(float(np.abs(np.array(values) - own).sum()), 3), fixed(spearman(np.array(values), own), 2)))
-        for setting, values in OTHER_SETTINGS.items()
-    ]
+    own, rows = dict(zip(_SLIMPAJAMA, OWN_SETTING, strict=True)), []
+    for setting, values in OTHER_SETTINGS.items():
+        l1 = l1_distance(dict(zip(_SLIMPAJAMA, values, strict=True)), own)
+        rows.append(text_row(setting, (fixed(l1, 3), fixed(spearman(np.array(values), np.array(OWN_SETTING)), 2))))
     note = "The paper's: L1 distance and rank correlation of Chameleon's weights to those at its own setting, from the digits printed in tables 12 and 14."
     return Table(("the paper's, changed to", "L1", "rank correlation"), tuple(rows), note)
 
@@ -194,7 +193,7 @@ def paper_weight_table(data: ReportData, paper: Finetuning) -> Table | None:
         return None
     printed = PUBLISHED[paper.weights].weights
     rows = [text_row(name, (number(printed[name], 3), *(_weight(data, label, name) for label in ours.values()))) for name in data.names]
-    distances = (fixed(math.fsum(abs(data.mixtures[label].weights[name] - printed[name]) for name in data.names), 3) for label in ours.values())
+    distances = (fixed(l1_distance(data.mixtures[label].weights, printed), 3) for label in ours.values())
     rows.append(text_row("L1 distance to the paper's", (DASH, *distances)))
     note = f"Fraction of finetuning tokens; the paper's alpha_FT is that of its {paper.weight_table}. Uniform is 0.143."
     return Table(("domain", f"{FINETUNED}, paper", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1)
