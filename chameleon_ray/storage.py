@@ -215,17 +215,22 @@ def read_bytes(address: str) -> bytes:
 @_told
 def write_bytes(address: str, *parts: bytes | memoryview) -> None:
     """Write a file, the parts one after the other, atomically."""
+    write_with(address, lambda file: file.writelines(parts))
+
+
+@_told
+def write_with(address: str, write: Callable[[Any], None]) -> None:
+    """Write a file by what `write` does with the open file, atomically; nothing is copied on the way."""
     filesystem, path = resolve(address)
     if is_remote(address):
         with filesystem.open_output_stream(path, compression=None) as stream:
-            for part in parts:
-                stream.write(part)
+            write(stream)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with open(temporary, "wb") as file:
-            file.writelines(parts)
+            write(file)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

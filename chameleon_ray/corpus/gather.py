@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from chameleon_ray import storage
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
-from chameleon_ray.corpus.rows import Rows, write_shard
+from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
 from chameleon_ray.corpus.scatter import TokenizeSpec, rest_batch
-from chameleon_ray.corpus.unigrams import entropy_nats
+from chameleon_ray.corpus.unigrams import entropy_nats, histogram
 from chameleon_ray.counts import SplitCounts
 
 UNIGRAMS = pa.schema([("token", pa.int64()), ("count", pa.int64())])  # a slot for every domain
@@ -36,23 +36,17 @@ def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int) -> dict[str, A
     """
     parts = [batch for bucket in _buckets(spec, slice_number) for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1))]
     slots = np.flatnonzero(spec.lanes.lane_of == lane)
-    shards = _concatenated(parts, "shard")
+    shards = np.concatenate([batch["shard"].to_numpy() for batch in parts] or [np.empty(0, np.int32)])
     order = np.argsort(shards, kind="stable")
     borders = np.searchsorted(shards[order], [*slots, slots[-1] + 1])
-    documents = _concatenated(parts, "document")
-    tokens = np.concatenate([batch["tokens"].flatten().to_numpy() for batch in parts]).reshape(-1, spec.row_tokens) if parts else None
-    parts.clear()
     unigrams: dict[int, NDArray[np.int64]] = defaultdict(lambda: np.zeros(spec.vocab_size, np.int64))
     counts = []
     for slot, start, stop in zip(slots.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=True):
         counts.append(stop - start)
         if stop > start:
-            assert tokens is not None
             domain = int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1
             number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
-            mine = order[start:stop]
-            _write_train(spec, domain, number, tokens[mine], documents[mine])
-            unigrams[domain] += np.bincount(tokens[mine].ravel(), minlength=spec.vocab_size)
+            unigrams[domain] += _write_train(spec, domain, number, stop - start, _picked(parts, order[start:stop]))
     _write_unigrams(_unigrams_address(spec, slice_number, lane), unigrams)
     return {"rows": counts}
 
@@ -71,9 +65,9 @@ def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str,
         full, left = pack([piece[3] for piece in tails], [piece[1] for piece in tails], spec.row_tokens, spec.vocab_size)
         if len(full):
             shards = shards_of_slice(spec, domain)
-            _write_train(spec, domain, slice_number * shards + shards - 1, full.tokens, full.document)
+            found = [(full.tokens, full.document)]
+            unigrams[domain] = _write_train(spec, domain, slice_number * shards + shards - 1, len(full), found)
             rows[spec.names[domain]] = len(full)
-            unigrams[domain] = np.bincount(full.tokens.ravel(), minlength=spec.vocab_size)
         kept += [(domain, False, document, 0, tokens) for document, tokens in left]
         kept += [(domain, *piece) for piece in pieces if piece[0]]
     _write_unigrams(_unigrams_address(spec, slice_number, f"rest-{rest}"), unigrams)
@@ -106,10 +100,12 @@ def _finish(spec: TokenizeSpec, domain: int, rest: int, pieces: Sequence[Piece])
     whole = spec.names[domain] in spec.trained_whole
     tails = [piece for piece in pieces if whole or not piece[0]]
     full, _ = pack([piece[3] for piece in tails], [piece[1] for piece in tails], spec.row_tokens, spec.vocab_size)
+    unigrams = np.zeros(spec.vocab_size, np.int64)
     if len(full):
-        _write_train(spec, domain, spec.lanes.layout.slices * shards_of_slice(spec, domain), full.tokens, full.document)
+        number = spec.lanes.layout.slices * shards_of_slice(spec, domain)
+        unigrams = _write_train(spec, domain, number, len(full), [(full.tokens, full.document)])
     heldout = [] if whole else [piece for piece in pieces if piece[0]]
-    return {"rows": len(full), "entropy": _entropy(spec, domain, rest, full), **_heldout(spec, spec.names[domain], heldout)}
+    return {"rows": len(full), "entropy": _entropy(spec, domain, rest, unigrams), **_heldout(spec, spec.names[domain], heldout)}
 
 
 def _heldout(spec: TokenizeSpec, name: str, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -126,32 +122,53 @@ def _heldout(spec: TokenizeSpec, name: str, pieces: Sequence[Piece]) -> dict[str
     return result
 
 
-def _write_train(spec: TokenizeSpec, domain: int, number: int, tokens: NDArray[Any], documents: NDArray[np.int64]) -> None:
+def _picked(parts: Sequence[pa.RecordBatch], mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """Tokens and documents of some rows, part by part; `mine` numbers rows through all parts, ascending."""
+    starts = np.concatenate([[0], np.cumsum([len(batch) for batch in parts])])
+    part_of = np.searchsorted(starts, mine, side="right") - 1
+    for rows in np.split(mine, np.flatnonzero(np.diff(part_of)) + 1):
+        part = int(np.searchsorted(starts, rows[0], side="right")) - 1
+        tokens = parts[part]["tokens"]
+        inside = rows - starts[part]
+        yield tokens.flatten().to_numpy().reshape(len(tokens), -1)[inside], parts[part]["document"].to_numpy()[inside]
+
+
+def _write_train(spec: TokenizeSpec, domain: int, number: int, count: int, parts: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]) -> NDArray[np.int64]:
+    """Write `count` rows in random order, tokens and documents as they come; how often each token is in them. Every row goes straight to its place, so that
+    no more than one copy of a shard is held."""
     name = spec.names[domain]
-    order = np.random.default_rng([spec.seed, number, *name.encode()]).permutation(len(tokens))
-    rows = Rows(tokens[order], np.full(len(tokens), spec.row_tokens, np.int32), documents[order])
+    order = np.random.default_rng([spec.seed, number, *name.encode()]).permutation(count)
+    place = np.empty(count, np.int64)
+    place[order] = np.arange(count)
+    rows = Rows(np.empty((count, spec.row_tokens), token_dtype(spec.vocab_size)), np.full(count, spec.row_tokens, np.int32), np.empty(count, np.int64))
+    start = 0
+    for tokens, documents in parts:
+        mine = place[start : start + len(tokens)]
+        rows.tokens[mine], rows.document[mine] = tokens, documents
+        start += len(tokens)
     write_shard(storage.join(spec.address, "train", quote(name, safe=""), f"shard-{number:05d}.arrow"), name, rows)
+    return histogram(rows.tokens, spec.vocab_size)
 
 
-def _entropy(spec: TokenizeSpec, domain: int, rest: int, rows: Rows) -> float:
-    """Of all train tokens of a domain: those of its shards as they were counted, and of its last rows."""
-    histogram = np.bincount(rows.tokens.ravel(), minlength=spec.vocab_size)
+def _entropy(spec: TokenizeSpec, domain: int, rest: int, unigrams: NDArray[np.int64]) -> float:
+    """Of all train tokens of a domain: those of its shards as they were counted, and `unigrams`, of its last rows."""
+    counts = unigrams.copy()
     slices = range(spec.lanes.layout.slices)
     files = [_unigrams_address(spec, each, lane) for each in slices for lane in spec.lanes.lanes_of_domain(domain)]
     if len(slices) > 1:
         files += [_unigrams_address(spec, each, f"rest-{rest}") for each in slices]
     for address in files:
         for _, batch in read_pieces(address, UNIGRAMS, range(domain, domain + 1)):
-            np.add.at(histogram, batch["token"].to_numpy(), batch["count"].to_numpy())
-    return entropy_nats(histogram)
+            counts[batch["token"].to_numpy()] += batch["count"].to_numpy()
+    return entropy_nats(counts)
 
 
 def _write_unigrams(address: str, unigrams: Mapping[int, NDArray[np.int64]]) -> None:
     """How often each token is in shards of some domains."""
     with PieceWriter(address) as writer:
-        for domain, histogram in unigrams.items():
-            tokens = np.flatnonzero(histogram)
-            writer.add(domain, pa.record_batch([pa.array(tokens), pa.array(histogram[tokens])], schema=UNIGRAMS))
+        for domain, counts in unigrams.items():
+            tokens = np.flatnonzero(counts)
+            writer.add(domain, pa.record_batch([pa.array(tokens), pa.array(counts[tokens])], schema=UNIGRAMS))
 
 
 def _by_domain(spec: TokenizeSpec, files: Iterable[str], slot: int) -> Iterator[tuple[int, list[Piece]]]:
@@ -168,10 +185,6 @@ def _by_domain(spec: TokenizeSpec, files: Iterable[str], slot: int) -> Iterator[
 
 def _buckets(spec: TokenizeSpec, slice_number: int) -> range:
     return spec.lanes.layout.buckets_of(slice_number)
-
-
-def _concatenated(parts: Sequence[pa.RecordBatch], column: str) -> NDArray[np.int64]:
-    return np.concatenate([batch[column].to_numpy().astype(np.int64) for batch in parts] or [np.empty(0, np.int64)])
 
 
 def _unigrams_address(spec: TokenizeSpec, slice_number: int, lane: int | str) -> str:

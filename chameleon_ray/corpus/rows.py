@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,10 +57,12 @@ def write_shard(address: str, domain: str, rows: Rows) -> None:
             "document": pa.array(rows.document),
         }
     )
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_file(buffer, table.schema) as writer:
-        writer.write_table(table)
-    storage.write_bytes(address, memoryview(buffer.getvalue()))
+
+    def write(file: Any) -> None:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    storage.write_with(address, write)
 
 
 def open_shard(address: str) -> Rows:
