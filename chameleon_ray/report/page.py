@@ -42,15 +42,16 @@ def _block(block: Block) -> list[str]:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
         return [f"{_escape(block.title)}:", "", f"{fence}yaml", *block.text.rstrip("\n").split("\n"), fence]
     if isinstance(block, Table):
-        return _table(block)
+        return table_markdown(block).split("\n")
     return [_escape(block)]
 
 
-def _table(table: Table) -> list[str]:
+def table_markdown(table: Table) -> str:
+    """A table, and its note beneath."""
     header = f"| {' | '.join(map(_escape, table.columns))} |"
     rule = f"|---|{('---|' if table.is_text else '---:|') * (len(table.columns) - 1)}"
     rows = (" | ".join(map(_cell, row)) for row in table.rows)
-    return [header, rule, *(f"| {row} |" for row in rows), *(("", _escape(table.note)) if table.note else ())]
+    return "\n".join([header, rule, *(f"| {row} |" for row in rows), *(("", _escape(table.note)) if table.note else ())])
 
 
 def _cell(cell: Cell) -> str:

@@ -1,0 +1,139 @@
+"""Tables of a comparison whose methods share seeds, for `analysis/results`: what differences it can find, the weights, perplexities, paired intervals.
+
+The power table says how far a difference between two mixtures moves from seed to seed (standard deviation of the paired differences on valid), and the
+smallest difference that so many pairs find four times in five at the 5 % level (two-sided t test): to be read before the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from rich.console import Console
+from scipy.stats import t as student
+
+from chameleon_ray.backend import Backend
+from chameleon_ray.experiment import Experiment
+from chameleon_ray.models.architecture import Architecture
+from chameleon_ray.pipeline import Comparison
+from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.ray_progress import Reporter
+from chameleon_ray.report.intervals import METRICS
+from chameleon_ray.report.page import table_markdown
+from chameleon_ray.report.paper import transfer_table
+from chameleon_ray.report.significance import by_pair
+
+PAIRS = (3, 4, 6, 8)
+Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
+
+
+def seed_by_seed(experiment: Callable[[Sequence[int]], Experiment], seeds: Sequence[int], run: Callable[[Experiment, Backend], Comparison]) -> str:
+    """Run an experiment with its first seed, then with two, and so on, so that hours of work may be cut in pieces: what an earlier call finished is
+    found. Everything as Markdown."""
+    os.environ["RAY_DEDUP_LOGS"] = "1"
+    for count in range(1, len(seeds) + 1):
+        settings = experiment(seeds[:count])
+        found = run(settings, RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True))))
+    return document(settings, found)
+
+
+def document(experiment: Experiment, found: Comparison) -> str:
+    """Everything as Markdown."""
+    valid, losses = losses_of(found, "valid"), losses_of(found, "test")
+    labels = [label for label in experiment.methods if (label, experiment.seeds[0], "all") in losses]
+    parts = [
+        _setting(experiment, found.data.corpus.vocab_size),
+        _power(valid, labels, experiment.seeds),
+        _weights(found),
+        _perplexities(found, losses, labels, experiment.seeds),
+    ]
+    changed = transfer_table(found.data)
+    return "\n\n".join([*parts, _paired(found, labels), *([table_markdown(changed)] if changed else []), f"Report: {found.report}"])
+
+
+def losses_of(found: Comparison, split: str) -> dict[tuple[str, int, str], float]:
+    """Losses on a split of every base model, and of the model before as method "before"; the mean over domains is domain "all"."""
+    kept = {}
+    tables = [(found.data.measurements, None), *([(found.data.before, "before")] if found.data.before else [])]
+    for table, name in tables:
+        for row in table.to_pylist():
+            if row["split"] == split and row["metric"] in ("loss_nats", "mean_loss_nats"):
+                kept[name or row["method"], row["seed"], row["domain"]] = row["value"]
+    return kept
+
+
+def _setting(experiment: Experiment, vocab_size: int) -> str:
+    base, length = experiment.base, experiment.corpus.row_tokens
+    tokens = base.steps * base.batch_rows * length
+    if base.model.pretrained is None:
+        parameters = Architecture.gpt2(base.model, vocab_size, length).num_parameters
+        trained = f"From scratch, {parameters:,} parameters, {tokens / parameters:.3g} tokens a parameter"
+    else:
+        trained = f"LoRA of rank {base.model.lora.rank}" if base.model.lora else "All weights"
+    fits = "; every method fitted anew with every seed" if experiment.fit_every_seed else ""
+    return (
+        f"{trained}: {base.steps} steps of {base.batch_rows} rows of {length} tokens ({tokens:,} tokens), learning rate {base.learning_rate:g} "
+        f"to {base.min_learning_rate:g}; seeds {list(experiment.seeds)}{fits}."
+    )
+
+
+def _power(losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
+    """Paired differences from uniform in percent of geometric-mean perplexity: their mean, spread over seeds, and what more pairs would find."""
+    lines = ["| valid, against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |" + "".join(f" {n} pairs find |" for n in PAIRS)]
+    lines.append("|---" * (4 + len(PAIRS)) + "|")
+    for label in labels:
+        if label == "uniform" or len(seeds) < 2:
+            continue
+        pairs = np.array([100 * math.expm1(losses[label, seed, "all"] - losses["uniform", seed, "all"]) for seed in seeds])
+        spread = float(pairs.std(ddof=1))
+        smallest = [spread / math.sqrt(n) * (student.ppf(0.975, n - 1) + student.ppf(0.8, n - 1)) for n in PAIRS]
+        cells = [f"{pairs.mean():+.2f}", f"{spread:.2f}", f"{spread / math.sqrt(len(seeds)):.2f}", *(f"{each:.2f}" for each in smallest)]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _weights(found: Comparison) -> str:
+    labels, names = list(found.data.mixtures), found.data.names
+    lines = ["| weights | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for label in labels:
+        mixture = found.data.mixtures[label]
+        errors = mixture.weights_stderr or {}
+        lines.append(f"| {label} | " + " | ".join(f"{mixture.weights[n]:.3f}" + (f" ± {errors[n]:.3f}" if n in errors else "") for n in names) + " |")
+    return "\n".join(lines)
+
+
+def _perplexities(found: Comparison, losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
+    """Per domain, mean over seeds, with the standard error of the paired difference from uniform where there is one."""
+    first = seeds[0]
+    columns = [label for label in ("before",) if (label, first, "all") in losses]
+    lines = ["| test perplexity | " + " | ".join([*columns, *labels]) + " |", "|---" * (len(columns) + len(labels) + 1) + "|"]
+    for name in (*found.data.measured, *found.data.corpus.targets):
+        cells = [f"{math.exp(losses[column, first, name]):.2f}" for column in columns]
+        for label in labels:
+            values = np.exp([losses[label, seed, name] for seed in seeds])
+            against = values - np.exp([losses["uniform", seed, name] for seed in seeds])
+            error = f" ({against.mean():+.2f} ± {against.std(ddof=1) / math.sqrt(len(seeds)):.2f})" if label != "uniform" and len(seeds) > 1 else ""
+            cells.append(f"{values.mean():.2f}{error}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    means = {label: np.mean([[losses[label, seed, name] for name in found.data.measured] for seed in seeds], axis=0) for label in labels}
+    before = [np.array([losses[column, first, name] for name in found.data.measured]) for column in columns]
+    everything = [*before, *(means[label] for label in labels)]
+    lines.append("| average | " + " | ".join(f"{np.exp(each).mean():.2f}" for each in everything) + " |")
+    lines.append("| mean nats | " + " | ".join(f"{each.mean():.4f}" for each in everything) + " |")
+    wins = [str(int((means[label] < means["uniform"]).sum())) if label != "uniform" else "" for label in labels]
+    lines.append("| better than uniform | " + " | ".join([*("" for _ in columns), *wins]) + " |")
+    return "\n".join(lines)
+
+
+def _paired(found: Comparison, labels: Sequence[str]) -> str:
+    """95 % intervals over seeds and documents, as the report has them."""
+    lines = ["| against uniform | average perplexity | mean nats |", "|---|---|---|"]
+    for label in (label for label in labels if label != "uniform"):
+        cells = []
+        for metric, digits in zip(METRICS, (2, 4), strict=True):
+            pair = by_pair(found.data.differences, metric)[label, "uniform"]
+            cells.append(f"{pair.difference:+.{digits}f} [{pair.low:+.{digits}f}, {pair.high:+.{digits}f}]")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
