@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="the model to finetune: a folder, a GGUF file or a hub name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--storage", default="runs")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     common = [f"@{REPOSITORY}/jobs/local/{options.text}.yaml", f"base.model.pretrained={options.base}", f"storage={options.storage}", *options.overrides]
     job = REPOSITORY / "jobs" / f"{JOBS[options.text]}.yaml"
     print(seed_by_seed(lambda seeds: load_experiment(job, [*common, f"seeds={list(seeds)}"]), options.seeds, finetune))

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--base", help="the model that goes on: a folder, a GGUF file or a hub name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--storage", default="runs")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if (options.piece == "going-on") != (options.base is not None):
         parser.error("--base belongs to going-on, and going-on needs it")
     settings = [f"@{REPOSITORY}/jobs/local/pile13.yaml", f"storage={options.storage}", *_piece(options.piece, options.base), *options.overrides]
