@@ -1,13 +1,12 @@
-"""Training without Ray: processes with gloo, the real engine and the real loop. Run as `python -m tests.training.worlds FILE`."""
+"""Training without Ray: processes with gloo, the real engine and the real loop. They are forked from one that has imported what takes seconds."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["tests.training.preloaded"])
 
 
 def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
@@ -27,17 +27,34 @@ def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
         port = probe.getsockname()[1]
     request = folder / "request.json"
     request.write_text(json.dumps({"folder": str(folder), **settings}))
-    processes = []
-    for rank in range(world_size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **{key: str(value) for key, value in place.items()}, "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "tests.training.worlds", str(request)]
-        processes.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    place = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
+    outputs = [folder / f"output-{rank}.txt" for rank in range(world_size)]
+    processes = [
+        FORKED.Process(target=member, args=({**os.environ, **{key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}}, *paths))
+        for rank, paths in enumerate((str(request), str(output)) for output in outputs)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    running = [process for process in processes if process.is_alive()]
+    for process in running:
+        process.kill()
+    assert not running, "a world has hung: " + "\n".join(output.read_text() for output in outputs)
     result = folder / "result.json"
     found = json.loads(result.read_text()) if result.exists() else {}
     result.unlink(missing_ok=True)
-    return {**found, "exit": [process.returncode for process in processes], "output": "\n".join(outputs)}
+    return {**found, "exit": [process.exitcode for process in processes], "output": "\n".join(output.read_text() for output in outputs)}
+
+
+def member(environment: dict[str, str], request: str, output: str) -> None:
+    """One process of a world; what it says goes to a file."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(request)
 
 
 def run_worlds(*worlds: tuple[Path, int, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -131,7 +148,3 @@ def _rule(asked: dict[str, Any]) -> tuple[Any, Any]:
     rule = rules[asked["rule"]["name"]](**asked["rule"]["fields"]) if "rule" in asked else None
     reference = TrainedModel(asked["reference"], "reference", {}, 0, "", Cost()) if "reference" in asked else None
     return rule, reference
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
