@@ -2,7 +2,7 @@
 
     CHAMELEON_DATA=… python -m analysis.finetune wiki7 --base FOLDER_OR_GGUF --seeds 0 1 2 [key=value …]
 
-Every seed is a run of its own that a later call finds finished; whatever is finished is tabulated (`pairs.py`).
+What an earlier call with the first of these seeds finished is found, and the tables are printed after every seed (`pairs.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     common = [f"@{REPOSITORY}/jobs/local/{options.text}.yaml", f"base.model.pretrained={options.base}", f"storage={options.storage}", *options.overrides]
     job = REPOSITORY / "jobs" / f"{JOBS[options.text]}.yaml"
-    print(seed_by_seed(lambda seeds: load_experiment(job, [*common, f"seeds={list(seeds)}"]), options.seeds, finetune))
+    seed_by_seed(lambda seeds: load_experiment(job, [*common, f"seeds={list(seeds)}"]), options.seeds, finetune)
 
 
 if __name__ == "__main__":

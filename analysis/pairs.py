@@ -1,7 +1,8 @@
 """Tables of a comparison whose methods share seeds, for `analysis/results`: what differences it can find, the weights, perplexities, paired intervals.
 
-The power table says how far a difference between two mixtures moves from seed to seed (standard deviation of the paired differences on valid), and the
-smallest difference that so many pairs find four times in five at the 5 % level (two-sided t test): to be read before the comparison.
+The power table says how far a difference between two mixtures moves from seed to seed (standard deviation of the paired differences on valid, and what it
+is at most with 95 % confidence), and the smallest difference that so many pairs find four times in five at the 5 % level (two-sided t test), by the one and by
+the other: to be read before the comparison.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
+from scipy.optimize import brentq
+from scipy.stats import chi2, nct
 from scipy.stats import t as student
 
 from chameleon_ray.backend import Backend
@@ -29,20 +32,20 @@ PAIRS = (3, 4, 6, 8)
 Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
 
 
-def seed_by_seed(experiment: Callable[[Sequence[int]], Experiment], seeds: Sequence[int], run: Callable[[Experiment, Backend], Comparison]) -> str:
-    """Run an experiment with its first seed, then with two, and so on, so that hours of work may be cut in pieces: what an earlier call finished is
-    found. Everything as Markdown."""
+def seed_by_seed(experiment: Callable[[Sequence[int]], Experiment], seeds: Sequence[int], run: Callable[[Experiment, Backend], Comparison]) -> None:
+    """Run an experiment with its first seed, then with two, and so on, and print everything as Markdown after each, so that hours of work may be cut in
+    pieces: what an earlier call finished is found, where its list of seeds is the beginning of this one. The first seed decides corpus and order of rows."""
     os.environ["RAY_DEDUP_LOGS"] = "1"
     for count in range(1, len(seeds) + 1):
         settings = experiment(seeds[:count])
         found = run(settings, RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True))))
-    return document(settings, found)
+        print(document(settings, found), end="\n\n", flush=True)
 
 
 def document(experiment: Experiment, found: Comparison) -> str:
     """Everything as Markdown."""
     valid, losses = losses_of(found, "valid"), losses_of(found, "test")
-    labels = [label for label in experiment.methods if (label, experiment.seeds[0], "all") in losses]
+    labels = [label for label in experiment.methods if shared_seeds(losses, label, experiment.seeds)]
     parts = [
         _setting(experiment, found.data.corpus.vocab_size),
         _power(valid, labels, experiment.seeds),
@@ -50,7 +53,8 @@ def document(experiment: Experiment, found: Comparison) -> str:
         _perplexities(found, losses, labels, experiment.seeds),
     ]
     changed = transfer_table(found.data)
-    return "\n\n".join([*parts, _paired(found, labels), *([table_markdown(changed)] if changed else []), f"Report: {found.report}"])
+    failed = [f"Failed: {label}: {why}" for label, why in found.data.failures.items()]
+    return "\n\n".join([*parts, _paired(found, labels), *([table_markdown(changed)] if changed else []), *failed, f"Report: {found.report}"])
 
 
 def losses_of(found: Comparison, split: str) -> dict[tuple[str, int, str], float]:
@@ -84,14 +88,31 @@ def _power(losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
     lines = ["| valid, against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |" + "".join(f" {n} pairs find |" for n in PAIRS)]
     lines.append("|---" * (4 + len(PAIRS)) + "|")
     for label in labels:
-        if label == "uniform" or len(seeds) < 2:
+        shared = shared_seeds(losses, label, seeds)
+        if label == "uniform" or len(shared) < 2:
             continue
-        pairs = np.array([100 * math.expm1(losses[label, seed, "all"] - losses["uniform", seed, "all"]) for seed in seeds])
-        spread = float(pairs.std(ddof=1))
-        smallest = [spread / math.sqrt(n) * (student.ppf(0.975, n - 1) + student.ppf(0.8, n - 1)) for n in PAIRS]
-        cells = [f"{pairs.mean():+.2f}", f"{spread:.2f}", f"{spread / math.sqrt(len(seeds)):.2f}", *(f"{each:.2f}" for each in smallest)]
+        pairs = np.array([100 * math.expm1(losses[label, seed, "all"] - losses["uniform", seed, "all"]) for seed in shared])
+        spread, n = float(pairs.std(ddof=1)), len(pairs)
+        most = spread * math.sqrt((n - 1) / chi2.ppf(0.05, n - 1))
+        found = (f"{smallest(n) * spread:.2f} to {smallest(n) * most:.2f}" for n in PAIRS)
+        cells = [f"{pairs.mean():+.2f}", f"{spread:.2f}, at most {most:.2f}", f"{spread / math.sqrt(n):.2f}", *found]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def smallest(pairs: int, power: float = 0.8) -> float:
+    """The difference, in standard deviations of a pair, that a two-sided t test of so many pairs at the 5 % level finds with this probability."""
+    critical = student.ppf(0.975, pairs - 1)
+
+    def missed(shift: float) -> float:
+        return float(nct.cdf(critical, pairs - 1, shift) - nct.cdf(-critical, pairs - 1, shift)) - (1 - power)
+
+    return float(brentq(missed, 0.1, 10.0)) / math.sqrt(pairs)
+
+
+def shared_seeds(losses: Losses, label: str, seeds: Sequence[int]) -> list[int]:
+    """The seeds with which both a method and uniform weights were trained and measured."""
+    return [seed for seed in seeds if (label, seed, "all") in losses and ("uniform", seed, "all") in losses]
 
 
 def _weights(found: Comparison) -> str:
@@ -105,25 +126,26 @@ def _weights(found: Comparison) -> str:
 
 
 def _perplexities(found: Comparison, losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
-    """Per domain, mean over seeds, with the standard error of the paired difference from uniform where there is one."""
-    first = seeds[0]
-    columns = [label for label in ("before",) if (label, first, "all") in losses]
-    lines = ["| test perplexity | " + " | ".join([*columns, *labels]) + " |", "|---" * (len(columns) + len(labels) + 1) + "|"]
+    """Per domain, mean over the seeds that a method shares with uniform, with the standard error of the paired difference where there is one."""
+    before = {key: value for key, value in losses.items() if key[0] == "before"}
+    columns = [*(["before"] if before else []), *labels]
+    lines = ["| test perplexity | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    shared = {label: shared_seeds(losses, label, seeds) for label in labels} | {"before": sorted({seed for _, seed, _ in before})}
     for name in (*found.data.measured, *found.data.corpus.targets):
-        cells = [f"{math.exp(losses[column, first, name]):.2f}" for column in columns]
-        for label in labels:
-            values = np.exp([losses[label, seed, name] for seed in seeds])
-            against = values - np.exp([losses["uniform", seed, name] for seed in seeds])
-            error = f" ({against.mean():+.2f} ± {against.std(ddof=1) / math.sqrt(len(seeds)):.2f})" if label != "uniform" and len(seeds) > 1 else ""
-            cells.append(f"{values.mean():.2f}{error}")
+        cells = []
+        for label in columns:
+            values = np.exp([losses[label, seed, name] for seed in shared[label]])
+            cells.append(f"{values.mean():.2f}")
+            if label not in ("uniform", "before") and len(values) > 1:
+                against = values - np.exp([losses["uniform", seed, name] for seed in shared[label]])
+                cells[-1] += f" ({against.mean():+.2f} ± {against.std(ddof=1) / math.sqrt(len(values)):.2f})"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    means = {label: np.mean([[losses[label, seed, name] for name in found.data.measured] for seed in seeds], axis=0) for label in labels}
-    before = [np.array([losses[column, first, name] for name in found.data.measured]) for column in columns]
-    everything = [*before, *(means[label] for label in labels)]
-    lines.append("| average | " + " | ".join(f"{np.exp(each).mean():.2f}" for each in everything) + " |")
-    lines.append("| mean nats | " + " | ".join(f"{each.mean():.4f}" for each in everything) + " |")
-    wins = [str(int((means[label] < means["uniform"]).sum())) if label != "uniform" else "" for label in labels]
-    lines.append("| better than uniform | " + " | ".join([*("" for _ in columns), *wins]) + " |")
+    nats = {label: np.array([[losses[label, seed, name] for name in found.data.measured] for seed in shared[label]]) for label in columns}
+    lines.append("| average | " + " | ".join(f"{np.exp(nats[label]).mean():.2f}" for label in columns) + " |")
+    lines.append("| mean nats | " + " | ".join(f"{nats[label].mean():.4f}" for label in columns) + " |")
+    uniform = {label: np.mean([[losses["uniform", seed, name] for name in found.data.measured] for seed in shared[label]], axis=0) for label in labels}
+    wins = {label: str(int((nats[label].mean(axis=0) < uniform[label]).sum())) for label in labels if label != "uniform"}
+    lines.append("| better than uniform | " + " | ".join(wins.get(label, "") for label in columns) + " |")
     return "\n".join(lines)
 
 

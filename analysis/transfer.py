@@ -1,32 +1,24 @@
 """Changed domains, section 4.2 of the paper: seven domains of text that grow to thirteen. The tables of `analysis/results/transfer.md`, a piece at a time.
 
-    CHAMELEON_DATA=… python -m analysis.transfer methods                          every method: its weights, rows embedded, what the change took of each
-    CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0 1 2 3          what mixtures are worth to models that see 150 tokens a parameter
+    CHAMELEON_DATA=… python -m analysis.transfer methods                             every method: weights, rows embedded, what the change took of each
+    CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0 1 2 3             pairs of what needs no training: worth to models of 150 tokens a parameter
     CHAMELEON_DATA=… python -m analysis.transfer going-on --base MODEL --seeds 0 1   the same where a pretrained model goes on, all alike from its weights
 
-`scratch` and `going-on` fit every method anew with every seed, so that what is said of seeds holds for proxies too, and measure text that no domain has.
+`scratch` and `going-on` fit every method anew with every seed, so that what is said of seeds holds for proxies too.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.pairs import seed_by_seed
-from chameleon_ray.experiment import load_experiment
+from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.pipeline import compare
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-UNSEEN = ("wiki7/de", "wiki7/es", "stack7/python", "stack7/c")
-PAIRED = ["methods.doremi=null", "methods.doge=null", "methods.regmix=null", "fit_every_seed=true"]
-SCRATCH = [
-    "name=pile13-scratch",
-    "corpus.tokenizer.train.vocab_size=1024",
-    "base.model={layers: 2, heads: 2, width: 48}",
-    "base.steps=4400",
-    "base.batch_rows=16",
-    "base.learning_rate=5.0e-3",
-]
+PAIRED = ("uniform", "human", "chameleon")
 GOING_ON = [
     "name=pile13-going-on",
     "base.steps=90",
@@ -49,19 +41,22 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     if (options.piece == "going-on") != (options.base is not None):
         parser.error("--base belongs to going-on, and going-on needs it")
-    settings = [f"@{REPOSITORY}/jobs/local/pile13.yaml", f"storage={options.storage}", *_piece(options.piece, options.base), *options.overrides]
-    job = REPOSITORY / "jobs" / "pile_transfer.yaml"
-    print(seed_by_seed(lambda seeds: load_experiment(job, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare))
+    settings = [f"storage={options.storage}", *_settings(options.piece, options.base), *options.overrides]
+    seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare)
 
 
-def _piece(piece: str, base: str | None) -> list[str]:
+def transferred(piece: str, settings: Sequence[str]) -> Experiment:
+    """The experiment of a piece."""
+    found = load_experiment(REPOSITORY / "jobs" / "pile_transfer.yaml", [f"@{REPOSITORY}/jobs/local/pile13.yaml", *settings])
+    return found if piece == "methods" else found.model_copy(update={"methods": {label: found.methods[label] for label in PAIRED}})
+
+
+def _settings(piece: str, base: str | None) -> list[str]:
     if piece == "methods":
         return []
-    targets = [f"corpus.targets.{place.replace('/', '_')}={{files: ['${{CHAMELEON_DATA}}/{place}/valid.jsonl.zst']}}" for place in UNSEEN]
     if base is None:
-        return [*SCRATCH, *PAIRED, *targets]
-    tokenizer = f"corpus.tokenizer={{pretrained: {base}}}"
-    return [*GOING_ON, tokenizer, f"base.model={{pretrained: {base}}}", *PAIRED, *targets]
+        return ["name=pile13-scratch", "fit_every_seed=true"]
+    return [*GOING_ON, "fit_every_seed=true", f"corpus.tokenizer={{pretrained: {base}}}", f"base.model={{pretrained: {base}}}"]
 
 
 if __name__ == "__main__":
