@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from rich.console import Console
 from scipy.optimize import brentq
-from scipy.stats import chi2, nct
+from scipy.special import nctdtr
+from scipy.stats import chi2
 from scipy.stats import t as student
 
 from chameleon_ray.backend import Backend
@@ -105,7 +106,7 @@ def smallest(pairs: int, power: float = 0.8) -> float:
     critical = student.ppf(0.975, pairs - 1)
 
     def missed(shift: float) -> float:
-        return float(nct.cdf(critical, pairs - 1, shift) - nct.cdf(-critical, pairs - 1, shift)) - (1 - power)
+        return float(nctdtr(pairs - 1, shift, critical) - nctdtr(pairs - 1, shift, -critical)) - (1 - power)
 
     return float(brentq(missed, 0.1, 10.0)) / math.sqrt(pairs)
 
