@@ -106,7 +106,7 @@ def smallest(pairs: int, power: float = 0.8) -> float:
     critical = student.ppf(0.975, pairs - 1)
 
     def missed(shift: float) -> float:
-        return float(nctdtr(pairs - 1, shift, critical) - nctdtr(pairs - 1, shift, -critical)) - (1 - power)
+        return float(nctdtr(pairs - 1, shift, critical)) - (1 - power)  # found on the wrong side: next to never
 
     return float(brentq(missed, 0.1, 10.0)) / math.sqrt(pairs)
 
