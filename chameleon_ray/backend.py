@@ -249,6 +249,10 @@ class Backend(Protocol):
         """One embedding per domain of the corpus from the model's hidden states, or of these domains, or of these targets (by their valid rows)."""
         ...
 
+    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> bool:
+        """Whether the domains of the corpus are embedded by this model already."""
+        ...
+
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
         """A trained model: a folder of ours, or any Hugging Face causal LM, by folder, GGUF file or hub name; raises what makes it useless for such rows."""
         ...

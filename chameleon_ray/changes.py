@@ -151,10 +151,11 @@ class TextBytes:
 
 
 def train_bytes(counts: DomainCounts, held_out_apart: bool) -> TextBytes:
-    """Of a domain; `held_out_apart`: whether what is held out of it comes from elsewhere."""
+    """Of a domain, copies left out; `held_out_apart`: whether what is held out of it comes from elsewhere."""
     excerpt = counts.excerpt
     if excerpt is None:
-        return TextBytes(float(counts.train.text_bytes if held_out_apart else counts.text_bytes))
+        split_off = 0 if held_out_apart else counts.valid.text_bytes + counts.test.text_bytes
+        return TextBytes(float(counts.train.text_bytes + split_off))
     if excerpt.text_bytes is None or not excerpt.tokens:
         return TextBytes(None)
     return TextBytes(excerpt.text_bytes, (excerpt.stderr_tokens or 0.0) * excerpt.text_bytes / excerpt.tokens)

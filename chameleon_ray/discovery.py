@@ -48,7 +48,7 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
     if not found:
         return backend.tokenize(asked.corpus, seed, reads)
     layer: Literal["middle"] | int = "middle"  # embedding.layer is of the experiment's proxy
-    with _told_by(KEYS):
+    with told_by(KEYS):
         if found.embed == "proxy":
             layer = experiment.embedding.layer
             model, config = _proxy(experiment, asked.corpus, found, backend)
@@ -67,7 +67,7 @@ def transferred_from(experiment: Experiment, backend: Backend, at: Experiment | 
         return None
     domains = asked.transfer.domains
     config = asked.corpus.model_copy(update={"domains": domains, "domains_from": asked.transfer.domains_from, "require_heldout": False})
-    with _told_by([("corpus.domains", "transfer.domains")]):
+    with told_by([("corpus.domains", "transfer.domains")]):
         corpus = backend.tokenize(config, experiment.seeds[0], _reads(experiment, asked))
     same = {name: old for name, source in asked.corpus.domains.items() for old, text in domains.items() if text == source}
     return Transfer(corpus, same)
@@ -79,7 +79,7 @@ def _reads(experiment: Experiment, asked: Experiment) -> Reads | None:
 
 
 @contextmanager
-def _told_by(keys: Iterable[tuple[str, str]]) -> Iterator[None]:
+def told_by(keys: Iterable[tuple[str, str]]) -> Iterator[None]:
     """What is said of the keys that text is read by, said of those that the user wrote."""
     try:
         yield

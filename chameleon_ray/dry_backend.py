@@ -200,6 +200,10 @@ class DryBackend:
         self._note(self._swarm_item(corpus, missing, split, tokens_per_domain, what), combined(runs))
         return []
 
+    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> bool:
+        """As the real one has it."""
+        return self.real.has_embedded(model, corpus, spec)
+
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         """Placeholders: a domain's embedding is nothing yet."""
         number, per_token = layer_of(model, corpus.row_tokens, spec.layer)

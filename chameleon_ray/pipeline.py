@@ -50,6 +50,8 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     """
     corpus = checked_corpus(experiment, backend)
     jobs, swept = mixture_jobs(experiment, corpus, backend)
+    for at in {job.point: job.experiment for job in compared(jobs, swept) if job.point}.values():
+        _check_bases(at, corpus, backend)
     fits, failures = fit_all(refits([*jobs, *swept]), backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
     bases = {
@@ -62,7 +64,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     models = models_of(runs)
     if not models:
         raise UserError(next(iter({**failures, **failures_of(runs)}.values())))
-    before = measured_before(experiment, corpus, backend)
+    before = measured_before([job.experiment for job, _ in trained], corpus, backend)
     data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
     return Comparison(data, models, report_of(data, models, backend))
 
@@ -80,10 +82,10 @@ def finetune(experiment: Experiment, backend: Backend) -> Comparison:
     return compare(experiment, backend)
 
 
-def measured_before(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> SplitLosses | None:
-    """Losses of the pretrained model that base models go on from; None where they start from scratch."""
-    start = start_of(experiment.base, corpus, backend, "base")
-    return backend.evaluate([start], corpus, SPLITS)[0] if start else None
+def measured_before(experiments: Sequence[Experiment], corpus: TokenCorpus, backend: Backend) -> SplitLosses | None:
+    """Losses of the pretrained model that all base models go on from; None where they start from scratch, or from several."""
+    starts = {start.digest: start for each in experiments if (start := start_of(each.base, corpus, backend, "base"))}
+    return backend.evaluate(list(starts.values()), corpus, SPLITS)[0] if len(starts) == 1 else None
 
 
 def checked_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
@@ -91,10 +93,14 @@ def checked_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
     check_settings(experiment, experiment.methods)
     corpus = open_corpus(experiment, backend)
     corpus.check_measured()
-    start = start_of(experiment.base, corpus, backend, "base")
-    backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed, start) for seed in experiment.seeds])
+    _check_bases(experiment, corpus, backend)
     Question.of(experiment.question, corpus.names, corpus.tokens())
     return corpus
+
+
+def _check_bases(experiment: Experiment, corpus: TokenCorpus, backend: Backend) -> None:
+    start = start_of(experiment.base, corpus, backend, "base")
+    backend.check(corpus, [base_job(experiment, corpus, uniform_mixture(corpus), seed, start) for seed in experiment.seeds])
 
 
 def mix(experiment: Experiment, label: str, backend: Backend) -> Mixture:

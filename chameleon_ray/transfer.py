@@ -12,7 +12,7 @@ from chameleon_ray.corpus.chunks import embedded_rows
 from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig, DomainConfig
 from chameleon_ray.counts import DomainSize
-from chameleon_ray.discovery import read_corpus
+from chameleon_ray.discovery import read_corpus, told_by
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
@@ -70,16 +70,18 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     """
     allowed = experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained
     found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
+    were_embedded = False
     if only:
         _check_new(changes, others)
         known = None
     else:
         check_reads(found, experiment.corpus.tokenizer, "--proxy")
         known = read_corpus(experiment, backend)
-        _opened(found, known, backend)
+        were_embedded = backend.has_embedded(_opened(found, known, backend), known, experiment.embedding)
     arrangement = Arrangement.of(changes.domains, known.names if known else ())
     if not arrangement.kept and not arrangement.added:
         raise UserError("corpus file: every domain is left out; keep or add at least one")
+    _check_targets(arrangement, experiment.corpus)
     new = _tokenized(experiment, arrangement, found, backend) if arrangement.added else None
     told = _covered(experiment, arrangement, known, new)
     before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
@@ -91,9 +93,14 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         tokens={name: tokens for part in parts for name, tokens in part.tokens.items()},
         sizes={name: size for part in parts for name, size in part.sizes.items()},
         tokenizer_sha256=found.tokenizer_sha256,
-        there_before=tuple(digest for part in before for digest in (*part.embeddings.ledger, *part.looking)),
+        there_before=tuple(digest for part in before for digest in (*part.embeddings.ledger, *part.looking)) if were_embedded else (),
         looking={digest: cost for part in parts for digest, cost in part.looking.items()},
-        embedded={name: min(rows, experiment.embedding.samples_per_domain) for name, rows in embedded_rows(new).items()} if new else {},
+        embedded={
+            name: min(rows, experiment.embedding.samples_per_domain)
+            for corpus in (new, None if were_embedded or not before else known)
+            if corpus
+            for name, rows in embedded_rows(corpus).items()
+        },
         others=backend.embed(_opened(found, known, backend), known, experiment.embedding, others) if others and known else None,
         warnings=tuple(told),
     )
@@ -106,6 +113,14 @@ def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:
             raise UserError(f"corpus file: domains.{name} is {what}, and --only takes the new domains alone; remove it, or leave --only out")
     if others:
         raise UserError(f"targets.{others[0]}: with --only the experiment's own text is not read; leave --only out, or the target")
+
+
+def _check_targets(arrangement: Arrangement, corpus: CorpusConfig) -> None:
+    """Raise `UserError` for a new domain with the name or the text of one of the corpus's targets, which nothing is trained on."""
+    for name, source in arrangement.added.items():
+        same = [target for target, text in corpus.targets.items() if target == name or (text.files, text.huggingface) == (source.files, source.huggingface)]
+        if same:
+            raise UserError(f"corpus file: domains.{name} is corpus.targets.{same[0]} of the experiment, which is never trained on; leave one of them out")
 
 
 def _covered(experiment: Experiment, arrangement: Arrangement, known: TokenCorpus | None, new: TokenCorpus | None) -> list[str]:
@@ -130,7 +145,9 @@ def _tokenized(experiment: Experiment, arrangement: Arrangement, proxy: TrainedM
     section = experiment.corpus.model_dump(exclude={"domains", "domains_from", "targets"})
     section |= {"domains": {name: source.model_dump() for name, source in arrangement.added.items()}, "tokenizer": {"pretrained": proxy.address}}
     reads = experiment.reads and replace(experiment.reads, run_tokens=0)  # nothing is trained on them
-    return backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0], reads)
+    split = [(f"corpus.domains.{part}", f"corpus file: domains.{name}.split.{part}") for name, parts in arrangement.parts.items() for part in parts]
+    with told_by([*split, ("corpus.domains", "corpus file: domains")]):
+        return backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0], reads)
 
 
 def _opened(proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> TrainedModel:

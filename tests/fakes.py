@@ -143,6 +143,9 @@ class FakeBackend:
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         return ProxyLosses("glance", dict.fromkeys(corpus.measured, 3.0), Cost(tokens_per_domain, 1.0, 0.0))
 
+    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> bool:
+        return True
+
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         means = {name: 2.0 + rng(name).standard_normal(8) for name in names or corpus.names}
         return noisy_embeddings(means, samples=spec.samples_per_domain, noise=0.3)

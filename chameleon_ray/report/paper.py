@@ -122,11 +122,13 @@ def transfer_table(data: ReportData) -> Table | None:
 
 
 def pile_table(data: ReportData) -> Table | None:
-    """Weights after the domains changed beside those printed for the Pile (table 15), of the domains that have a printed name; None without any."""
+    """Weights after the domains changed beside those printed for the Pile (table 15), of the domains that have a printed name; None where no method takes
+    weights that are printed for the Pile."""
     named: dict[str, str | None] = next((settings["names"] for settings in data.experiment.methods.values() if settings.get("names")), {})
     called = {name: named.get(name, name) for name in data.names}
     printed = {name: other for name, other in called.items() if other is not None and other in PUBLISHED["pile_chameleon"].raw}
-    if data.experiment.transfer is None or not printed:
+    asked = any(str(settings.get("preset", "")).startswith("pile_") for settings in data.experiment.methods.values())
+    if data.experiment.transfer is None or not printed or not asked:
         return None
     columns = {"Chameleon, paper": "pile_chameleon", "human": "pile_human"}
     rows = []
@@ -139,14 +141,18 @@ def pile_table(data: ReportData) -> Table | None:
 
 def robustness_table(data: ReportData) -> Table | None:
     """How far the paper's own weights moved with one setting (tables 12 and 14); None for domains of other names, or without a sweep."""
-    if data.sweep is None or set(data.names) != set(_SLIMPAJAMA):
+    if data.sweep is None or set(data.names) != set(_SLIMPAJAMA) or chameleon_label(data) is None:
         return None
-    own, rows = dict(zip(_SLIMPAJAMA, OWN_SETTING, strict=True)), []
+    own, rows = np.array(OWN_SETTING), []
     for setting, values in OTHER_SETTINGS.items():
-        l1 = l1_distance(dict(zip(_SLIMPAJAMA, values, strict=True)), own)
-        rows.append(text_row(setting, (fixed(l1, 3), fixed(spearman(np.array(values), np.array(OWN_SETTING)), 2))))
-    note = "The paper's: L1 distance and rank correlation of Chameleon's weights to those at its own setting, from the digits printed in tables 12 and 14."
-    return Table(("the paper's, changed to", "L1", "rank correlation"), tuple(rows), note)
+        printed = np.array(values)
+        l1 = float(np.abs(printed / printed.sum() - own / own.sum()).sum())
+        rows.append(text_row(setting, (fixed(l1, 3), fixed(spearman(printed, own), 2), fixed(float(printed.sum()), 3))))
+    note = (
+        "The paper's: L1 distance and rank correlation of Chameleon's weights to those at its own setting, from the digits of tables 12 and 14, renormalised: "
+        "as printed some do not sum to 1."
+    )
+    return Table(("the paper's, changed to", "L1", "rank correlation", "printed sum"), tuple(rows), note)
 
 
 def finetuning_of(data: ReportData) -> Finetuning | None:
@@ -157,9 +163,10 @@ def finetuning_of(data: ReportData) -> Finetuning | None:
 
 
 def columns_of(data: ReportData) -> dict[str, str]:
-    """The paper's column -> the label of the mixture here that is made the same way, where there is one."""
+    """The paper's column -> the label of the mixture here that stands for it, where there is one: of several the one by the paper's own formula."""
     found = {BASELINE: BASELINE} if BASELINE in data.mixtures else {}
-    for label, mixture in data.mixtures.items():
+    by_formula = sorted(data.mixtures.items(), key=lambda item: item[1].provenance.get("settings", {}).get("variant") != "paper")
+    for label, mixture in by_formula:
         settings = mixture.provenance.get("settings", {})
         if mixture.method == "chameleon" and "stage" in settings:
             found.setdefault(FINETUNED if settings["stage"] == "finetune" else PRETRAINED, label)
@@ -181,7 +188,7 @@ def paper_perplexity_table(data: ReportData, paper: Finetuning) -> Table:
         rows.append(text_row("better than uniform", (_wins(data, paper, column, label) for column, label in ours.items())))
     note = (
         f"Test perplexity here, and in brackets that of the paper ({paper.tables}; a 684M model trained on the Pile, 10,000 steps). Other text, another model "
-        "and another tokenizer: compare what a mixture changes, not the values."
+        f"and another tokenizer{_formulae(data, ours)}: compare what a mixture changes, not the values."
     )
     return Table(("domain", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1 + (BASELINE in ours))
 
@@ -193,10 +200,19 @@ def paper_weight_table(data: ReportData, paper: Finetuning) -> Table | None:
         return None
     printed = PUBLISHED[paper.weights].weights
     rows = [text_row(name, (number(printed[name], 3), *(_weight(data, label, name) for label in ours.values()))) for name in data.names]
-    distances = (fixed(l1_distance(data.mixtures[label].weights, printed), 3) for label in ours.values())
+    distances = (fixed(l1_distance(data.mixtures[label].weights, printed), 3) if column == FINETUNED else DASH for column, label in ours.items())
     rows.append(text_row("L1 distance to the paper's", (DASH, *distances)))
-    note = f"Fraction of finetuning tokens; the paper's alpha_FT is that of its {paper.weight_table}. Uniform is 0.143."
+    note = f"Fraction of finetuning tokens; the paper's alpha_FT is that of its {paper.weight_table}. Uniform is 0.143." + (
+        f" Ours differ in formula too{told}." if (told := _formulae(data, ours)) else ""
+    )
     return Table(("domain", f"{FINETUNED}, paper", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1)
+
+
+def _formulae(data: ReportData, ours: Mapping[str, str]) -> str:
+    """Which variants made the weights here, where that is not the paper's own formula."""
+    found = {label: data.mixtures[label].provenance.get("settings", {}).get("variant") for column, label in ours.items() if column != BASELINE}
+    others = [f"{label} by variant {variant}" for label, variant in found.items() if variant not in (None, "paper")]
+    return f" ({', '.join(others)}; the paper's is variant paper)" if others else ""
 
 
 def _weight(data: ReportData, label: str, name: str) -> str:

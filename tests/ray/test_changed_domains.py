@@ -26,6 +26,23 @@ def proxy(experiment: Experiment) -> Mixture:
 
 
 @pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows go through a model to be embedded, call by call."""
+    from chameleon_ray.embedding import ray_embed
+
+    rows: list[int] = []
+    embed = ray_embed.embed
+
+    def counted(*arguments: Any) -> Any:
+        found = embed(*arguments)
+        rows.append(int(found.group_counts.sum()))
+        return found
+
+    monkeypatch.setattr(ray_embed, "embed", counted)
+    return rows
+
+
+@pytest.fixture
 def extended(experiment_file: Path, proxy: Mixture, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """`chameleon extend` with some changes: exit status, the mixture or what standard error said."""
 
@@ -51,22 +68,22 @@ def halves(texts: Path, name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_names_change_and_nothing_is_embedded(extended: Any, experiment: Experiment, proxy: Mixture) -> None:
+def test_names_change_and_nothing_is_embedded(extended: Any, experiment: Experiment, proxy: Mixture, passed: list[int]) -> None:
     before = sorted(Path(experiment.storage, "embeddings").iterdir())
     status, found = extended({"cooking": {"rename": "recipes"}, "letters": None})
-    assert status == 0 and list(found["weights"]) == ["numbers", "cooking"]
+    assert status == 0 and list(found["weights"]) == ["numbers", "cooking"] and not passed
     assert found["provenance"]["embedded_rows"] == {} and found["extra"]["tokens"] == 0 and found["extra"]["flops"] == 0
     assert sorted(Path(experiment.storage, "embeddings").iterdir()) == before
     assert found["domains"]["cooking"]["tokens"] == proxy.domains["recipes"].tokens
 
 
-def test_new_domains_alone_are_embedded(extended: Any, experiment: Experiment, proxy: Mixture, texts: Path, tmp_path: Path) -> None:
+def test_new_domains_alone_are_embedded(extended: Any, experiment: Experiment, proxy: Mixture, texts: Path, tmp_path: Path, passed: list[int]) -> None:
     before = set(Path(experiment.storage, "embeddings").iterdir())
     (tmp_path / "new.jsonl").write_text("\n".join(json.dumps({"text": f"sun moon star cloud rain wind snow {i} " * 20}) for i in range(60)) + "\n")
     status, found = extended({"new": {"files": [str(tmp_path / "new.jsonl")]}})
     assert status == 0 and list(found["weights"]) == ["recipes", "letters", "numbers", "new"]
     (rows,) = found["provenance"]["embedded_rows"].values()
-    assert 0 < rows <= experiment.embedding.samples_per_domain
+    assert 0 < rows <= experiment.embedding.samples_per_domain and passed == [rows]
     samples, row_tokens = proxy.provenance["samples"], experiment.corpus.row_tokens
     assert {name: found["provenance"]["samples"][name] for name in samples} == samples, "the others' rows are those that were embedded before"
     assert rows * row_tokens <= found["extra"]["tokens"] <= rows * row_tokens + GLANCE_TOKENS, "what is new, and a look at its text"
@@ -100,6 +117,10 @@ def test_a_split_domain_s_parts_are_embedded_and_must_cover_it(extended: Any, te
         (
             {"x": {"rename": "nothing"}},
             "error: corpus file: domains.x renames 'nothing' but the experiment has no such domain; it has recipes, letters, numbers",
+        ),
+        (
+            {"letters": {"split": {"a": {"files": ["/nowhere/a.jsonl"]}, "b": {"files": ["/nowhere/b.jsonl"]}}}},
+            "error: corpus file: domains.letters.split.a.files[0]: nothing matches /nowhere/a.jsonl",
         ),
         (dict.fromkeys(("recipes", "letters", "numbers")), "error: corpus file: every domain is left out; keep or add at least one"),
     ],

@@ -73,7 +73,7 @@ def job(corpus: TokenCorpus, start: str, lora: LoraConfig | None, tmp_path: Path
     return TrainJob("base", training, WEIGHTS, 0, start=open_pretrained(start, str(tmp_path), "start"))
 
 
-@pytest.mark.parametrize(("family", "stage"), [("gpt2", 0), *(pytest.param("llama", stage, marks=pytest.mark.long) for stage in range(4))])
+@pytest.mark.parametrize(("family", "stage"), [("gpt2", 0), ("llama", 1), *(pytest.param("llama", stage, marks=pytest.mark.long) for stage in (0, 2, 3))])
 def test_adapters_go_on_the_same_whether_interrupted_or_not(family: str, stage: int, corpus: TokenCorpus, tmp_path: Path) -> None:
     start, ranks = published(family, corpus, tmp_path / "start"), 1 if stage == 0 else 2
     asked = settings(corpus, start, stage)
