@@ -49,6 +49,7 @@ def document(experiment: Experiment, found: Comparison) -> str:
     labels = [label for label in experiment.methods if shared_seeds(losses, label, experiment.seeds)]
     parts = [
         _setting(experiment, found.data.corpus.vocab_size),
+        _on_valid(valid, labels, found.data.measured),
         _power(valid, labels, experiment.seeds),
         _weights(found),
         _perplexities(found, losses, labels, experiment.seeds),
@@ -82,6 +83,15 @@ def _setting(experiment: Experiment, vocab_size: int) -> str:
         f"{trained}: {base.steps} steps of {base.batch_rows} rows of {length} tokens ({tokens:,} tokens), learning rate {base.learning_rate:g} "
         f"to {base.min_learning_rate:g}; seeds {list(experiment.seeds)}{fits}."
     )
+
+
+def _on_valid(losses: Losses, labels: Sequence[str], names: Sequence[str]) -> str:
+    """What settings are chosen by."""
+    told = []
+    for label in (*(["before"] if any(key[0] == "before" for key in losses) else []), *labels):
+        nats = np.array([[losses[label, seed, name] for name in names] for seed in sorted({seed for other, seed, _ in losses if other == label})])
+        told.append(f"{label} {nats.mean():.4f} ({np.exp(nats).mean():.2f})")
+    return f"Valid, mean nats (average perplexity): {', '.join(told)}."
 
 
 def _power(losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
