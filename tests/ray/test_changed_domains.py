@@ -120,7 +120,8 @@ def test_a_split_domain_s_parts_are_embedded_and_must_cover_it(extended: Any, te
         ),
         (
             {"letters": {"split": {"a": {"files": ["/nowhere/a.jsonl"]}, "b": {"files": ["/nowhere/b.jsonl"]}}}},
-            "error: corpus file: domains.letters.split.a.files[0]: nothing matches /nowhere/a.jsonl",
+            "error: corpus file: domains.letters.split.a.files[0]: '/nowhere/a.jsonl' matches no file; "
+            "give a local path, s3://… or gs://… (wildcards *, ? and **)",
         ),
         (dict.fromkeys(("recipes", "letters", "numbers")), "error: corpus file: every domain is left out; keep or add at least one"),
     ],
