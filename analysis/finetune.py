@@ -25,11 +25,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings, key=value")
     parser.add_argument("--base", required=True, help="the model to finetune: a folder, a GGUF file or a hub name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
     parser.add_argument("--storage", default="runs")
     options = parser.parse_intermixed_args()
     common = [f"@{REPOSITORY}/jobs/local/{options.text}.yaml", f"base.model.pretrained={options.base}", f"storage={options.storage}", *options.overrides]
     job = REPOSITORY / "jobs" / f"{JOBS[options.text]}.yaml"
-    seed_by_seed(lambda seeds: load_experiment(job, [*common, f"seeds={list(seeds)}"]), options.seeds, finetune)
+    seed_by_seed(lambda seeds: load_experiment(job, [*common, f"seeds={list(seeds)}"]), options.seeds, finetune, options.together)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,17 @@ PAIRS = (3, 4, 6, 8)
 Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
 
 
-def seed_by_seed(experiment: Callable[[Sequence[int]], Experiment], seeds: Sequence[int], run: Callable[[Experiment, Backend], Comparison]) -> None:
+def seed_by_seed(
+    experiment: Callable[[Sequence[int]], Experiment], seeds: Sequence[int], run: Callable[[Experiment, Backend], Comparison], together: bool = False
+) -> None:
     """Run an experiment with its first seed, then with two, and so on, and print everything as Markdown after each, so that hours of work may be cut in
-    pieces: what an earlier call finished is found, where its list of seeds is the beginning of this one. The first seed decides corpus and order of rows."""
+    pieces: what an earlier call finished is found, where its list of seeds is the beginning of this one. The first seed decides corpus and order of rows.
+
+    Args:
+        together: all seeds in one run, which fills the machine better where runs are short.
+    """
     os.environ["RAY_DEDUP_LOGS"] = "1"
-    for count in range(1, len(seeds) + 1):
+    for count in range(len(seeds) if together else 1, len(seeds) + 1):
         settings = experiment(seeds[:count])
         found = run(settings, RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True))))
         print(document(settings, found), end="\n\n", flush=True)

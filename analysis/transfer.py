@@ -37,12 +37,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings, key=value")
     parser.add_argument("--base", help="the model that goes on: a folder, a GGUF file or a hub name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
     parser.add_argument("--storage", default="runs")
     options = parser.parse_intermixed_args()
     if (options.piece == "going-on") != (options.base is not None):
         parser.error("--base belongs to going-on, and going-on needs it")
     settings = [f"storage={options.storage}", *_settings(options.piece, options.base), *options.overrides]
-    seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare)
+    seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare, options.together)
 
 
 def transferred(piece: str, settings: Sequence[str]) -> Experiment:
