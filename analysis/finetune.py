@@ -1,6 +1,6 @@
 """Finetuning under uniform weights, alpha_FT and alpha_PT, a seed at a time: the tables of `analysis/results/finetune.md`.
 
-    CHAMELEON_DATA=… python -m analysis.finetune wiki7 --base FOLDER_OR_GGUF --seeds 0 1 2 [key=value …]
+    CHAMELEON_DATA=… python -m analysis.finetune wiki7 --base FOLDER_OR_GGUF --seeds 0,1,2 [key=value …]
 
 What an earlier call with the first of these seeds finished is found, and the tables are printed after every seed (`pairs.py`).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from analysis.pairs import seed_by_seed
+from analysis.pairs import seed_by_seed, seeds_of
 from chameleon_ray.experiment import load_experiment
 from chameleon_ray.pipeline import finetune
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("text", choices=JOBS)
     parser.add_argument("overrides", nargs="*", help="settings, key=value")
     parser.add_argument("--base", required=True, help="the model to finetune: a folder, a GGUF file or a hub name")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=seeds_of, default=[0, 1, 2])
     parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
     parser.add_argument("--storage", default="runs")
     options = parser.parse_intermixed_args()

@@ -49,6 +49,11 @@ def seed_by_seed(
         print(document(settings, found), end="\n\n", flush=True)
 
 
+def seeds_of(text: str) -> list[int]:
+    """Of a command line: numbers with commas between."""
+    return [int(each) for each in text.split(",")]
+
+
 def document(experiment: Experiment, found: Comparison) -> str:
     """Everything as Markdown."""
     valid, losses = losses_of(found, "valid"), losses_of(found, "test")
@@ -95,8 +100,10 @@ def _on_valid(losses: Losses, labels: Sequence[str], names: Sequence[str]) -> st
     """What settings are chosen by."""
     told = []
     for label in (*(["before"] if any(key[0] == "before" for key in losses) else []), *labels):
-        nats = np.array([[losses[label, seed, name] for name in names] for seed in sorted({seed for other, seed, _ in losses if other == label})])
-        told.append(f"{label} {nats.mean():.4f} ({np.exp(nats).mean():.2f})")
+        shared = sorted({seed for other, seed, _ in losses if other == label})
+        nats = np.array([[losses[label, seed, name] for name in names] for seed in shared])
+        with_seeds = "" if label == "before" else f", seeds {shared}"
+        told.append(f"{label} {nats.mean():.4f} ({np.exp(nats).mean():.2f}{with_seeds})")
     return f"Valid, mean nats (average perplexity): {', '.join(told)}."
 
 

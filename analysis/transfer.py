@@ -1,8 +1,8 @@
 """Changed domains, section 4.2 of the paper: seven domains of text that grow to thirteen. The tables of `analysis/results/transfer.md`, a piece at a time.
 
     CHAMELEON_DATA=… python -m analysis.transfer methods                             every method: weights, rows embedded, what the change took of each
-    CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0 1 2 3             pairs of what needs no training: worth to models of 150 tokens a parameter
-    CHAMELEON_DATA=… python -m analysis.transfer going-on --base MODEL --seeds 0 1   the same where a pretrained model goes on, all alike from its weights
+    CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0,1,2,3             pairs of what needs no training: worth to models of 150 tokens a parameter
+    CHAMELEON_DATA=… python -m analysis.transfer going-on --base MODEL --seeds 0,1   the same where a pretrained model goes on, all alike from its weights
 
 `scratch` and `going-on` fit every method anew with every seed, so that what is said of seeds holds for proxies too.
 """
@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.pairs import seed_by_seed
+from analysis.pairs import seed_by_seed, seeds_of
 from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.pipeline import compare
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("piece", choices=("methods", "scratch", "going-on"))
     parser.add_argument("overrides", nargs="*", help="settings, key=value")
     parser.add_argument("--base", help="the model that goes on: a folder, a GGUF file or a hub name")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=seeds_of, default=[0])
     parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
     parser.add_argument("--storage", default="runs")
     options = parser.parse_intermixed_args()

@@ -249,8 +249,8 @@ class Backend(Protocol):
         """One embedding per domain of the corpus from the model's hidden states, or of these domains, or of these targets (by their valid rows)."""
         ...
 
-    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> bool:
-        """Whether the domains of the corpus are embedded by this model already."""
+    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> bool:
+        """Whether `embed` has nothing left to do."""
         ...
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:

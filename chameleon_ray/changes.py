@@ -85,6 +85,11 @@ class Arrangement:
                 )
         return cls({**kept, **made}, added, parts)
 
+    def place(self, name: str) -> str:
+        """Where the user wrote of a domain."""
+        parents = [parent for parent, parts in self.parts.items() if name in parts]
+        return f"domains.{parents[0]}.split.{name}" if parents else f"domains.{name}"
+
 
 def rearranged(embeddings: Embeddings, kept: Mapping[str, tuple[str, ...]], tokens: Mapping[str, float]) -> Embeddings:
     """The embeddings of domains that are made of known ones.
@@ -144,18 +149,21 @@ def merged_size(sizes: Sequence[DomainSize]) -> DomainSize:
 
 @dataclass(frozen=True)
 class TextBytes:
-    """How much text there is to train on, or to hold out of it: None where nothing tells; `stderr` where it is an estimate."""
+    """How much text there is to train on, or to hold out of it: None where nothing tells; `stderr` where it is an estimate, `copies` where about so much was
+    left out of it as copies."""
 
     size: float | None
     stderr: float = 0.0
+    copies: float = 0.0
 
 
 def train_bytes(counts: DomainCounts, held_out_apart: bool) -> TextBytes:
-    """Of a domain, copies left out; `held_out_apart`: whether what is held out of it comes from elsewhere."""
-    excerpt = counts.excerpt
+    """Of a domain; `held_out_apart`: whether what is held out of it comes from elsewhere: then its bytes are known without copies alone."""
+    excerpt, train = counts.excerpt, counts.train
+    if excerpt is None and held_out_apart:
+        return TextBytes(float(train.text_bytes), copies=counts.duplicates * train.text_bytes / max(1, train.documents))
     if excerpt is None:
-        split_off = 0 if held_out_apart else counts.valid.text_bytes + counts.test.text_bytes
-        return TextBytes(float(counts.train.text_bytes + split_off))
+        return TextBytes(float(counts.text_bytes))
     if excerpt.text_bytes is None or not excerpt.tokens:
         return TextBytes(None)
     return TextBytes(excerpt.text_bytes, (excerpt.stderr_tokens or 0.0) * excerpt.text_bytes / excerpt.tokens)
@@ -171,7 +179,8 @@ def check_covered(name: str, parent: TextBytes, parts: Mapping[str, TextBytes]) 
         return f"Whether the parts of {name} ({', '.join(parts)}) have as much text as it has cannot be told: a source does not say how much there is."
     whole, *pieces = [size or 0.0 for size in sizes]
     error = math.sqrt(math.fsum(each.stderr**2 for each in (parent, *parts.values())))
-    if abs(math.fsum(pieces) - whole) > COVERED * whole + 3 * error:
+    copies = math.fsum(each.copies for each in (parent, *parts.values()))
+    if abs(math.fsum(pieces) - whole) > COVERED * whole + 3 * error + copies:
         raise UserError(
             f"{WHERE}.{name}: its parts ({', '.join(parts)}) have {math.fsum(pieces) / 1e6:,.3g} MB of text and it has {whole / 1e6:,.3g}; a split covers its "
             f"parent: correct the parts, or give them as new domains beside {name}: null"

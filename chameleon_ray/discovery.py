@@ -6,6 +6,7 @@ its domains is one like any other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,7 +87,7 @@ def told_by(keys: Iterable[tuple[str, str]]) -> Iterator[None]:
     except UserError as error:
         told = str(error)
         for ours, theirs in keys:
-            told = told.replace(ours, theirs)
+            told = re.sub(rf"{re.escape(ours)}(?=[.:,\s\[]|$)", theirs.replace("\\", r"\\"), told)
         raise UserError(told) from error
 
 

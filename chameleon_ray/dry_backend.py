@@ -200,9 +200,9 @@ class DryBackend:
         self._note(self._swarm_item(corpus, missing, split, tokens_per_domain, what), combined(runs))
         return []
 
-    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> bool:
+    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> bool:
         """As the real one has it."""
-        return self.real.has_embedded(model, corpus, spec)
+        return self.real.has_embedded(model, corpus, spec, names)
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         """Placeholders: a domain's embedding is nothing yet."""

@@ -22,7 +22,7 @@ from chameleon_ray.mixing.question import Question
 from chameleon_ray.mixing.static import uniform_mixture
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.pace import Pace
-from chameleon_ray.pipeline import SPLITS, base_job, checked_corpus, model_to_evaluate, open_corpus, weigher_of
+from chameleon_ray.pipeline import SPLITS, base_job, check_points, checked_corpus, common_start, model_to_evaluate, open_corpus, weigher_of
 from chameleon_ray.records import is_complete
 from chameleon_ray.results import report_address
 from chameleon_ray.transfer import changed_embeddings
@@ -59,6 +59,7 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     """Note down what `compare` does; a base model whose mixture is not known yet is one to be trained."""
     experiment, corpus = _opened(experiment, dry, checked_corpus)
     jobs, swept = mixture_jobs(experiment, corpus, dry)
+    check_points(compared(jobs, swept), corpus, dry)
     fits = refits([*jobs, *swept])
     dry.parts += [dry.part, *(job.name for job in fits)]
     possible = [job for job in fits if _is_possible(job, dry)]
@@ -75,7 +76,7 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
             known = replace(mixture or uniform_mixture(corpus), label=job.label)
             bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
     models = dry.note_trials(corpus, bases, SPLITS)
-    if (start := start_of(experiment.base, corpus, dry, "base")) is not None:
+    if (start := common_start([job.experiment for job in compared(jobs, swept) if any(label == job.label for label, _ in bases)], corpus, dry)) is not None:
         dry.evaluate([start], corpus, SPLITS)
     is_known = all(known for _, known in bases.values()) and len(possible) == len(fits)
     dry.note_report(report_address(experiment, models, {}, dry) if is_known else None)

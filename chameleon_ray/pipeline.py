@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from chameleon_ray.artifacts import SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, TrainJob, start_of
 from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.corpus_config import CorpusChanges
@@ -50,8 +50,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     """
     corpus = checked_corpus(experiment, backend)
     jobs, swept = mixture_jobs(experiment, corpus, backend)
-    for at in {job.point: job.experiment for job in compared(jobs, swept) if job.point}.values():
-        _check_bases(at, corpus, backend)
+    check_points(compared(jobs, swept), corpus, backend)
     fits, failures = fit_all(refits([*jobs, *swept]), backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
     bases = {
@@ -64,7 +63,8 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     models = models_of(runs)
     if not models:
         raise UserError(next(iter({**failures, **failures_of(runs)}.values())))
-    before = measured_before([job.experiment for job, _ in trained], corpus, backend)
+    start = common_start([job.experiment for job, _ in trained], corpus, backend)
+    before = backend.evaluate([start], corpus, SPLITS)[0] if start else None
     data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
     return Comparison(data, models, report_of(data, models, backend))
 
@@ -82,10 +82,16 @@ def finetune(experiment: Experiment, backend: Backend) -> Comparison:
     return compare(experiment, backend)
 
 
-def measured_before(experiments: Sequence[Experiment], corpus: TokenCorpus, backend: Backend) -> SplitLosses | None:
-    """Losses of the pretrained model that all base models go on from; None where they start from scratch, or from several."""
-    starts = {start.digest: start for each in experiments if (start := start_of(each.base, corpus, backend, "base"))}
-    return backend.evaluate(list(starts.values()), corpus, SPLITS)[0] if len(starts) == 1 else None
+def common_start(experiments: Sequence[Experiment], corpus: TokenCorpus, backend: Backend) -> TrainedModel | None:
+    """The pretrained model that all base models go on from, which is measured too; None where some start from scratch, or from another."""
+    starts = {start and start.digest: start for each in experiments for start in [start_of(each.base, corpus, backend, "base")]}
+    return next(iter(starts.values())) if len(starts) == 1 else None
+
+
+def check_points(jobs: Sequence[MixtureJob], corpus: TokenCorpus, backend: Backend) -> None:
+    """Raise what training the base model at one of a sweep's points would begin with."""
+    for at in {job.point: job.experiment for job in jobs if job.point}.values():
+        _check_bases(at, corpus, backend)
 
 
 def checked_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:

@@ -136,10 +136,10 @@ class RayBackend:
         once(place.address, "embeddings", place.digest, make)
         return Embeddings.load(place.address)
 
-    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> bool:
-        """Whether the domains of the corpus are embedded by this model already."""
+    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> bool:
+        """Whether `embed` has nothing left to do."""
         layer, _ = layer_of(model, corpus.row_tokens, spec.layer)
-        return self.places.embeddings(model.digest, corpus, layer, spec.samples_per_domain).is_complete
+        return self.places.embeddings(model.digest, corpus, layer, spec.samples_per_domain, names).is_complete
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Held-out losses of every model on every domain of some splits."""

@@ -87,23 +87,37 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
     after = [_looked_at(experiment, found, new, new.names, backend)] if new else []
     parts = [*before, *after]
+    known_before = before if were_embedded else []
+    aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
     return Changed(
         embeddings=Embeddings.concat([part.embeddings for part in parts]),
         texts={name: text for part in parts for name, text in part.texts.items()},
         tokens={name: tokens for part in parts for name, tokens in part.tokens.items()},
         sizes={name: size for part in parts for name, size in part.sizes.items()},
         tokenizer_sha256=found.tokenizer_sha256,
-        there_before=tuple(digest for part in before for digest in (*part.embeddings.ledger, *part.looking)) if were_embedded else (),
+        there_before=(*(digest for part in known_before for digest in (*part.embeddings.ledger, *part.looking)), *aims_before),
         looking={digest: cost for part in parts for digest, cost in part.looking.items()},
-        embedded={
-            name: min(rows, experiment.embedding.samples_per_domain)
-            for corpus in (new, None if were_embedded or not before else known)
-            if corpus
-            for name, rows in embedded_rows(corpus).items()
-        },
-        others=backend.embed(_opened(found, known, backend), known, experiment.embedding, others) if others and known else None,
+        embedded=(_rows(experiment, new) if new else {}) | ({} if were_embedded or not known else _rows(experiment, known, arrangement)),
+        others=aims,
         warnings=tuple(told),
     )
+
+
+def _aims(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, names: Sequence[str], backend: Backend) -> tuple[Embeddings, tuple[str, ...]]:
+    """The targets' embeddings, and of their ledger what was there already."""
+    model = _opened(proxy, corpus, backend)
+    were_there = backend.has_embedded(model, corpus, experiment.embedding, names)
+    found = backend.embed(model, corpus, experiment.embedding, names)
+    return found, tuple(found.ledger) if were_there else ()
+
+
+def _rows(experiment: Experiment, corpus: TokenCorpus, arrangement: Arrangement | None = None) -> dict[str, int]:
+    """How many rows of every domain are embedded; of known ones under their names after the change, those that leave under their own."""
+    rows = {name: min(count, experiment.embedding.samples_per_domain) for name, count in embedded_rows(corpus).items()}
+    if arrangement is None:
+        return rows
+    kept = {name: sum(rows.pop(old) for old in olds) for name, olds in arrangement.kept.items()}
+    return kept | {f"{name} (left out)": count for name, count in rows.items()}
 
 
 def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:
@@ -117,10 +131,13 @@ def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:
 
 def _check_targets(arrangement: Arrangement, corpus: CorpusConfig) -> None:
     """Raise `UserError` for a new domain with the name or the text of one of the corpus's targets, which nothing is trained on."""
-    for name, source in arrangement.added.items():
-        same = [target for target, text in corpus.targets.items() if target == name or (text.files, text.huggingface) == (source.files, source.huggingface)]
-        if same:
-            raise UserError(f"corpus file: domains.{name} is corpus.targets.{same[0]} of the experiment, which is never trained on; leave one of them out")
+    for name in (*arrangement.kept, *arrangement.added):
+        source = arrangement.added.get(name)
+        for target, text in corpus.targets.items():
+            if target == name or (source and (text.files, text.huggingface) == (source.files, source.huggingface)):
+                raise UserError(
+                    f"corpus file: {arrangement.place(name)} is corpus.targets.{target} of the experiment, which is never trained on; leave one out"
+                )
 
 
 def _covered(experiment: Experiment, arrangement: Arrangement, known: TokenCorpus | None, new: TokenCorpus | None) -> list[str]:
@@ -145,8 +162,7 @@ def _tokenized(experiment: Experiment, arrangement: Arrangement, proxy: TrainedM
     section = experiment.corpus.model_dump(exclude={"domains", "domains_from", "targets"})
     section |= {"domains": {name: source.model_dump() for name, source in arrangement.added.items()}, "tokenizer": {"pretrained": proxy.address}}
     reads = experiment.reads and replace(experiment.reads, run_tokens=0)  # nothing is trained on them
-    split = [(f"corpus.domains.{part}", f"corpus file: domains.{name}.split.{part}") for name, parts in arrangement.parts.items() for part in parts]
-    with told_by([*split, ("corpus.domains", "corpus file: domains")]):
+    with told_by([(f"corpus.domains.{name}", f"corpus file: {arrangement.place(name)}") for name in arrangement.added]):
         return backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0], reads)
 
 

@@ -143,7 +143,7 @@ class FakeBackend:
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         return ProxyLosses("glance", dict.fromkeys(corpus.measured, 3.0), Cost(tokens_per_domain, 1.0, 0.0))
 
-    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig) -> bool:
+    def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> bool:
         return True
 
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:

@@ -117,8 +117,8 @@ def counts(text_bytes: int, excerpt: Excerpt | None = None) -> DomainCounts:
 
 
 def test_how_much_text_there_is_without_what_is_held_out_from_elsewhere() -> None:
-    assert train_bytes(counts(1000), False) == TextBytes(580.0), "copies are left out: the rest of the 1,000 bytes"
-    assert train_bytes(counts(1000), True) == TextBytes(500.0)
+    assert train_bytes(counts(1000), False) == TextBytes(1000.0) and train_bytes(counts(1000), True) == TextBytes(500.0)
+    assert train_bytes(replace(counts(1000), duplicates=2), True) == TextBytes(500.0, copies=1000.0)
     assert train_bytes(counts(50, Excerpt(50, 2, 10, 1_000_000.0, 250_000.0, 25_000.0)), True) == TextBytes(1e6, 1e5)
     assert train_bytes(counts(50, Excerpt(50, 2, 10, None, None, None)), False) == TextBytes(None)
 
@@ -128,6 +128,7 @@ def test_a_split_covers_its_parent() -> None:
     assert check_covered("a", whole, {"a1": TextBytes(6e5), "a2": TextBytes(4.1e5)}) is None
     with pytest.raises(UserError, match=r"^corpus file: domains\.a: its parts \(a1, a2\) have 0\.7 MB of text and it has 1; a split covers its parent"):
         check_covered("a", whole, {"a1": TextBytes(6e5), "a2": TextBytes(1e5)})
+    assert check_covered("a", TextBytes(9e5, copies=1e5), {"a1": TextBytes(6e5), "a2": TextBytes(4e5)}) is None, "copies are counted on one side only"
     sampled = TextBytes(1.2e6, 1e5)
     assert check_covered("a", sampled, {"a1": TextBytes(6e5), "a2": TextBytes(4e5)}) is None, "an estimate within its error"
     with pytest.raises(UserError, match="a split covers its parent"):

@@ -101,15 +101,6 @@ def boosted(name: str, boost: float, score: float, floor: float, tau: float, cou
     return 1 / (1 / wanted - floor) - 1 / score
 
 
-def check_counted(name: str, eta: float, score: float, share: float, most: float) -> None:
-    """Raise `UserError` where a domain that counts `eta` times when finetuning would have eta S beyond `most`, which is all that a score counts for: more
-    would change nothing of its weight."""
-    alone = 1 / score - share if score > 0 else math.inf
-    if eta / (eta * share + alone) > most * (1 + 1e-12):
-        largest = most * alone / (1 - most * share)
-        raise UserError(f"targets.{name}: {eta:g}, and beyond {largest:.3g} the cap of this formula lets nothing count for more; lower it, or raise cap")
-
-
 def target_of(
     boosts: Mapping[str, float],
     names: Sequence[str],
@@ -146,8 +137,6 @@ def target_of(
             share = 1.0 if prior is None else len(names) * float(prior[i])
             if share == 0:
                 raise UserError(f"targets.{name}: its prior is 0, and so is its weight whatever is asked for; give it a share of the prior")
-            if finetuning:
-                check_counted(name, boost, float(scores[i]), share, bound - floor)
             eta[i] = boost if finetuning else max(0.0, 1 + boosted(name, boost, float(scores[i]), floor, tau, share) / share)
         elif finetuning:
             raise UserError(f"targets.{name}: when finetuning, domains that a target explains get less; name a domain, or set stage: pretrain")

@@ -157,14 +157,6 @@ def test_finetuning_lifts_the_target_and_lowers_what_it_explains() -> None:
     assert aimed.weights["d1"] > plain.weights["d1"] and aimed.weights["near"] < plain.weights["near"]
 
 
-def test_beyond_the_cap_of_finetuning_more_would_change_nothing_and_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^targets\.d2: 1e\+06, and beyond [\d.]+ the cap of this formula lets nothing count for more") as refused:
-        weights_of(SPREAD, noise=0.3, stage="finetune", targets={"d2": 1e6})
-    most = float(str(refused.value).split("beyond ")[1].split()[0])
-    plain, lower, upper = (weights_of(SPREAD, noise=0.3, stage="finetune", targets=boost) for boost in ({}, {"d2": most / 2}, {"d2": most * 0.99}))
-    assert plain.weights["d2"] < lower.weights["d2"] < upper.weights["d2"]
-
-
 def test_error_bars_are_of_the_scores_that_look_towards_the_target() -> None:
     embedded = noisy_embeddings(SPREAD, 64, 0.5)
     plain, aimed = (Chameleon(bootstrap_draws=50, targets=targets).weigh(embedded) for targets in ({}, {"d2": 1.5}))

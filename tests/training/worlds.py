@@ -29,6 +29,8 @@ def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
     request.write_text(json.dumps({"folder": str(folder), **settings}))
     place = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     outputs = [folder / f"output-{rank}.txt" for rank in range(world_size)]
+    for output in outputs:
+        output.write_text("")
     processes = [
         FORKED.Process(target=member, args=({**os.environ, **{key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}}, *paths))
         for rank, paths in enumerate((str(request), str(output)) for output in outputs)
