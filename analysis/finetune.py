@@ -20,17 +20,22 @@ JOBS = {"wiki7": "finetune_wiki40b", "stack7": "finetune_stack"}
 
 def main() -> None:
     """Run what is missing of the seeds that are asked for, and print the tables of all of them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", choices=JOBS)
-    parser.add_argument("overrides", nargs="*", help="settings, key=value")
-    parser.add_argument("--base", required=True, help="the model to finetune: a folder, a GGUF file or a hub name")
-    parser.add_argument("--seeds", type=seeds_of, default=[0, 1, 2])
-    parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
-    parser.add_argument("--storage", default="runs")
-    options = parser.parse_intermixed_args()
+    options = parser().parse_intermixed_args()
     common = [f"@{REPOSITORY}/jobs/local/{options.text}.yaml", f"base.model.pretrained={options.base}", f"storage={options.storage}", *options.overrides]
     job = REPOSITORY / "jobs" / f"{JOBS[options.text]}.yaml"
     seed_by_seed(lambda seeds: load_experiment(job, [*common, f"seeds={list(seeds)}"]), options.seeds, finetune, options.together)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("text", choices=JOBS)
+    found.add_argument("overrides", nargs="*", help="settings, key=value")
+    found.add_argument("--base", required=True, help="the model to finetune: a folder, a GGUF file or a hub name")
+    found.add_argument("--seeds", type=seeds_of, default=[0, 1, 2])
+    found.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
+    found.add_argument("--storage", default="runs")
+    return found
 
 
 if __name__ == "__main__":

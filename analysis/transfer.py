@@ -32,17 +32,10 @@ GOING_ON = [
 
 def main() -> None:
     """Run what is missing of the piece that is asked for, and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=("methods", "scratch", "going-on"))
-    parser.add_argument("overrides", nargs="*", help="settings, key=value")
-    parser.add_argument("--base", help="the model that goes on: a folder, a GGUF file or a hub name")
-    parser.add_argument("--seeds", type=seeds_of, default=[0])
-    parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
-    parser.add_argument("--storage", default="runs")
-    options = parser.parse_intermixed_args()
+    options = parser().parse_intermixed_args()
     if (options.piece == "going-on") != (options.base is not None):
-        parser.error("--base belongs to going-on, and going-on needs it")
-    settings = [f"storage={options.storage}", *_settings(options.piece, options.base), *options.overrides]
+        parser().error("--base belongs to going-on, and going-on needs it")
+    settings = [f"storage={options.storage}", *settings_of(options.piece, options.base), *options.overrides]
     seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare, options.together)
 
 
@@ -52,12 +45,25 @@ def transferred(piece: str, settings: Sequence[str]) -> Experiment:
     return found if piece == "methods" else found.model_copy(update={"methods": {label: found.methods[label] for label in PAIRED}})
 
 
-def _settings(piece: str, base: str | None) -> list[str]:
+def settings_of(piece: str, base: str | None) -> list[str]:
+    """What a piece changes of the job."""
     if piece == "methods":
         return []
     if base is None:
         return ["name=pile13-scratch", "fit_every_seed=true"]
     return [*GOING_ON, "fit_every_seed=true", f"corpus.tokenizer={{pretrained: {base}}}", f"base.model={{pretrained: {base}}}"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("piece", choices=("methods", "scratch", "going-on"))
+    found.add_argument("overrides", nargs="*", help="settings, key=value")
+    found.add_argument("--base", help="the model that goes on: a folder, a GGUF file or a hub name")
+    found.add_argument("--seeds", type=seeds_of, default=[0])
+    found.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
+    found.add_argument("--storage", default="runs")
+    return found
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     arrangement = Arrangement.of(changes.domains, known.names if known else ())
     if not arrangement.kept and not arrangement.added:
         raise UserError("corpus file: every domain is left out; keep or add at least one")
-    _check_targets(arrangement, experiment.corpus)
+    check_targets(arrangement, experiment.corpus)
     new = _tokenized(experiment, arrangement, found, backend) if arrangement.added else None
     told = _covered(experiment, arrangement, known, new)
     before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
@@ -129,7 +129,7 @@ def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:
         raise UserError(f"targets.{others[0]}: with --only the experiment's own text is not read; leave --only out, or the target")
 
 
-def _check_targets(arrangement: Arrangement, corpus: CorpusConfig) -> None:
+def check_targets(arrangement: Arrangement, corpus: CorpusConfig) -> None:
     """Raise `UserError` for a new domain with the name or the text of one of the corpus's targets, which nothing is trained on."""
     for name in (*arrangement.kept, *arrangement.added):
         source = arrangement.added.get(name)

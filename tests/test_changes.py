@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_ray.artifacts import Cost, Embeddings
 from chameleon_ray.changes import Arrangement, TextBytes, check_covered, merged_quality, merged_size, rearranged, train_bytes
-from chameleon_ray.corpus_config import CorpusChanges
+from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig
 from chameleon_ray.counts import DomainCounts, DomainSize, Excerpt, SplitCounts
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
@@ -18,6 +18,7 @@ from chameleon_ray.mixing.noise import noise_of
 from chameleon_ray.mixing.text_quality import TextQuality
 from chameleon_ray.mixture import Mixture, averaged
 from chameleon_ray.settings import validate
+from chameleon_ray.transfer import check_targets
 from tests.fakes import noisy_embeddings, rng
 
 KNOWN = ("a", "b", "c", "d")
@@ -121,6 +122,18 @@ def test_how_much_text_there_is_without_what_is_held_out_from_elsewhere() -> Non
     assert train_bytes(replace(counts(1000), duplicates=2), True) == TextBytes(500.0, copies=1000.0)
     assert train_bytes(counts(50, Excerpt(50, 2, 10, 1_000_000.0, 250_000.0, 25_000.0)), True) == TextBytes(1e6, 1e5)
     assert train_bytes(counts(50, Excerpt(50, 2, 10, None, None, None)), False) == TextBytes(None)
+
+
+def test_what_is_never_trained_on_is_no_new_domain() -> None:
+    corpus = CorpusConfig.model_validate({"domains": {"a": {"files": ["a"]}, "b": {"files": ["b"]}}, "targets": {"mine": {"files": ["m"]}}})
+    for changes, place in (
+        ({"mine": {"files": ["x"]}}, "domains.mine"),
+        ({"mine": {"rename": "a"}}, "domains.mine"),
+        ({"b": {"split": {"b1": {"files": ["m"]}, "b2": {"files": ["y"]}}}}, "domains.b.split.b1"),
+    ):
+        arrangement = Arrangement.of(CorpusChanges.model_validate({"domains": changes}).domains, ("a", "b"))
+        with pytest.raises(UserError, match=f"^corpus file: {place} is corpus.targets.mine of the experiment, which is never trained on; leave one out$"):
+            check_targets(arrangement, corpus)
 
 
 def test_a_split_covers_its_parent() -> None:

@@ -77,6 +77,13 @@ def test_names_change_and_nothing_is_embedded(extended: Any, experiment: Experim
     assert found["domains"]["cooking"]["tokens"] == proxy.domains["recipes"].tokens
 
 
+def test_a_proxy_that_has_not_embedded_the_known_domains_embeds_them_for_the_change(extended: Any, passed: list[int]) -> None:
+    status, found = extended({"cooking": {"rename": "recipes"}, "letters": None}, "embedding.samples_per_domain=16")
+    assert status == 0 and found["provenance"]["embedded_rows"] == {"cooking": 16, "numbers": 16, "letters (left out)": 16}
+    assert passed == [48] and found["extra"]["tokens"] >= 48 * 32
+    assert extended({"cooking": {"rename": "recipes"}, "letters": None}, "embedding.samples_per_domain=16")[1]["extra"]["tokens"] == 0
+
+
 def test_new_domains_alone_are_embedded(extended: Any, experiment: Experiment, proxy: Mixture, texts: Path, tmp_path: Path, passed: list[int]) -> None:
     before = set(Path(experiment.storage, "embeddings").iterdir())
     (tmp_path / "new.jsonl").write_text("\n".join(json.dumps({"text": f"sun moon star cloud rain wind snow {i} " * 20}) for i in range(60)) + "\n")
