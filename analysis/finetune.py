@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from analysis.pairs import seed_by_seed, seeds_of
+from analysis.pairs import parser_of, seed_by_seed
 from chameleon_ray.experiment import load_experiment
 from chameleon_ray.pipeline import finetune
 
@@ -28,13 +28,10 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = parser_of(__doc__, (0, 1, 2))
     found.add_argument("text", choices=JOBS)
     found.add_argument("overrides", nargs="*", help="settings, key=value")
     found.add_argument("--base", required=True, help="the model to finetune: a folder, a GGUF file or a hub name")
-    found.add_argument("--seeds", type=seeds_of, default=[0, 1, 2])
-    found.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
-    found.add_argument("--storage", default="runs")
     return found
 
 

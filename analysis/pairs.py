@@ -7,6 +7,7 @@ the other: to be read before the comparison.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.page import table_markdown
 from chameleon_ray.report.paper import transfer_table
 from chameleon_ray.report.significance import by_pair
+from chameleon_ray.report.tables import mixture_table
 
 PAIRS = (3, 4, 6, 8)
 Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
@@ -49,9 +51,13 @@ def seed_by_seed(
         print(document(settings, found), end="\n\n", flush=True)
 
 
-def seeds_of(text: str) -> list[int]:
-    """Of a command line: numbers with commas between."""
-    return [int(each) for each in text.split(",")]
+def parser_of(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """What every command line here takes: settings in any place, seeds (numbers with commas between) and where results lie."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=lambda text: [int(each) for each in text.split(",")], default=list(seeds))
+    parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
+    parser.add_argument("--storage", default="runs")
+    return parser
 
 
 def document(experiment: Experiment, found: Comparison) -> str:
@@ -62,7 +68,7 @@ def document(experiment: Experiment, found: Comparison) -> str:
         _setting(experiment, found.data.corpus.vocab_size),
         _on_valid(valid, labels, found.data.measured),
         _power(valid, labels, experiment.seeds),
-        _weights(found),
+        table_markdown(mixture_table(found.data)),
         _perplexities(found, losses, labels, experiment.seeds),
     ]
     changed = transfer_table(found.data)
@@ -100,9 +106,9 @@ def _on_valid(losses: Losses, labels: Sequence[str], names: Sequence[str]) -> st
     """What settings are chosen by."""
     told = []
     for label in (*(["before"] if any(key[0] == "before" for key in losses) else []), *labels):
-        shared = sorted({seed for other, seed, _ in losses if other == label})
-        nats = np.array([[losses[label, seed, name] for name in names] for seed in shared])
-        with_seeds = "" if label == "before" else f", seeds {shared}"
+        seeds = sorted({seed for other, seed, _ in losses if other == label})
+        nats = np.array([[losses[label, seed, name] for name in names] for seed in seeds])
+        with_seeds = "" if label == "before" else f", seeds {seeds}"
         told.append(f"{label} {nats.mean():.4f} ({np.exp(nats).mean():.2f}{with_seeds})")
     return f"Valid, mean nats (average perplexity): {', '.join(told)}."
 
@@ -137,16 +143,6 @@ def smallest(pairs: int, power: float = 0.8) -> float:
 def shared_seeds(losses: Losses, label: str, seeds: Sequence[int]) -> list[int]:
     """The seeds with which both a method and uniform weights were trained and measured."""
     return [seed for seed in seeds if (label, seed, "all") in losses and ("uniform", seed, "all") in losses]
-
-
-def _weights(found: Comparison) -> str:
-    labels, names = list(found.data.mixtures), found.data.names
-    lines = ["| weights | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for label in labels:
-        mixture = found.data.mixtures[label]
-        errors = mixture.weights_stderr or {}
-        lines.append(f"| {label} | " + " | ".join(f"{mixture.weights[n]:.3f}" + (f" ± {errors[n]:.3f}" if n in errors else "") for n in names) + " |")
-    return "\n".join(lines)
 
 
 def _perplexities(found: Comparison, losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.pairs import seed_by_seed, seeds_of
+from analysis.pairs import parser_of, seed_by_seed
 from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.pipeline import compare
 
@@ -56,13 +56,10 @@ def settings_of(piece: str, base: str | None) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = parser_of(__doc__, (0,))
     found.add_argument("piece", choices=("methods", "scratch", "going-on"))
     found.add_argument("overrides", nargs="*", help="settings, key=value")
     found.add_argument("--base", help="the model that goes on: a folder, a GGUF file or a hub name")
-    found.add_argument("--seeds", type=seeds_of, default=[0])
-    found.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
-    found.add_argument("--storage", default="runs")
     return found
 
 

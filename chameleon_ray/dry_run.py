@@ -68,15 +68,15 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
         dry.train_ahead(each, [(job.name, run) for job in mine for run in _jobs(job, dry) if run.ahead])
     mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in possible}
     dry.part = "base models"
+    trained = [(job, seed) for job in compared(jobs, swept) for seed in experiment.seeds if (job.label, experiment.fit_seed(seed)) in mixtures]
     bases = {}
-    for job in compared(jobs, swept):
+    for job, seed in trained:
+        mixture = mixtures[job.label, experiment.fit_seed(seed)]
+        known = replace(mixture or uniform_mixture(corpus), label=job.label)
         start = start_of(job.experiment.base, corpus, dry, "base")
-        for seed in (seed for seed in experiment.seeds if (job.label, experiment.fit_seed(seed)) in mixtures):
-            mixture = mixtures[job.label, experiment.fit_seed(seed)]
-            known = replace(mixture or uniform_mixture(corpus), label=job.label)
-            bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
+        bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
     models = dry.note_trials(corpus, bases, SPLITS)
-    if (start := common_start([job.experiment for job in compared(jobs, swept) if any(label == job.label for label, _ in bases)], corpus, dry)) is not None:
+    if (start := common_start([job.experiment for job, _ in trained], corpus, dry)) is not None:
         dry.evaluate([start], corpus, SPLITS)
     is_known = all(known for _, known in bases.values()) and len(possible) == len(fits)
     dry.note_report(report_address(experiment, models, {}, dry) if is_known else None)

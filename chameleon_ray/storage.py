@@ -212,7 +212,6 @@ def read_bytes(address: str) -> bytes:
         return stream.read()
 
 
-@_told
 def write_bytes(address: str, *parts: bytes | memoryview) -> None:
     """Write a file, the parts one after the other, atomically."""
     write_with(address, lambda file: file.writelines(parts))

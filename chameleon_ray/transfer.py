@@ -47,13 +47,15 @@ class Changed:
 
 @dataclass
 class _Part:
-    """What some domains have in common that lie in one corpus."""
+    """What some domains have in common that lie in one corpus; `embedded` and `there_before` as in `Changed`."""
 
     embeddings: Embeddings
     texts: Mapping[str, TextQuality]
     tokens: Mapping[str, float]
     sizes: Mapping[str, DomainSize]
     looking: Mapping[str, Cost] = field(default_factory=dict)
+    embedded: Mapping[str, int] = field(default_factory=dict)
+    there_before: tuple[str, ...] = ()
 
 
 def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool, others: Sequence[str] = ()) -> Changed:
@@ -70,14 +72,13 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     """
     allowed = experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained
     found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
-    were_embedded = False
     if only:
         _check_new(changes, others)
         known = None
     else:
         check_reads(found, experiment.corpus.tokenizer, "--proxy")
         known = read_corpus(experiment, backend)
-        were_embedded = backend.has_embedded(_opened(found, known, backend), known, experiment.embedding)
+        _opened(found, known, backend)
     arrangement = Arrangement.of(changes.domains, known.names if known else ())
     if not arrangement.kept and not arrangement.added:
         raise UserError("corpus file: every domain is left out; keep or add at least one")
@@ -87,7 +88,6 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
     after = [_looked_at(experiment, found, new, new.names, backend)] if new else []
     parts = [*before, *after]
-    known_before = before if were_embedded else []
     aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
     return Changed(
         embeddings=Embeddings.concat([part.embeddings for part in parts]),
@@ -95,9 +95,9 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         tokens={name: tokens for part in parts for name, tokens in part.tokens.items()},
         sizes={name: size for part in parts for name, size in part.sizes.items()},
         tokenizer_sha256=found.tokenizer_sha256,
-        there_before=(*(digest for part in known_before for digest in (*part.embeddings.ledger, *part.looking)), *aims_before),
+        there_before=(*(digest for part in parts for digest in part.there_before), *aims_before),
         looking={digest: cost for part in parts for digest, cost in part.looking.items()},
-        embedded=(_rows(experiment, new) if new else {}) | ({} if were_embedded or not known else _rows(experiment, known, arrangement)),
+        embedded={name: rows for part in parts for name, rows in part.embedded.items()},
         others=aims,
         warnings=tuple(told),
     )
@@ -109,15 +109,6 @@ def _aims(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, name
     were_there = backend.has_embedded(model, corpus, experiment.embedding, names)
     found = backend.embed(model, corpus, experiment.embedding, names)
     return found, tuple(found.ledger) if were_there else ()
-
-
-def _rows(experiment: Experiment, corpus: TokenCorpus, arrangement: Arrangement | None = None) -> dict[str, int]:
-    """How many rows of every domain are embedded; of known ones under their names after the change, those that leave under their own."""
-    rows = {name: min(count, experiment.embedding.samples_per_domain) for name, count in embedded_rows(corpus).items()}
-    if arrangement is None:
-        return rows
-    kept = {name: sum(rows.pop(old) for old in olds) for name, olds in arrangement.kept.items()}
-    return kept | {f"{name} (left out)": count for name, count in rows.items()}
 
 
 def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:
@@ -178,11 +169,13 @@ def _looked_at(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus,
     wanted, sizes = set(names), corpus.sizes()
     texts = {name: text for name, text in text_quality(corpus, losses).items() if name in wanted}
     tokens = {name: count for name, count in corpus.tokens().items() if name in wanted}
-    return _Part(embeddings, texts, tokens, {name: sizes[name] for name in names}, looking)
+    rows = {name: min(count, experiment.embedding.samples_per_domain) for name, count in embedded_rows(corpus).items()}
+    return _Part(embeddings, texts, tokens, {name: sizes[name] for name in names}, looking, rows)
 
 
 def _known(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, arrangement: Arrangement, backend: Backend) -> _Part:
-    """The domains that are made of known ones."""
+    """The domains that are made of known ones, and whether these had been embedded by the proxy before."""
+    were_embedded = backend.has_embedded(_opened(proxy, corpus, backend), corpus, experiment.embedding)
     found = _looked_at(experiment, proxy, corpus, [old for olds in arrangement.kept.values() for old in olds], backend)
     texts, tokens, sizes = {}, {}, {}
     for name, olds in arrangement.kept.items():
@@ -192,4 +185,9 @@ def _known(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, arr
         if all(old in found.tokens for old in olds):
             tokens[name] = sum(found.tokens[old] for old in olds)
         sizes[name] = merged_size([found.sizes[old] for old in olds]) if len(olds) > 1 else found.sizes[olds[0]]
-    return _Part(rearranged(found.embeddings, arrangement.kept, found.tokens), texts, tokens, sizes, found.looking)
+    embeddings = rearranged(found.embeddings, arrangement.kept, found.tokens)
+    if were_embedded:
+        return _Part(embeddings, texts, tokens, sizes, found.looking, there_before=(*embeddings.ledger, *found.looking))
+    left = dict(found.embedded)
+    rows = {name: sum(left.pop(old) for old in olds) for name, olds in arrangement.kept.items()}
+    return _Part(embeddings, texts, tokens, sizes, found.looking, rows | {f"{old} (left out)": count for old, count in left.items()})

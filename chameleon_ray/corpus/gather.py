@@ -35,6 +35,7 @@ def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int) -> dict[str, A
         `rows` of the lane's shards, in their order.
     """
     parts = [batch for bucket in _buckets(spec, slice_number) for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1))]
+    starts = np.concatenate([[0], np.cumsum([len(batch) for batch in parts])])
     slots = np.flatnonzero(spec.lanes.lane_of == lane)
     shards = np.concatenate([batch["shard"].to_numpy() for batch in parts] or [np.empty(0, np.int32)])
     order = np.argsort(shards, kind="stable")
@@ -46,7 +47,7 @@ def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int) -> dict[str, A
         if stop > start:
             domain = int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1
             number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
-            unigrams[domain] += _write_train(spec, domain, number, stop - start, _picked(parts, order[start:stop]))
+            unigrams[domain] += _write_train(spec, domain, number, stop - start, _picked(parts, starts, order[start:stop]))
     _write_unigrams(_unigrams_address(spec, slice_number, lane), unigrams)
     return {"rows": counts}
 
@@ -122,14 +123,12 @@ def _heldout(spec: TokenizeSpec, name: str, pieces: Sequence[Piece]) -> dict[str
     return result
 
 
-def _picked(parts: Sequence[pa.RecordBatch], mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
-    """Tokens and documents of some rows, part by part; `mine` numbers rows through all parts, ascending."""
-    starts = np.concatenate([[0], np.cumsum([len(batch) for batch in parts])])
+def _picked(parts: Sequence[pa.RecordBatch], starts: NDArray[np.int64], mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """Tokens and documents of some rows, part by part; `mine` numbers rows through all parts, ascending, and `starts` says where each part begins."""
     part_of = np.searchsorted(starts, mine, side="right") - 1
-    for rows in np.split(mine, np.flatnonzero(np.diff(part_of)) + 1):
-        part = int(np.searchsorted(starts, rows[0], side="right")) - 1
-        tokens = parts[part]["tokens"]
-        inside = rows - starts[part]
+    borders = np.flatnonzero(np.diff(part_of, prepend=-1))
+    for part, rows in zip(part_of[borders].tolist(), np.split(mine, borders[1:]), strict=True):
+        tokens, inside = parts[part]["tokens"], rows - starts[part]
         yield tokens.flatten().to_numpy().reshape(len(tokens), -1)[inside], parts[part]["document"].to_numpy()[inside]
 
 

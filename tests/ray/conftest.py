@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from chameleon_ray.artifacts import Embeddings, TrainedModel
 from chameleon_ray.experiment import Experiment, load_experiment
 
 TEXTS = {
@@ -30,6 +32,23 @@ def session() -> Iterator[None]:
     start_ray()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What goes through a model to be embedded, call by call: the model's address and how many rows."""
+    from chameleon_ray.embedding import ray_embed
+
+    calls: list[tuple[str, int]] = []
+    embed = ray_embed.embed
+
+    def counted(model: TrainedModel, *arguments: Any) -> Embeddings:
+        found = embed(model, *arguments)
+        calls.append((model.address, int(found.group_counts.sum())))
+        return found
+
+    monkeypatch.setattr(ray_embed, "embed", counted)
+    return calls
 
 
 @pytest.fixture(scope="session")

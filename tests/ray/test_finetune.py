@@ -63,12 +63,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_base_of_our_own_is_finetuned_whole(
-    finetuning: dict[str, Any], own_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finetuning: dict[str, Any], own_base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], passed: list[tuple[str, int]]
 ) -> None:
-    from chameleon_ray.embedding import ray_embed
-
-    embed, passes = ray_embed.embed, list[str]()
-    monkeypatch.setattr(ray_embed, "embed", lambda model, *rest: passes.append(model.address) or embed(model, *rest))
     document = {**finetuning, "seeds": [1], "base": {**finetuning["base"], "model": {"pretrained": own_base}}}
     document["sweep"] = {"each": {"methods.alpha_ft.temperature": [{"relative": 0.5}, {"relative": 2.0}], "methods.alpha_ft.ridge": [{"energy": 0.3}]}}
     path = written(document, tmp_path)
@@ -91,7 +87,7 @@ def test_a_base_of_our_own_is_finetuned_whole(
     assert ft.provenance["proxy"] == pt.provenance["proxy"] == TrainedModel.load(own_base).digest, "the base itself embeds"
     distinct = max(ft.weights, key=lambda name: ft.weights[name])
     assert ft.weights[distinct] > 1 / 3 > pt.weights[distinct], "the odd one out gets more when finetuning"
-    assert passes == [own_base], "the sweep embeds once"
+    assert [address for address, _ in passed] == [own_base], "the sweep embeds once"
     assert found.data.sweep is not None and len(set(found.data.sweep["point"].to_pylist())) == 3
     rows = {label: found.models[label, 1].details["rows_drawn"] for label in ("uniform", "alpha_ft")}
     assert sum(rows["uniform"].values()) == sum(rows["alpha_ft"].values()) == 12 * 6

@@ -27,16 +27,13 @@ def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
         port = probe.getsockname()[1]
     request = folder / "request.json"
     request.write_text(json.dumps({"folder": str(folder), **settings}))
-    place = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
-    outputs = [folder / f"output-{rank}.txt" for rank in range(world_size)]
-    for output in outputs:
+    outputs, processes = [folder / f"output-{rank}.txt" for rank in range(world_size)], []
+    for rank, output in enumerate(outputs):
         output.write_text("")
-    processes = [
-        FORKED.Process(target=member, args=({**os.environ, **{key: str(value) for key, value in {**place, "RANK": rank, "LOCAL_RANK": rank}.items()}}, *paths))
-        for rank, paths in enumerate((str(request), str(output)) for output in outputs)
-    ]
-    for process in processes:
-        process.start()
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, **{key: str(value) for key, value in place.items()}, "DS_ACCELERATOR": "cpu"}
+        processes.append(FORKED.Process(target=member, args=(environment, str(request), str(output))))
+        processes[-1].start()
     for process in processes:
         process.join(300)
     running = [process for process in processes if process.is_alive()]
