@@ -101,20 +101,22 @@ def _tokenize(spec: TokenizeSpec, bucket: int) -> Counts:
     end = np.array([spec.end_of_document], np.uint32)
     for (_, domain, heldout, text), tokens in zip(found, encode(tokenizer, (text for *_, text in found)), strict=True):
         documents[domain, heldout].append((np.concatenate([tokens, end]).astype(token_dtype(spec.vocab_size)), len(text.encode())))
-    _write(spec, bucket, documents)
     counts: Counts = {"train": {}, "heldout": {}, "duplicates": found.duplicates, "unused": found.unused}
     for (name, held), mine in documents.items():
         counts["heldout" if held else "train"][name] = [len(mine), sum(len(tokens) for tokens, _ in mine), sum(size for _, size in mine)]
+    del found  # its text is not held beside the rows
+    _write(spec, bucket, documents)
     storage.write_bytes(done, json.dumps(counts).encode())
     return counts
 
 
-def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool], list[tuple[NDArray[Any], int]]]) -> None:
+def _write(spec: TokenizeSpec, bucket: int, documents: dict[tuple[str, bool], list[tuple[NDArray[Any], int]]]) -> None:
+    """Write a bucket's rows and rests; documents are taken out as they are packed, so that no token is held twice."""
     lanes = spec.lanes
     rows: dict[int, list[tuple[NDArray[Any], ...]]] = defaultdict(list)
     rests: dict[int, list[tuple[int, bool, int, int, NDArray[Any]]]] = defaultdict(list)
     for index, name in enumerate(spec.names):
-        train, heldout = (documents.get((name, held), []) for held in (False, True))
+        train, heldout = (documents.pop((name, held), []) for held in (False, True))
         if not train and not heldout:
             continue
         numbers = (bucket << 32) + np.arange(len(train) + len(heldout), dtype=np.int64)
