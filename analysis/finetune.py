@@ -2,28 +2,31 @@
 
     CHAMELEON_DATA=… python -m analysis.finetune wiki7 --base FOLDER_OR_GGUF --seeds 0,1,2 [key=value …]
 
-What an earlier call with the first of these seeds finished is found, and the tables are printed after every seed (`pairs.py`).
+What was found with other seeds before is kept in `analysis/results/pieces`, and the tables of all are printed after every seed (`pairs.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
-from analysis.pairs import parser_of, seed_by_seed
-from chameleon_ray.experiment import load_experiment
+from analysis.pairs import REPOSITORY, parser_of, seed_by_seed
+from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.pipeline import finetune
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 JOBS = {"wiki7": "finetune_wiki40b", "stack7": "finetune_stack"}
 
 
 def main() -> None:
-    """Run what is missing of the seeds that are asked for, and print the tables of all of them."""
+    """Run the seeds that are asked for, and print the tables of all there are."""
     options = parser().parse_intermixed_args()
-    common = [f"@{REPOSITORY}/jobs/local/{options.text}.yaml", f"base.model.pretrained={options.base}", f"storage={options.storage}", *options.overrides]
+    common = [f"@{REPOSITORY}/jobs/local/{options.text}.yaml", f"base.model.pretrained={options.base}", "fit_every_seed=true", f"storage={options.storage}"]
     job = REPOSITORY / "jobs" / f"{JOBS[options.text]}.yaml"
-    seed_by_seed(lambda seeds: load_experiment(job, [*common, f"seeds={list(seeds)}"]), options.seeds, finetune, options.together)
+
+    def experiment(seeds: Sequence[int]) -> Experiment:
+        return load_experiment(job, [*common, *options.overrides, f"seeds={list(seeds)}"])
+
+    seed_by_seed(experiment, options.seeds, finetune, options.together, options.kept)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,20 +4,19 @@
     CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0,1,2,3             pairs of what needs no training: worth to models of 150 tokens a parameter
     CHAMELEON_DATA=… python -m analysis.transfer going-on --base MODEL --seeds 0,1   the same where a pretrained model goes on, all alike from its weights
 
-`scratch` and `going-on` fit every method anew with every seed, so that what is said of seeds holds for proxies too.
+Every method is fitted anew with every seed, so that what is said of seeds holds for proxies too. `scratch` trains a tokenizer: its seeds are one call's, with
+`--together`; those of `going-on` may be run one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from analysis.pairs import parser_of, seed_by_seed
+from analysis.pairs import REPOSITORY, parser_of, seed_by_seed
 from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.pipeline import compare
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PAIRED = ("uniform", "human", "chameleon")
 GOING_ON = [
     "name=pile13-going-on",
@@ -36,7 +35,7 @@ def main() -> None:
     if (options.piece == "going-on") != (options.base is not None):
         parser().error("--base belongs to going-on, and going-on needs it")
     settings = [f"storage={options.storage}", *settings_of(options.piece, options.base), *options.overrides]
-    seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare, options.together)
+    seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare, options.together, options.kept)
 
 
 def transferred(piece: str, settings: Sequence[str]) -> Experiment:
@@ -47,10 +46,8 @@ def transferred(piece: str, settings: Sequence[str]) -> Experiment:
 
 def settings_of(piece: str, base: str | None) -> list[str]:
     """What a piece changes of the job."""
-    if piece == "methods":
-        return []
     if base is None:
-        return ["name=pile13-scratch", "fit_every_seed=true"]
+        return [f"name=pile13-{piece}", "fit_every_seed=true"]
     return [*GOING_ON, "fit_every_seed=true", f"corpus.tokenizer={{pretrained: {base}}}", f"base.model={{pretrained: {base}}}"]
 
 

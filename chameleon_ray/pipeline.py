@@ -33,9 +33,11 @@ SPLITS = ("valid", "test")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found: everything the report is made of, the base models by (label, seed), and the report's address."""
+    """What `compare` found: everything the report is made of, the mixtures by (label, seed that they were fitted with), the base models by (label, seed), and
+    the report's address."""
 
     data: ReportData
+    fits: Mapping[tuple[str, int], Mixture]
     models: Mapping[tuple[str, int], TrainedModel]
     report: str
 
@@ -66,7 +68,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     start = common_start([job.experiment for job, _ in trained], corpus, backend)
     before = backend.evaluate([start], corpus, SPLITS)[0] if start else None
     data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
-    return Comparison(data, models, report_of(data, models, backend))
+    return Comparison(data, fits, models, report_of(data, models, backend))
 
 
 def finetune(experiment: Experiment, backend: Backend) -> Comparison:
