@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.corpus.packing import deal, pack, pack_all
-from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
+from chameleon_ray.corpus.pieces import PieceWriter, give_back, read_pieces
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
 from chameleon_ray.corpus.scatter import TokenizeSpec, rest_batch
 from chameleon_ray.corpus.unigrams import entropy_nats, histogram
@@ -28,28 +28,28 @@ UNIGRAMS = pa.schema([("token", pa.int64()), ("count", pa.int64())])  # a slot f
 Piece = tuple[bool, int, int, NDArray[Any]]  # held out, document, bytes, tokens
 
 
-def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int) -> dict[str, Any]:
+def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: Mapping[int, int]) -> dict[str, Any]:
     """Write the shuffled train shards of a lane, and how often each token is in them.
 
-    Returns:
-        `rows` of the lane's shards, in their order.
+    Every row goes from the piece that it is read in straight to its place in its shard, so that no more is held than the lane's rows.
+
+    Args:
+        rows: of each of the lane's shards that has any, by its number in the slice.
     """
-    parts = [batch for bucket in _buckets(spec, slice_number) for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1))]
-    starts = np.concatenate([[0], np.cumsum([len(batch) for batch in parts])])
-    slots = np.flatnonzero(spec.lanes.lane_of == lane)
-    shards = np.concatenate([batch["shard"].to_numpy() for batch in parts] or [np.empty(0, np.int32)])
-    order = np.argsort(shards, kind="stable")
-    borders = np.searchsorted(shards[order], [*slots, slots[-1] + 1])
+    domains = {slot: int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1 for slot in rows}
+    shards = {}
+    for slot, domain in domains.items():
+        number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
+        shards[slot] = _TrainShard(spec, domain, number, rows[slot])
+    for bucket in _buckets(spec, slice_number):
+        for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1)):
+            _deal(batch, shards)
+        give_back()
     unigrams: dict[int, NDArray[np.int64]] = defaultdict(lambda: np.zeros(spec.vocab_size, np.int64))
-    counts = []
-    for slot, start, stop in zip(slots.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-        counts.append(stop - start)
-        if stop > start:
-            domain = int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1
-            number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
-            unigrams[domain] += _write_train(spec, domain, number, stop - start, _picked(parts, starts, order[start:stop]))
+    for slot, domain in domains.items():
+        unigrams[domain] += shards.pop(slot).write()
     _write_unigrams(_unigrams_address(spec, slice_number, lane), unigrams)
-    return {"rows": counts}
+    return {}
 
 
 def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str, Any]:
@@ -66,8 +66,7 @@ def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str,
         full, left = pack([piece[3] for piece in tails], [piece[1] for piece in tails], spec.row_tokens, spec.vocab_size)
         if len(full):
             shards = shards_of_slice(spec, domain)
-            found = [(full.tokens, full.document)]
-            unigrams[domain] = _write_train(spec, domain, slice_number * shards + shards - 1, len(full), found)
+            unigrams[domain] = _write_train(spec, domain, slice_number * shards + shards - 1, full)
             rows[spec.names[domain]] = len(full)
         kept += [(domain, False, document, 0, tokens) for document, tokens in left]
         kept += [(domain, *piece) for piece in pieces if piece[0]]
@@ -104,7 +103,7 @@ def _finish(spec: TokenizeSpec, domain: int, rest: int, pieces: Sequence[Piece])
     unigrams = np.zeros(spec.vocab_size, np.int64)
     if len(full):
         number = spec.lanes.layout.slices * shards_of_slice(spec, domain)
-        unigrams = _write_train(spec, domain, number, len(full), [(full.tokens, full.document)])
+        unigrams = _write_train(spec, domain, number, full)
     heldout = [] if whole else [piece for piece in pieces if piece[0]]
     return {"rows": len(full), "entropy": _entropy(spec, domain, rest, unigrams), **_heldout(spec, spec.names[domain], heldout)}
 
@@ -123,30 +122,43 @@ def _heldout(spec: TokenizeSpec, name: str, pieces: Sequence[Piece]) -> dict[str
     return result
 
 
-def _picked(parts: Sequence[pa.RecordBatch], starts: NDArray[np.int64], mine: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
-    """Tokens and documents of some rows, part by part; `mine` numbers rows through all parts, ascending, and `starts` says where each part begins."""
-    part_of = np.searchsorted(starts, mine, side="right") - 1
-    borders = np.flatnonzero(np.diff(part_of, prepend=-1))
-    for part, rows in zip(part_of[borders].tolist(), np.split(mine, borders[1:]), strict=True):
-        tokens, inside = parts[part]["tokens"], rows - starts[part]
-        yield tokens.flatten().to_numpy().reshape(len(tokens), -1)[inside], parts[part]["document"].to_numpy()[inside]
+def _deal(batch: pa.RecordBatch, shards: Mapping[int, _TrainShard]) -> None:
+    slots, tokens, documents = batch["shard"].to_numpy(), batch["tokens"].flatten().to_numpy().reshape(len(batch), -1), batch["document"].to_numpy()
+    for slot in np.unique(slots).tolist():
+        mine = np.flatnonzero(slots == slot)
+        shards[slot].add(tokens[mine], documents[mine])
 
 
-def _write_train(spec: TokenizeSpec, domain: int, number: int, count: int, parts: Iterable[tuple[NDArray[Any], NDArray[np.int64]]]) -> NDArray[np.int64]:
-    """Write `count` rows in random order, tokens and documents as they come; how often each token is in them. Every row goes straight to its place, so that
-    no more than one copy of a shard is held."""
-    name = spec.names[domain]
-    order = np.random.default_rng([spec.seed, number, *name.encode()]).permutation(count)
-    place = np.empty(count, np.int64)
-    place[order] = np.arange(count)
-    rows = Rows(np.empty((count, spec.row_tokens), token_dtype(spec.vocab_size)), np.full(count, spec.row_tokens, np.int32), np.empty(count, np.int64))
-    start = 0
-    for tokens, documents in parts:
-        mine = place[start : start + len(tokens)]
-        rows.tokens[mine], rows.document[mine] = tokens, documents
-        start += len(tokens)
-    write_shard(storage.join(spec.address, "train", quote(name, safe=""), f"shard-{number:05d}.arrow"), name, rows)
-    return histogram(rows.tokens, spec.vocab_size)
+class _TrainShard:
+    """Train rows of one domain in random order, as many as are announced."""
+
+    def __init__(self, spec: TokenizeSpec, domain: int, number: int, count: int) -> None:
+        self._spec, self._name = spec, spec.names[domain]
+        self._address = storage.join(spec.address, "train", quote(self._name, safe=""), f"shard-{number:05d}.arrow")
+        order = np.random.default_rng([spec.seed, number, *self._name.encode()]).permutation(count)
+        self._place = np.empty(count, np.int64)
+        self._place[order] = np.arange(count)
+        tokens = np.empty((count, spec.row_tokens), token_dtype(spec.vocab_size))
+        self._rows = Rows(tokens, np.full(count, spec.row_tokens, np.int32), np.empty(count, np.int64))
+        self._filled = 0
+
+    def add(self, tokens: NDArray[Any], documents: NDArray[np.int64]) -> None:
+        """The next rows: [n, row_tokens], and the document of each one's first token."""
+        mine = self._place[self._filled : self._filled + len(tokens)]
+        self._rows.tokens[mine], self._rows.document[mine] = tokens, documents
+        self._filled += len(tokens)
+
+    def write(self) -> NDArray[np.int64]:
+        """Write them; how often each token is in them."""
+        assert self._filled == len(self._rows), f"{self._address}: {self._filled} of {len(self._rows)} rows"
+        write_shard(self._address, self._name, self._rows)
+        return histogram(self._rows.tokens, self._spec.vocab_size)
+
+
+def _write_train(spec: TokenizeSpec, domain: int, number: int, rows: Rows) -> NDArray[np.int64]:
+    shard = _TrainShard(spec, domain, number, len(rows))
+    shard.add(rows.tokens, rows.document)
+    return shard.write()
 
 
 def _entropy(spec: TokenizeSpec, domain: int, rest: int, unigrams: NDArray[np.int64]) -> float:

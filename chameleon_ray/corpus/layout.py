@@ -5,7 +5,7 @@
              are sorted into slices first and every slice then into its buckets.
     shard    train rows of one domain, shuffled: some 32 MB of its text out of one slice. Which documents are in a slice follows from their hashes, so that
              every slice is a random sample of every domain.
-    lane     consecutive shards of a slice, 64 MB of text, that one task shuffles and writes.
+    lane     consecutive shards of a slice, at most 64 MB of text, that one task shuffles and writes.
     rest     what buckets leave over: less than a row of each domain, and held-out documents. Consecutive domains, some 64 MB, go to one task.
 
 A plan for 10 TB: 655,360 buckets in 640 slices; no task holds more than a lane, and no list here or on the driver grows faster than with slices times domains.
@@ -13,6 +13,7 @@ A plan for 10 TB: 655,360 buckets in 640 slices; no task holds more than a lane,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,7 +118,12 @@ class Lanes:
 
 
 def _cut(sizes: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Number consecutive things so that those of one number have `most` together, but for a last one that begins before that."""
-    before = np.concatenate([[0.0], np.cumsum(sizes)[:-1]])
-    _, numbers = np.unique(before // most, return_inverse=True)
-    return numbers.astype(np.int64)
+    """Number consecutive things so that those of one number have at most `most` together; what has more by itself has a number of its own."""
+    numbers = np.empty(len(sizes), np.int64)
+    number, together = -1, math.inf
+    for i, size in enumerate(sizes.tolist()):
+        if together + size > most:
+            number, together = number + 1, 0.0
+        together += size
+        numbers[i] = number
+    return numbers

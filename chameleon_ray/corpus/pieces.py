@@ -60,6 +60,11 @@ def read_pieces(address: str, schema: pa.Schema, slots: range) -> Iterator[tuple
             yield slot, pa.ipc.read_record_batch(codec.decompress(source.read_at(stored, offset), size), schema)
 
 
+def give_back() -> None:
+    """Return to the system what this process has freed; the C library would keep it, and what is allocated next seldom fits into it. Cost: a millisecond."""
+    pa.system_memory_pool().release_unused()
+
+
 def _index(source: Any) -> NDArray[np.int64]:
     size = source.size()
     tail = source.read_at(min(size, _TAIL_BYTES), max(0, size - _TAIL_BYTES))

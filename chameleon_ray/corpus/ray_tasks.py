@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 
+from chameleon_ray.corpus.pieces import give_back
 from chameleon_ray.errors import as_outcome, from_outcome
 from chameleon_ray.progress import Phase
 from chameleon_ray.ray_session import quiet_data
@@ -41,7 +41,7 @@ def _run_wave(tasks: Sequence[Task], phase: Phase, label: str, before: int, tota
     def call(row: dict[str, Any]) -> dict[str, Any]:
         task = ray.get(shared)[row["id"]]
         outcome = as_outcome(task.function, *task.arguments)
-        _give_back()
+        give_back()
         return {"id": row["id"], "outcome": outcome}
 
     results: dict[int, dict[str, Any]] = {}
@@ -52,9 +52,4 @@ def _run_wave(tasks: Sequence[Task], phase: Phase, label: str, before: int, tota
         while delivered in results:
             yield results.pop(delivered)
             delivered += 1
-    _give_back()
-
-
-def _give_back() -> None:
-    """Return to the system what this process has freed; the C library would keep it."""
-    pa.system_memory_pool().release_unused()
+    give_back()

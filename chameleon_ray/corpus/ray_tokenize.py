@@ -99,12 +99,14 @@ def _with_tokenizer(config: CorpusConfig, spec: TokenizeSpec, phase: Phase) -> T
 
 @dataclass(frozen=True)
 class Totals:
-    """What the buckets came to, by domain: documents, tokens and bytes [3] to train on and held out, copies and held-out documents left out."""
+    """What the buckets came to, by domain: documents, tokens and bytes [3] to train on and held out, copies and held-out documents left out; and `rows` of
+    every shard [slices, shards of a slice]."""
 
     train: dict[str, NDArray[np.int64]]
     heldout: dict[str, NDArray[np.int64]]
     duplicates: Counter[str]
     unused: Counter[str]
+    rows: NDArray[np.int64]
 
 
 def _write_rows(config: CorpusConfig, spec: TokenizeSpec, reading: Reading, phase: Phase) -> dict[str, DomainCounts]:
@@ -114,7 +116,7 @@ def _write_rows(config: CorpusConfig, spec: TokenizeSpec, reading: Reading, phas
         refuse_unmeasured(spec.trained_whole)
     trained = [name for name in spec.names if name not in spec.targets]
     _check_train(trained, spec, totals)
-    rows = _gather_lanes(spec, phase)
+    rows = _gather_lanes(spec, totals.rows, phase)
     rests: dict[str, dict[str, Any]] = {}
     for result in run_tasks([Task(gather_rest, (spec, rest)) for rest in range(spec.lanes.num_rests)], phase, "hold out"):
         rests.update(result)
@@ -124,8 +126,8 @@ def _write_rows(config: CorpusConfig, spec: TokenizeSpec, reading: Reading, phas
     return {name: _counts(name, reading, totals, [*rows[name], rests[name]["rows"]], rests[name], quality.get(name)) for name in spec.names}
 
 
-def _gather_lanes(spec: TokenizeSpec, phase: Phase) -> dict[str, list[int]]:
-    """Write the shards of all lanes; by domain the rows of each, slice after slice."""
+def _gather_lanes(spec: TokenizeSpec, found: NDArray[np.int64], phase: Phase) -> dict[str, list[int]]:
+    """Write the shards of all lanes, whose rows are `found`; by domain the rows of each, slice after slice."""
     lanes, slices = spec.lanes, range(spec.lanes.layout.slices)
     condensed = [[0] * len(spec.names) for _ in slices]
     if len(slices) > 1:
@@ -134,23 +136,31 @@ def _gather_lanes(spec: TokenizeSpec, phase: Phase) -> dict[str, list[int]]:
         for (each, _), result in zip(places, run_tasks([Task(condense_rest, (spec, *place)) for place in places], phase, "condense"), strict=True):
             for name, count in result["rows"].items():
                 condensed[each][place_of[name]] = count
-    tasks = [Task(gather_lane, (spec, each, lane)) for each in slices for lane in range(lanes.num_lanes)]
-    found = [count for result in run_tasks(tasks, phase, "shuffle") for count in result["rows"]]
+    tasks = []
+    for each in slices:
+        for lane in range(lanes.num_lanes):
+            slots = np.flatnonzero((lanes.lane_of == lane) & (found[each] > 0))
+            tasks.append(Task(gather_lane, (spec, each, lane, dict(zip(slots.tolist(), found[each, slots].tolist(), strict=True)))))
+    for _ in run_tasks(tasks, phase, "shuffle"):
+        pass
     rows: dict[str, list[int]] = {}
-    per_slice = int(lanes.first_slot[-1])
     for i, name in enumerate(spec.names):
         first, stop = int(lanes.first_slot[i]), int(lanes.first_slot[i + 1])
         rows[name] = []
         for each in slices:
-            rows[name] += found[each * per_slice + first : each * per_slice + stop]
+            rows[name] += found[each, first:stop].tolist()
             rows[name] += [condensed[each][i]] if len(slices) > 1 else []
     return rows
 
 
 def _tokenize(spec: TokenizeSpec, phase: Phase) -> Totals:
     train, heldout = ({name: np.zeros(3, np.int64) for name in spec.names} for _ in range(2))
-    totals = Totals(train, heldout, Counter(), Counter())
-    for result in run_tasks([Task(tokenize_buckets, (spec, run)) for run in spec.contents.layout.runs()], phase, "tokenize"):
+    layout = spec.contents.layout
+    totals = Totals(train, heldout, Counter(), Counter(), np.zeros((layout.slices, int(spec.lanes.first_slot[-1])), np.int64))
+    runs = layout.runs()
+    for run, result in zip(runs, run_tasks([Task(tokenize_buckets, (spec, run)) for run in runs], phase, "tokenize"), strict=True):
+        slots = np.array(list(result["rows"]), np.int64)
+        totals.rows[run.start // layout.per_slice, slots] += np.array(list(result["rows"].values()), np.int64)
         for total, found in ((totals.train, result["train"]), (totals.heldout, result["heldout"])):
             for name, sizes in found.items():
                 total[name] += sizes

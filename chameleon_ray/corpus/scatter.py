@@ -6,14 +6,15 @@ Every function is one task: it reads files, writes files under its own name, and
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -22,9 +23,12 @@ from chameleon_ray.corpus.buckets import Contents, read_bucket
 from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.layout import Lanes
 from chameleon_ray.corpus.packing import pack
-from chameleon_ray.corpus.pieces import PieceWriter
+from chameleon_ray.corpus.pieces import PieceWriter, give_back
 from chameleon_ray.corpus.rows import token_dtype
 from chameleon_ray.corpus.tokenizer import encode
+
+_PIECE_BYTES = 1 << 21
+_GIVEN_BACK_BYTES = 4 << 20  # of text at a time
 
 Counts = dict[str, dict[str, Any]]
 
@@ -79,9 +83,10 @@ def tokenize_buckets(spec: TokenizeSpec, buckets: range) -> Counts:
     """Tokenize some buckets, one after the other.
 
     Returns:
-        Counts by domain: train documents, tokens and bytes, held-out ones, duplicates, held-out documents that are not used.
+        Counts by domain: train documents, tokens and bytes, held-out ones, duplicates, held-out documents that are not used; and `rows` of every shard of
+        the slice that got any, by its number.
     """
-    total: dict[str, dict[str, NDArray[np.int64]]] = {kind: {} for kind in ("train", "heldout", "duplicates", "unused")}
+    total: dict[str, dict[str, NDArray[np.int64]]] = {kind: {} for kind in ("train", "heldout", "duplicates", "unused", "rows")}
     for bucket in buckets:
         for kind, found in _tokenize(spec, bucket).items():
             for name, sizes in found.items():
@@ -91,50 +96,131 @@ def tokenize_buckets(spec: TokenizeSpec, buckets: range) -> Counts:
 
 def _tokenize(spec: TokenizeSpec, bucket: int) -> Counts:
     """Write a bucket's rows by lane, and what is shorter than a row, and held-out documents, by rest."""
-    address = spec.tokens_address(bucket)
-    done = f"{address}.json"
+    done = f"{spec.tokens_address(bucket)}.counts"
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
     found = read_bucket(spec.contents, bucket, spec.borders)
-    tokenizer = _tokenizer(spec.address, spec.tokenizer_sha256)
-    documents: dict[tuple[str, bool], list[tuple[NDArray[Any], int]]] = defaultdict(list)
-    end = np.array([spec.end_of_document], np.uint32)
-    for (_, domain, heldout, text), tokens in zip(found, encode(tokenizer, (text for *_, text in found)), strict=True):
-        documents[domain, heldout].append((np.concatenate([tokens, end]).astype(token_dtype(spec.vocab_size)), len(text.encode())))
     counts: Counts = {"train": {}, "heldout": {}, "duplicates": found.duplicates, "unused": found.unused}
+    documents: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    for number, (_, domain, heldout, _) in enumerate(found.documents):
+        documents[domain, heldout].append(number)
+    places, texts = [place for *_, place in found.documents], found.texts.chunks
+    del found  # nothing but the list holds text, so that it can be let go of
+    encoded = _encode(spec, places, texts)
     for (name, held), mine in documents.items():
-        counts["heldout" if held else "train"][name] = [len(mine), sum(len(tokens) for tokens, _ in mine), sum(size for _, size in mine)]
-    del found  # its text is not held beside the rows
-    _write(spec, bucket, documents)
+        counts["heldout" if held else "train"][name] = [len(mine), int(encoded.sizes[mine].sum()), int(encoded.text_bytes[mine].sum())]
+    counts["rows"] = _write(spec, bucket, documents, encoded)
     storage.write_bytes(done, json.dumps(counts).encode())
     return counts
 
 
-def _write(spec: TokenizeSpec, bucket: int, documents: dict[tuple[str, bool], list[tuple[NDArray[Any], int]]]) -> None:
-    """Write a bucket's rows and rests; documents are taken out as they are packed, so that no token is held twice."""
+@dataclass(frozen=True)
+class _Encoded:
+    """Tokens of n documents in one array, each document's with its end, in the order in which their texts lay; [n] where those of each begin, how many they
+    are, and the bytes of its text."""
+
+    tokens: NDArray[Any]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    text_bytes: NDArray[np.int64]
+
+    def of(self, document: int) -> NDArray[Any]:
+        return self.tokens[self.starts[document] : self.starts[document] + self.sizes[document]]
+
+
+def _encode(spec: TokenizeSpec, places: Sequence[int], texts: list[pa.Array]) -> _Encoded:
+    """Tokenize documents in the order in which their texts lie, and let go of text as it is read: no more is held of both than there was text.
+
+    Args:
+        places: [n] where the text of each lies in all of `texts`, which is empty afterwards.
+    """
+    order = np.argsort(places)
+    ordered = np.array(places, np.int64)[order]
+    starts, sizes, text_bytes = np.zeros((3, len(places)), np.int64)
+
+    def read() -> Iterator[str]:
+        first = start = freed = 0
+        texts.reverse()
+        while texts:
+            chunk = texts.pop()
+            stop = int(np.searchsorted(ordered, first + len(chunk)))
+            mine = ordered[start:stop] - first
+            text_bytes[order[start:stop]] = pc.binary_length(chunk).to_numpy()[mine]
+            for place in mine.tolist():
+                yield chunk[place].as_py()
+            first, start, freed = first + len(chunk), stop, freed + chunk.nbytes
+            if freed > _GIVEN_BACK_BYTES:
+                give_back()
+                freed = 0
+
+    tokens = np.empty(sum(chunk.nbytes for chunk in texts) // 2, token_dtype(spec.vocab_size))  # memory that nothing is written to is not taken
+    filled = 0
+    for document, found in zip(order.tolist(), encode(_tokenizer(spec.address, spec.tokenizer_sha256), read()), strict=True):
+        starts[document], sizes[document] = filled, len(found) + 1
+        filled += len(found) + 1
+        if filled > len(tokens):
+            tokens = np.concatenate([tokens, np.empty(filled, tokens.dtype)])
+        tokens[filled - len(found) - 1 : filled - 1] = found
+        tokens[filled - 1] = spec.end_of_document
+    return _Encoded(tokens[:filled], starts, sizes, text_bytes)
+
+
+def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool], Sequence[int]], encoded: _Encoded) -> dict[str, int]:
+    """Write a bucket's rows, lane by lane, and its rests; how many rows each of the slice's shards got.
+
+    Args:
+        documents: by domain and whether held out, which of those encoded are its documents.
+    """
     lanes = spec.lanes
-    rows: dict[int, list[tuple[NDArray[Any], ...]]] = defaultdict(list)
+    rows: Counter[int] = Counter()
     rests: dict[int, list[tuple[int, bool, int, int, NDArray[Any]]]] = defaultdict(list)
-    for index, name in enumerate(spec.names):
-        train, heldout = (documents.pop((name, held), []) for held in (False, True))
-        if not train and not heldout:
-            continue
-        numbers = (bucket << 32) + np.arange(len(train) + len(heldout), dtype=np.int64)
-        full, left = pack([tokens for tokens, _ in train], numbers[: len(train)], spec.row_tokens, spec.vocab_size)
-        shards = np.random.default_rng([spec.seed, bucket, *name.encode()]).integers(max(1, lanes.shards[index]), size=len(full)) + lanes.first_slot[index]
-        for lane in np.unique(lanes.lane_of[shards]):
-            mine = lanes.lane_of[shards] == lane
-            rows[int(lane)].append((shards[mine], full.document[mine], full.tokens[mine]))
-        pieces = [(index, False, document, 0, tokens) for document, tokens in left]
-        pieces += [(index, True, int(number), size, tokens) for number, (tokens, size) in zip(numbers[len(train) :], heldout, strict=True)]
-        rests[int(lanes.rest_of[index])] += pieces
     with PieceWriter(spec.tokens_address(bucket)) as writer:
-        for lane, parts in sorted(rows.items()):
-            shards, owners, tokens = (np.concatenate(part) for part in zip(*parts, strict=True))
-            values = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), spec.row_tokens)
-            writer.add(lane, pa.record_batch([pa.array(shards, pa.int32()), pa.array(owners), values], schema=spec.row_schema))
-        for rest, pieces in sorted(rests.items()):
-            writer.add(lanes.num_lanes + rest, rest_batch(spec, pieces))
+        pending = _PendingRows(spec, writer)
+        for index, name in enumerate(spec.names):
+            train, heldout = (documents.get((name, held), ()) for held in (False, True))
+            if not train and not heldout:
+                continue
+            numbers = (bucket << 32) + np.arange(len(train) + len(heldout), dtype=np.int64)
+            full, left = pack([encoded.of(each) for each in train], numbers[: len(train)], spec.row_tokens, spec.vocab_size)
+            shards = np.random.default_rng([spec.seed, bucket, *name.encode()]).integers(max(1, lanes.shards[index]), size=len(full)) + lanes.first_slot[index]
+            rows.update(shards.tolist())
+            for lane in np.unique(lanes.lane_of[shards]).tolist():
+                mine = lanes.lane_of[shards] == lane
+                pending.add(lane, shards[mine], full.document[mine], full.tokens[mine])
+            rest = rests[int(lanes.rest_of[index])]
+            rest += [(index, False, document, 0, fragment) for document, fragment in left]
+            held_out = zip(numbers[len(train) :].tolist(), heldout, strict=True)
+            rest += [(index, True, number, int(encoded.text_bytes[each]), encoded.of(each)) for number, each in held_out]
+        pending.flush()
+        for number, rest in sorted(rests.items()):
+            writer.add(lanes.num_lanes + number, rest_batch(spec, rest))
+    return {str(shard): count for shard, count in sorted(rows.items())}
+
+
+class _PendingRows:
+    """Rows on their way to a lane's pieces, which are small enough to be made, compressed and read without being noticed and large enough to be few."""
+
+    def __init__(self, spec: TokenizeSpec, writer: PieceWriter) -> None:
+        self._spec, self._writer = spec, writer
+        self._lane, self._bytes = -1, 0
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+
+    def add(self, lane: int, shards: NDArray[np.int64], documents: NDArray[np.int64], tokens: NDArray[Any]) -> None:
+        """More rows of this lane, or of a later one."""
+        if lane != self._lane or self._bytes + tokens.nbytes > _PIECE_BYTES:
+            self.flush()
+        self._lane = lane
+        self._bytes += tokens.nbytes
+        self._parts.append((shards, documents, tokens))
+
+    def flush(self) -> None:
+        """Write what there is."""
+        if self._parts:
+            shards, documents, tokens = map(np.concatenate, zip(*self._parts, strict=True)) if len(self._parts) > 1 else self._parts[0]
+            values = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), self._spec.row_tokens)
+            arrays = [pa.array(shards, pa.int32()), pa.array(documents), values]
+            self._writer.add(self._lane, pa.record_batch(arrays, schema=self._spec.row_schema))
+        self._parts, self._bytes = [], 0
 
 
 def rest_batch(spec: TokenizeSpec, pieces: Iterable[tuple[int, bool, int, int, NDArray[Any]]]) -> pa.RecordBatch:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
@@ -20,9 +21,12 @@ from tokenizers import Tokenizer
 from chameleon_ray import storage
 from chameleon_ray.artifacts import SPLITS, TokenCorpus
 from chameleon_ray.config import Resources
-from chameleon_ray.corpus import tokenizer
+from chameleon_ray.corpus import scatter, tokenizer
+from chameleon_ray.corpus.buckets import Contents
+from chameleon_ray.corpus.layout import Lanes, Layout
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.rows import RowReader
+from chameleon_ray.corpus.scatter import TokenizeSpec
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, train_tokenizer
 from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.progress import Reporter
@@ -264,3 +268,17 @@ def test_a_mended_corpus_goes_through_after_a_refusal(refused: Refused, tmp_path
     (tmp_path / "0-files.jsonl.zst").write_bytes(packed)
     corpus = tokenized(tmp_path / "runs", content)
     assert corpus.domains["web"].train.documents + corpus.domains["web"].valid.documents + corpus.domains["web"].test.documents == 40
+
+
+def test_text_is_let_go_of_as_it_is_encoded_whatever_order_is_asked_for(bpe: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    bpe.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    spec = TokenizeSpec(str(tmp_path), Contents("", Layout(1, 1), (), (), {}), {}, Lanes.of(Layout(1, 1), {"a": 1}, [True], 8, 0), 8, 0, 400, 0, "x", 0)
+    documents = [" ".join(WORDS[i:]) + "é" * i for i in range(12)]
+    texts = [pa.array(documents[:5], pa.large_string()), pa.array([], pa.large_string()), pa.array(documents[5:], pa.large_string())]
+    places = [11, 0, 7, 4, 5, 2]  # the others are copies, or not used
+    encoded = scatter._encode(spec, places, texts)
+    assert texts == []
+    for number, place in enumerate(places):
+        assert encoded.of(number).tolist() == [*whole(bpe, documents[place]), 0]
+    assert encoded.text_bytes.tolist() == [len(documents[place].encode()) for place in places]
