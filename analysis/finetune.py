@@ -2,7 +2,7 @@
 
     CHAMELEON_DATA=… python -m analysis.finetune wiki7 --base FOLDER_OR_GGUF --seeds 0,1,2 [key=value …]
 
-What was found with other seeds before is kept in `analysis/results/pieces`, and the tables of all are printed after every seed (`pairs.py`).
+What was found with other seeds before is kept in `analysis/results/kept`, and the tables of all are printed after every seed (`pairs.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables of comparisons whose methods share seeds, for `analysis/results`: what differences they can find, the weights, perplexities, paired intervals.
 
-Every method is fitted anew with every seed. The power table says how far a difference between two mixtures moves from seed to seed (standard deviation of
+Methods are fitted anew with every seed. The power table says how far a difference between two mixtures moves from seed to seed (standard deviation of
 the paired differences on valid, and what it is at most with 95 % confidence), and the smallest difference that so many pairs find four times in five at the
 5 % level (two-sided t test), by the one and by the other: to be read before the comparison.
 """
@@ -20,7 +20,7 @@ from scipy.special import nctdtr
 from scipy.stats import chi2
 from scipy.stats import t as student
 
-from analysis.pieces import BEFORE, Pieces, pieces_of
+from analysis.kept import Kept, Setting, kept_of
 from chameleon_ray.backend import Backend
 from chameleon_ray.evaluation.losses import mean_nats
 from chameleon_ray.experiment import Experiment
@@ -28,13 +28,14 @@ from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_progress import Reporter
+from chameleon_ray.report.data import BEFORE
 from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.page import table_markdown
 from chameleon_ray.report.paper import transfer_table
 from chameleon_ray.report.significance import by_pair, paired_differences
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-KEPT = REPOSITORY / "analysis" / "results" / "pieces"
+KEPT = REPOSITORY / "analysis" / "results" / "kept"
 
 PAIRS = (3, 4, 6, 8)
 Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
@@ -47,19 +48,26 @@ def seed_by_seed(
     everything as Markdown after each.
 
     Args:
-        together: all seeds in one run, which fills the machine better where runs are short, on one sample of text and with one tokenizer.
+        together: all seeds in one run, which fills the machine better where runs are short.
         kept: the folder of what is kept, by the experiment's name.
+    Raises:
+        UserError: what is kept by this name was set otherwise; before anything is trained.
     """
     os.environ["RAY_DEDUP_LOGS"] = "1"
     for chosen in [list(seeds)] if together else [[seed] for seed in seeds]:
         settings = experiment(chosen)
-        found = run(settings, RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True))))
-        folder, pieces = kept / settings.name, pieces_of(found, setting_of(settings, found.data.corpus.vocab_size))
-        pieces = Pieces.load(folder).with_newer(pieces) if folder.exists() else pieces
-        pieces.save(folder)
+        backend = RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True)))
+        folder, setting = kept / settings.name, setting_of(settings, backend)
+        if (earlier := Kept.load(folder)) is not None:
+            earlier.check(setting)
+        found = run(settings, backend)
         changed = transfer_table(found.data)
         failed = [f"Failed: {label}: {why}" for label, why in found.data.failures.items()]
-        print("\n\n".join([document(pieces), *([table_markdown(changed)] if changed else []), *failed, f"Report: {found.report}"]), end="\n\n", flush=True)
+        print("\n\n".join([f"Report: {found.report}", *failed, *([table_markdown(changed)] if changed else [])]), end="\n\n", flush=True)
+        newer = kept_of(found, setting)
+        whole = earlier.with_newer(newer) if earlier else newer
+        whole.save(folder)
+        print(document(whole), end="\n\n", flush=True)
 
 
 def parser_of(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
@@ -72,50 +80,66 @@ def parser_of(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser
     return parser
 
 
-def document(pieces: Pieces) -> str:
+def document(kept: Kept) -> str:
     """Everything as Markdown."""
-    valid, losses = losses_of(pieces, "valid"), losses_of(pieces, "test")
-    labels = [label for label in pieces.methods if shared_seeds(losses, label, pieces.seeds)]
+    valid, losses = losses_of(kept, "valid"), losses_of(kept, "test")
+    labels = [label for label in kept.methods if shared_seeds(losses, label, kept.seeds)]
     parts = [
-        f"{pieces.setting}; seeds {pieces.seeds}{_precisions(pieces)}.",
-        _on_valid(valid, labels, pieces.names(targets=False)),
-        _power(valid, labels, pieces.seeds),
-        _weights(pieces, labels),
-        _perplexities(pieces, losses, labels),
+        f"{kept.setting['training']}; seeds {kept.seeds}{_precisions(kept)}.",
+        _on_valid(valid, labels, kept.names(targets=False)),
+        _power(valid, labels, kept.seeds),
+        _weights(kept, losses, labels),
+        _perplexities(kept, losses, labels),
+        _paired(kept, labels),
     ]
-    return "\n\n".join([*parts, _paired(pieces, labels)])
+    return "\n\n".join(part for part in parts if part)
 
 
-def losses_of(pieces: Pieces, split: str) -> Losses:
+def losses_of(kept: Kept, split: str) -> Losses:
     """Losses on a split of every base model and of the model before; the mean over domains is domain "all"."""
-    targets = pieces.names(targets=True)
-    kept: dict[tuple[str, int, str], float] = {}
-    for (label, seed), by_domain in pieces.runs(split).items():
-        kept |= {(label, seed, name): loss.mean_nats for name, loss in by_domain.items()}
-        kept[label, seed, "all"] = mean_nats({name: loss for name, loss in by_domain.items() if name not in targets})
-    return kept
+    targets = kept.names(targets=True)
+    found: dict[tuple[str, int, str], float] = {}
+    for (label, seed), by_domain in kept.runs(split).items():
+        found |= {(label, seed, name): loss.mean_nats for name, loss in by_domain.items()}
+        found[label, seed, "all"] = mean_nats({name: loss for name, loss in by_domain.items() if name not in targets})
+    return found
 
 
-def setting_of(experiment: Experiment, vocab_size: int) -> str:
-    """What runs have in common that may stand in one table."""
+def setting_of(experiment: Experiment, backend: Backend) -> Setting:
+    """What runs have in common that may stand in one table; of a pretrained model the content counts, not where it lies."""
+    base = experiment.base
+    pretrained = base.model.pretrained
+    start = backend.find_model(pretrained, experiment.corpus.row_tokens, "base.model.pretrained").digest if pretrained else None
+    sections = experiment.model_dump(mode="json", include={"base", "proxy", "embedding"})
+    for section in (sections["base"], sections["proxy"]):
+        section.pop("micro_batch_rows")
+        if section["model"]["pretrained"] == pretrained:
+            section["model"].pop("pretrained")
+    methods = {label: {**settings, "version": experiment.mixer(label).version} for label, settings in experiment.methods.items()}
+    return {"training": _training(experiment), "start": start, **sections, "methods": methods, "fitted with every seed": experiment.fit_every_seed}
+
+
+def _training(experiment: Experiment) -> str:
     base, length = experiment.base, experiment.corpus.row_tokens
     tokens = base.steps * base.batch_rows * length
-    if base.model.pretrained is None:
-        parameters = Architecture.gpt2(base.model, vocab_size, length).num_parameters
-        trained = f"From scratch, {parameters:,} parameters, {tokens / parameters:.3g} tokens a parameter"
-    else:
+    if base.model.pretrained is not None:
         trained = f"LoRA of rank {base.model.lora.rank}" if base.model.lora else "All weights"
+    else:
+        trained = "From scratch"
+        if (training := experiment.corpus.tokenizer.train) is not None:
+            parameters = Architecture.gpt2(base.model, training.vocab_size, length).num_parameters
+            trained = f"From scratch, {parameters:,} parameters, {tokens / parameters:.3g} tokens a parameter"
     rate = f"learning rate {base.learning_rate:g} to {base.min_learning_rate:g}"
     return f"{trained}: {base.steps} steps of {base.batch_rows} rows of {length} tokens ({tokens:,} tokens), {rate}"
 
 
-def _precisions(pieces: Pieces) -> str:
-    """Where seeds were trained in different ones."""
-    rows = pieces.losses.group_by(["precision", "seed"], use_threads=False).aggregate([]).to_pylist()
+def _precisions(kept: Kept) -> str:
+    """Those of the base models, with the seeds of each where there are several."""
     found: dict[str, set[int]] = {}
-    for row in rows:
-        found.setdefault(row["precision"], set()).add(row["seed"])
-    return "".join(f", {precision} {sorted(seeds)}" if len(found) > 2 else f", {precision}" for precision, seeds in found.items() if precision)
+    for row in kept.losses.group_by(["precision", "seed"], use_threads=False).aggregate([]).to_pylist():
+        if row["precision"]:
+            found.setdefault(row["precision"], set()).add(row["seed"])
+    return "".join(f", {precision} {sorted(seeds)}" if len(found) > 1 else f", {precision}" for precision, seeds in found.items())
 
 
 def _on_valid(losses: Losses, labels: Sequence[str], names: Sequence[str]) -> str:
@@ -130,7 +154,8 @@ def _on_valid(losses: Losses, labels: Sequence[str], names: Sequence[str]) -> st
 
 
 def _power(losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
-    """Paired differences from uniform in percent of geometric-mean perplexity: their mean, spread over seeds, and what more pairs would find."""
+    """Paired differences from uniform in percent of geometric-mean perplexity: their mean, spread over seeds, and what more pairs would find; empty where no
+    method has two pairs."""
     lines = ["| valid, against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |" + "".join(f" {n} pairs find |" for n in PAIRS)]
     lines.append("|---" * (4 + len(PAIRS)) + "|")
     for label in labels:
@@ -143,7 +168,7 @@ def _power(losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
         found = (f"{smallest(n) * spread:.2f} to {smallest(n) * most:.2f}" for n in PAIRS)
         cells = [f"{pairs.mean():+.2f}", f"{spread:.2f}, at most {most:.2f}", f"{spread / math.sqrt(n):.2f}", *found]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def smallest(pairs: int, power: float = 0.8) -> float:
@@ -161,30 +186,30 @@ def shared_seeds(losses: Losses, label: str, seeds: Sequence[int]) -> list[int]:
     return [seed for seed in seeds if (label, seed, "all") in losses and ("uniform", seed, "all") in losses]
 
 
-def _weights(pieces: Pieces, labels: Sequence[str]) -> str:
-    """Means over fits with the standard error over them, of a single fit its own."""
-    rows = pieces.weights.to_pylist()
+def _weights(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
+    """Means over the fits of shared seeds with the standard error over them, of a single fit its own."""
+    rows = kept.weights.to_pylist()
     names = list(dict.fromkeys(row["domain"] for row in rows))
     lines = ["| weights | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for label in labels:
-        cells = []
+        shared, cells = shared_seeds(losses, label, kept.seeds), []
         for name in names:
-            fits = [row for row in rows if (row["method"], row["domain"]) == (label, name)]
+            fits = [row for row in rows if (row["method"], row["domain"]) == (label, name) and row["seed"] in shared]
             weights = np.array([row["weight"] for row in fits])
             error = weights.std(ddof=1) / math.sqrt(len(weights)) if len(weights) > 1 else fits[0]["stderr"]
-            cells.append(f"{weights.mean():.3f}" + (f" ± {error:.3f}" if error else ""))
+            cells.append(f"{weights.mean():.3f}" + (f" ± {error:.3f}" if error is not None and error > 1e-9 else ""))
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _perplexities(pieces: Pieces, losses: Losses, labels: Sequence[str]) -> str:
+def _perplexities(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
     """Per domain, mean over the seeds that a method shares with uniform, with the standard error of the paired difference where there is one."""
     before = sorted({seed for label, seed, _ in losses if label == BEFORE})
     columns = [*([BEFORE] if before else []), *labels]
     lines = ["| test perplexity | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    shared = {label: shared_seeds(losses, label, pieces.seeds) for label in labels} | {BEFORE: before}
-    measured = pieces.names(targets=False)
-    for name in (*measured, *pieces.names(targets=True)):
+    shared = {label: shared_seeds(losses, label, kept.seeds) for label in labels} | {BEFORE: before}
+    measured = kept.names(targets=False)
+    for name in (*measured, *kept.names(targets=True)):
         cells = []
         for label in columns:
             values = np.exp([losses[label, seed, name] for seed in shared[label]])
@@ -202,11 +227,11 @@ def _perplexities(pieces: Pieces, losses: Losses, labels: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _paired(pieces: Pieces, labels: Sequence[str]) -> str:
+def _paired(kept: Kept, labels: Sequence[str]) -> str:
     """95 % intervals over seeds and documents, as the report has them, on the domains together and on each target."""
-    targets = pieces.names(targets=True)
-    runs = {run: losses for run, losses in pieces.runs("test").items() if run[0] != BEFORE}
-    asked = {"average": pieces.names(targets=False), **{target: [target] for target in targets}}
+    targets = kept.names(targets=True)
+    runs = {run: losses for run, losses in kept.runs("test").items() if run[0] != BEFORE}
+    asked = {"average": kept.names(targets=False), **{target: [target] for target in targets}}
     lines = ["| against uniform | of | perplexity | nats |", "|---|---|---|---|"]
     for title, names in asked.items():
         pairs = paired_differences({run: {name: losses[name] for name in names} for run, losses in runs.items()})

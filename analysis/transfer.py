@@ -1,11 +1,10 @@
 """Changed domains, section 4.2 of the paper: seven domains of text that grow to thirteen. The tables of `analysis/results/transfer.md`, a piece at a time.
 
     CHAMELEON_DATA=… python -m analysis.transfer methods                             every method: weights, rows embedded, what the change took of each
-    CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0,1,2,3             pairs of what needs no training: worth to models of 150 tokens a parameter
+    CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0,1,2,3 --together  pairs of what needs no training: worth to models of 150 tokens a parameter
     CHAMELEON_DATA=… python -m analysis.transfer going-on --base MODEL --seeds 0,1   the same where a pretrained model goes on, all alike from its weights
 
-Every method is fitted anew with every seed, so that what is said of seeds holds for proxies too. `scratch` trains a tokenizer: its seeds are one call's, with
-`--together`; those of `going-on` may be run one at a time.
+Every method is fitted anew with every seed, so that what is said of seeds holds for proxies too.
 """
 
 from __future__ import annotations

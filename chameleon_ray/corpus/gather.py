@@ -6,6 +6,7 @@ comes one of what is left over then.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.corpus.packing import deal, pack, pack_all
-from chameleon_ray.corpus.pieces import PieceWriter, give_back, read_pieces
+from chameleon_ray.corpus.pieces import GIVEN_BACK_BYTES, PieceWriter, give_back, read_pieces
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
 from chameleon_ray.corpus.scatter import TokenizeSpec, rest_batch
 from chameleon_ray.corpus.unigrams import entropy_nats, histogram
@@ -28,28 +29,39 @@ UNIGRAMS = pa.schema([("token", pa.int64()), ("count", pa.int64())])  # a slot f
 Piece = tuple[bool, int, int, NDArray[Any]]  # held out, document, bytes, tokens
 
 
-def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: Mapping[int, int]) -> dict[str, Any]:
+def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: NDArray[np.int64]) -> dict[str, Any]:
     """Write the shuffled train shards of a lane, and how often each token is in them.
 
-    Every row goes from the piece that it is read in straight to its place in its shard, so that no more is held than the lane's rows.
+    Every row goes from the piece that it is read in straight to its place in its shard, so that little more is held than the lane's rows.
 
     Args:
-        rows: of each of the lane's shards that has any, by its number in the slice.
+        rows: of each of the lane's shards.
     """
-    domains = {slot: int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1 for slot in rows}
     shards = {}
-    for slot, domain in domains.items():
-        number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
-        shards[slot] = _TrainShard(spec, domain, number, rows[slot])
-    for bucket in _buckets(spec, slice_number):
+    for slot, count in zip(spec.lanes.slots_of_lane(lane), rows.tolist(), strict=True):
+        if count:
+            domain = int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1
+            number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
+            shards[slot] = _TrainShard(spec, domain, number, count)
+    read = 0
+    for bucket in _buckets(spec, slice_number) if shards else ():
         for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1)):
             _deal(batch, shards)
-        give_back()
-    unigrams: dict[int, NDArray[np.int64]] = defaultdict(lambda: np.zeros(spec.vocab_size, np.int64))
-    for slot, domain in domains.items():
-        unigrams[domain] += shards.pop(slot).write()
-    _write_unigrams(_unigrams_address(spec, slice_number, lane), unigrams)
+            read += batch.nbytes
+        if read > GIVEN_BACK_BYTES:
+            give_back()
+            read = 0
+    _write_unigrams(_unigrams_address(spec, slice_number, lane), _written(spec, shards))
     return {}
+
+
+def _written(spec: TokenizeSpec, shards: dict[int, _TrainShard]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Write shards, and let go of them; how often each token is in those of each domain, one domain at a time."""
+    for domain, slots in itertools.groupby(list(shards), lambda slot: shards[slot].domain):
+        counts = np.zeros(spec.vocab_size, np.int64)
+        for slot in slots:
+            counts += shards.pop(slot).write()
+        yield domain, _occurring(counts)
 
 
 def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str, Any]:
@@ -60,13 +72,13 @@ def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str,
         `rows`: domain -> rows.
     """
     kept: list[tuple[int, bool, int, int, NDArray[Any]]] = []
-    rows, unigrams = {}, {}
+    rows, unigrams = {}, []
     for domain, pieces in _by_domain(spec, (spec.tokens_address(bucket) for bucket in _buckets(spec, slice_number)), spec.lanes.num_lanes + rest):
         tails = [piece for piece in pieces if not piece[0]]
         full, left = pack([piece[3] for piece in tails], [piece[1] for piece in tails], spec.row_tokens, spec.vocab_size)
         if len(full):
             shards = shards_of_slice(spec, domain)
-            unigrams[domain] = _write_train(spec, domain, slice_number * shards + shards - 1, full)
+            unigrams.append((domain, _occurring(_write_train(spec, domain, slice_number * shards + shards - 1, full))))
             rows[spec.names[domain]] = len(full)
         kept += [(domain, False, document, 0, tokens) for document, tokens in left]
         kept += [(domain, *piece) for piece in pieces if piece[0]]
@@ -133,6 +145,7 @@ class _TrainShard:
     """Train rows of one domain in random order, as many as are announced."""
 
     def __init__(self, spec: TokenizeSpec, domain: int, number: int, count: int) -> None:
+        self.domain = domain
         self._spec, self._name = spec, spec.names[domain]
         self._address = storage.join(spec.address, "train", quote(self._name, safe=""), f"shard-{number:05d}.arrow")
         order = np.random.default_rng([spec.seed, number, *self._name.encode()]).permutation(count)
@@ -144,6 +157,7 @@ class _TrainShard:
 
     def add(self, tokens: NDArray[Any], documents: NDArray[np.int64]) -> None:
         """The next rows: [n, row_tokens], and the document of each one's first token."""
+        assert self._filled + len(tokens) <= len(self._rows), f"{self._address}: more than {len(self._rows)} rows"
         mine = self._place[self._filled : self._filled + len(tokens)]
         self._rows.tokens[mine], self._rows.document[mine] = tokens, documents
         self._filled += len(tokens)
@@ -174,12 +188,17 @@ def _entropy(spec: TokenizeSpec, domain: int, rest: int, unigrams: NDArray[np.in
     return entropy_nats(counts)
 
 
-def _write_unigrams(address: str, unigrams: Mapping[int, NDArray[np.int64]]) -> None:
+def _write_unigrams(address: str, unigrams: Iterable[tuple[int, pa.RecordBatch]]) -> None:
     """How often each token is in shards of some domains."""
     with PieceWriter(address) as writer:
-        for domain, counts in unigrams.items():
-            tokens = np.flatnonzero(counts)
-            writer.add(domain, pa.record_batch([pa.array(tokens), pa.array(counts[tokens])], schema=UNIGRAMS))
+        for domain, counts in unigrams:
+            writer.add(domain, counts)
+
+
+def _occurring(counts: NDArray[np.int64]) -> pa.RecordBatch:
+    """The tokens that occur, and how often."""
+    tokens = np.flatnonzero(counts)
+    return pa.record_batch([pa.array(tokens), pa.array(counts[tokens])], schema=UNIGRAMS)
 
 
 def _by_domain(spec: TokenizeSpec, files: Iterable[str], slot: int) -> Iterator[tuple[int, list[Piece]]]:

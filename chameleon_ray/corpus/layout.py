@@ -111,6 +111,10 @@ class Lanes:
     def num_rests(self) -> int:
         return int(self.rest_of[-1]) + 1
 
+    def slots_of_lane(self, lane: int) -> range:
+        """The shards of a lane, by their numbers in the slice."""
+        return range(*np.searchsorted(self.lane_of, [lane, lane + 1]).tolist())
+
     def lanes_of_domain(self, domain: int) -> range:
         """The lanes with a domain's shards."""
         first, stop = self.first_slot[domain], self.first_slot[domain + 1]

@@ -17,6 +17,7 @@ from chameleon_ray import storage
 
 _TAIL_BYTES = 16 << 10  # read at first: small indices fit
 _CODEC = "lz4"
+GIVEN_BACK_BYTES = 2 << 20  # to let go of before memory is given back
 
 
 class PieceWriter:

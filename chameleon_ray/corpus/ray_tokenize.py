@@ -136,11 +136,8 @@ def _gather_lanes(spec: TokenizeSpec, found: NDArray[np.int64], phase: Phase) ->
         for (each, _), result in zip(places, run_tasks([Task(condense_rest, (spec, *place)) for place in places], phase, "condense"), strict=True):
             for name, count in result["rows"].items():
                 condensed[each][place_of[name]] = count
-    tasks = []
-    for each in slices:
-        for lane in range(lanes.num_lanes):
-            slots = np.flatnonzero((lanes.lane_of == lane) & (found[each] > 0))
-            tasks.append(Task(gather_lane, (spec, each, lane, dict(zip(slots.tolist(), found[each, slots].tolist(), strict=True)))))
+    slots = [lanes.slots_of_lane(lane) for lane in range(lanes.num_lanes)]
+    tasks = [Task(gather_lane, (spec, each, lane, found[each, mine.start : mine.stop])) for each in slices for lane, mine in enumerate(slots)]
     for _ in run_tasks(tasks, phase, "shuffle"):
         pass
     rows: dict[str, list[int]] = {}

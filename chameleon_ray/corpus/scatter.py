@@ -23,12 +23,11 @@ from chameleon_ray.corpus.buckets import Contents, read_bucket
 from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.layout import Lanes
 from chameleon_ray.corpus.packing import pack
-from chameleon_ray.corpus.pieces import PieceWriter, give_back
+from chameleon_ray.corpus.pieces import GIVEN_BACK_BYTES, PieceWriter, give_back
 from chameleon_ray.corpus.rows import token_dtype
 from chameleon_ray.corpus.tokenizer import encode
 
 _PIECE_BYTES = 1 << 21
-_GIVEN_BACK_BYTES = 4 << 20  # of text at a time
 
 Counts = dict[str, dict[str, Any]]
 
@@ -96,7 +95,7 @@ def tokenize_buckets(spec: TokenizeSpec, buckets: range) -> Counts:
 
 def _tokenize(spec: TokenizeSpec, bucket: int) -> Counts:
     """Write a bucket's rows by lane, and what is shorter than a row, and held-out documents, by rest."""
-    done = f"{spec.tokens_address(bucket)}.counts"
+    done = f"{spec.tokens_address(bucket)}.counts"  # another name than before rows were counted: what an older run left is made anew
     if storage.exists(done):
         return dict(json.loads(storage.read_bytes(done)))
     found = read_bucket(spec.contents, bucket, spec.borders)
@@ -129,7 +128,7 @@ class _Encoded:
 
 
 def _encode(spec: TokenizeSpec, places: Sequence[int], texts: list[pa.Array]) -> _Encoded:
-    """Tokenize documents in the order in which their texts lie, and let go of text as it is read: no more is held of both than there was text.
+    """Tokenize documents in the order in which their texts lie, and let go of text as it is read.
 
     Args:
         places: [n] where the text of each lies in all of `texts`, which is empty afterwards.
@@ -149,7 +148,7 @@ def _encode(spec: TokenizeSpec, places: Sequence[int], texts: list[pa.Array]) ->
             for place in mine.tolist():
                 yield chunk[place].as_py()
             first, start, freed = first + len(chunk), stop, freed + chunk.nbytes
-            if freed > _GIVEN_BACK_BYTES:
+            if freed > GIVEN_BACK_BYTES:
                 give_back()
                 freed = 0
 
@@ -159,9 +158,12 @@ def _encode(spec: TokenizeSpec, places: Sequence[int], texts: list[pa.Array]) ->
         starts[document], sizes[document] = filled, len(found) + 1
         filled += len(found) + 1
         if filled > len(tokens):
-            tokens = np.concatenate([tokens, np.empty(filled, tokens.dtype)])
+            grown = np.empty(2 * filled, tokens.dtype)
+            grown[: len(tokens)] = tokens
+            tokens = grown
         tokens[filled - len(found) - 1 : filled - 1] = found
         tokens[filled - 1] = spec.end_of_document
+    give_back()
     return _Encoded(tokens[:filled], starts, sizes, text_bytes)
 
 
@@ -207,11 +209,14 @@ class _PendingRows:
 
     def add(self, lane: int, shards: NDArray[np.int64], documents: NDArray[np.int64], tokens: NDArray[Any]) -> None:
         """More rows of this lane, or of a later one."""
-        if lane != self._lane or self._bytes + tokens.nbytes > _PIECE_BYTES:
-            self.flush()
-        self._lane = lane
-        self._bytes += tokens.nbytes
-        self._parts.append((shards, documents, tokens))
+        step = max(1, _PIECE_BYTES // tokens[0].nbytes)
+        for start in range(0, len(tokens), step):
+            part = tuple(column[start : start + step] for column in (shards, documents, tokens))
+            if lane != self._lane or self._bytes + part[-1].nbytes > _PIECE_BYTES:
+                self.flush()
+            self._lane = lane
+            self._bytes += part[-1].nbytes
+            self._parts.append(part)
 
     def flush(self) -> None:
         """Write what there is."""

@@ -126,7 +126,7 @@ def test_the_plan_for_terabytes(text_bytes: int, domains: int) -> None:
     objects = 2 * groups + 2 * len(contents.all_splits()) + 4 * cut.buckets + cut.slices * (slots + lanes.num_rests) + cut.slices * int(lanes.first_slot[-1])
     assert tasks < text_bytes / (12 << 20)
     assert objects < 10 * text_bytes / (16 << 20)
-    driver_bytes = 8 * (cut.slices * int(lanes.first_slot[-1] + domains)) + 200 * len(runs) + 400 * groups + 2000 * domains
+    driver_bytes = 8 * (cut.slices * int(lanes.first_slot[-1] + domains)) + 200 * len(runs) + 400 * groups + 2000 * domains + 300 * cut.slices * lanes.num_lanes
     assert driver_bytes < 200e6
 
 
@@ -138,8 +138,13 @@ def test_lanes_hold_every_shard_once() -> None:
     assert (np.diff(lanes.lane_of) >= 0).all()
     assert set(lanes.lane_of.tolist()) == set(range(lanes.num_lanes))
     assert [slot for domain in range(4) for slot in range(lanes.first_slot[domain], lanes.first_slot[domain + 1])] == list(range(76))
+    assert [slot for lane in range(lanes.num_lanes) for slot in lanes.slots_of_lane(lane)] == list(range(76))
     assert lanes.lanes_of_domain(1) == range(0)
     assert {lane for domain in range(4) for lane in lanes.lanes_of_domain(domain)} == set(range(lanes.num_lanes))
+
+
+def test_what_is_larger_than_a_lane_has_one_to_itself() -> None:
+    assert layout._cut(np.array([1.0, 5.0, 1.0, 3.0, 1.0, 9.0, 4.0]), 4).tolist() == [0, 1, 2, 2, 3, 4, 5]
 
 
 def test_pieces_come_back_by_slot_in_the_order_they_were_written(tmp_path: Path) -> None:

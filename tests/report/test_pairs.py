@@ -1,20 +1,25 @@
-"""What the tables of paired runs are made of: pieces that are kept and put together, how small a difference pairs find, which seeds are paired, and the
+"""What the tables of paired runs are made of: runs that are kept and put together, how small a difference pairs find, which seeds are paired, and the
 command lines that are documented."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
 from analysis import finetune, transfer
-from analysis.pairs import document, shared_seeds, smallest
-from analysis.pieces import Pieces, pieces_of
+from analysis.kept import Kept, Setting, kept_of
+from analysis.pairs import document, setting_of, shared_seeds, smallest
+from chameleon_ray.backend import Backend
 from chameleon_ray.errors import UserError
+from chameleon_ray.experiment import load_experiment
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.report import ReportData
 from tests.report.conftest import document_losses
@@ -22,43 +27,82 @@ from tests.report.conftest import document_losses
 NAMES = ("a", "b", "c")
 
 
+SETTING = {"training": "All weights", "start": "abc", "methods": {"uniform": {}, "chameleon": {"ridge": 1}}}
+
+
 @pytest.fixture
-def piece(make_data: Callable[..., ReportData]) -> Callable[..., Pieces]:
-    """What a comparison with some seeds finds; on test chameleon loses .04 nats a token less than uniform, on valid all lose 1."""
-    losses = document_losses(NAMES, {"uniform": 0.0, "chameleon": -0.04}, num_seeds=4)
+def found(make_data: Callable[..., ReportData]) -> Callable[..., Kept]:
+    """What a comparison with some seeds finds: chameleon loses `shift` nats a token more than uniform on test, all lose 1 on valid; c is a target, and the
+    model before loses as much as uniform does with seed 0."""
     data = make_data({"uniform": [[9.0] * 3], "chameleon": [[8.0] * 3]}, names=NAMES)
 
-    def made(seeds: list[int], setting: str = "All weights", names: tuple[str, ...] = NAMES) -> Pieces:
-        found = {
-            (label, seed): {split: {name: by_domain[name] for name in names} for split, by_domain in of_run.items()}
-            for (label, seed), of_run in losses.items()
-            if seed in seeds
-        }
-        fits = {(label, seed): data.mixtures[label] for label, seed in found}
-        return pieces_of(Comparison(replace(data, losses=found, precisions=dict.fromkeys(found, "fp32")), fits, {}, ""), setting)
+    def made(seeds: list[int], setting: dict[str, Any] = SETTING, shift: float = -0.04, without: Sequence[tuple[str, int]] = (), **changes: Any) -> Kept:
+        losses = document_losses(NAMES, {"uniform": 0.0, "chameleon": shift}, num_seeds=4, **changes)
+        mine = {run: of_run for run, of_run in losses.items() if run[1] in seeds and run not in without}
+        fits = {(label, seed): data.mixtures[label] for label, seed in losses}
+        for seed in seeds:
+            weights = {"a": 0.2 + seed / 100, "b": 0.8 - seed / 100, "c": 0.0}
+            fits["chameleon", seed] = replace(data.mixtures["chameleon"], weights=weights)
+        corpus = replace(data.corpus, domains={**data.corpus.domains}, targets=("c",))
+        precisions = {run: "bf16" if run[1] == 3 else "fp32" for run in mine}
+        of = replace(data, corpus=corpus, losses=mine, precisions=precisions, before_losses=losses["uniform", 0])
+        return kept_of(Comparison(of, fits, {}, ""), setting)
 
     return made
 
 
-def test_pieces_put_together_are_the_whole(piece: Callable[..., Pieces], tmp_path: Path) -> None:
-    whole = piece([0, 1, 2])
-    for seeds in ([0], [2], [1], [2]):
-        newer = piece(seeds)
-        newer = Pieces.load(tmp_path / "kept").with_newer(newer) if (tmp_path / "kept").exists() else newer
-        newer.save(tmp_path / "kept")
-    kept = Pieces.load(tmp_path / "kept")
-    assert kept.seeds == [0, 1, 2] and kept.methods == ["uniform", "chameleon"] and kept.names(targets=True) == []
-    assert document(kept) == document(whole)
-    expected = f"All weights; seeds [0, 1, 2], fp32.\n\nValid, mean nats (average perplexity): uniform 1.0000 ({np.e:.2f}, seeds [0, 1, 2]), "
-    assert document(kept).startswith(expected)
-    assert "| better than uniform |  | 3 |" in document(kept)
+def test_what_is_kept_one_seed_at_a_time_is_the_whole(found: Callable[..., Kept], tmp_path: Path) -> None:
+    kept = None
+    for seeds in ([2], [0], [1]):
+        newer = found(seeds, shift=0.5)
+        (kept.with_newer(newer) if kept else newer).save(tmp_path / "kept")
+        kept = Kept.load(tmp_path / "kept")
+    assert kept is not None
+    for seeds in ([0, 1], [2]):
+        kept = kept.with_newer(found(seeds))  # the newer ones count
+    kept.save(tmp_path / "kept")
+    kept = Kept.load(tmp_path / "kept")
+    assert kept is not None and kept.seeds == [0, 1, 2] and kept.names(targets=True) == ["c"] and kept.names(targets=False) == ["a", "b"]
+    text = document(kept)
+    assert text == document(found([0, 1, 2]))
+    assert text.startswith("All weights; seeds [0, 1, 2], fp32.\n\nValid, mean nats (average perplexity): before training 1.0000")
+    assert "| uniform | 0.333 | 0.333 | 0.333 |" in text
+    assert "| chameleon | 0.210 ± 0.006 | 0.790 ± 0.006 | 0.000 |" in text, "mean over three fits and its standard error"
+    assert "| better than uniform |  |  | 2 |" in text, "of the two domains; the target is not one of them"
 
 
-def test_pieces_of_another_setting_or_other_text_are_not_mixed(piece: Callable[..., Pieces]) -> None:
-    with pytest.raises(UserError, match=r"had another setting \(All weights\), and this has: LoRA; give it another name"):
-        piece([0]).with_newer(piece([1], "LoRA"))
+def test_a_seed_counts_where_both_methods_have_it(found: Callable[..., Kept]) -> None:
+    kept = found([0, 1]).with_newer(found([2], without=[("chameleon", 2)])).with_newer(found([3], without=[("uniform", 3)]))
+    text = document(kept)
+    assert "seeds [0, 1, 2, 3], fp32 [0, 1, 2], bf16 [3]." in text
+    assert "| chameleon | 0.205 ± 0.005 |" in text, "the fit of seed 3 has nothing to be compared with"
+    again = kept.with_newer(found([2]))
+    assert ("chameleon", 2) in again.runs("test") and ("uniform", 2) in again.runs("test")
+    assert len(kept.with_newer(found([1], without=[("chameleon", 1)])).runs("test")) == len(kept.runs("test")), "what failed this time is still there"
+
+
+def test_runs_that_are_set_otherwise_or_saw_other_text_are_not_mixed(found: Callable[..., Kept]) -> None:
+    kept = found([0])
+    with pytest.raises(UserError, match=r'had another start \("abc", and now "xyz"\); give it another name'):
+        kept.with_newer(found([1], {**SETTING, "start": "xyz"}))
+    with pytest.raises(UserError, match=r"another methods.chameleon "):
+        kept.check({**SETTING, "methods": {"chameleon": {"ridge": 2}, "other": {}}})
+    kept.check({**SETTING, "methods": {"other": {}}})
     with pytest.raises(UserError, match="measured on other documents or in other tokens"):
-        piece([0]).with_newer(piece([1], names=NAMES[:2]))
+        kept.with_newer(found([1], num_documents=59))
+
+
+def test_the_content_of_a_model_counts_and_not_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAMELEON_DATA", "/data")
+    models = {"/one": "abc", "/two": "abc", "/three": "xyz"}
+
+    def setting(base: str) -> Setting:
+        experiment = load_experiment(finetune.REPOSITORY / "jobs" / "finetune_wiki40b.yaml", [f"base.model.pretrained={base}"])
+        backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(digest=models[name])))
+        return setting_of(experiment, backend)
+
+    assert setting("/one") == setting("/two") != setting("/three")
+    assert json.loads(json.dumps(setting("/one"))) == setting("/one"), "what is kept is read back as it was"
 
 
 @pytest.mark.parametrize("pairs", [3, 8])

@@ -1,0 +1,132 @@
+"""What comparisons of the same methods found with different seeds, kept beside the tables that are made of it: hours of work may be cut in pieces, on several
+machines, and only these few kilobytes have to stay. Every seed has files of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from chameleon_ray.artifacts import DocumentLosses, SplitLosses
+from chameleon_ray.errors import UserError
+from chameleon_ray.evaluation.measurements import document_table, losses_of
+from chameleon_ray.pipeline import Comparison
+from chameleon_ray.records import read_table, write_table
+from chameleon_ray.report.data import BEFORE
+
+SETTING = b"setting"
+WEIGHTS = pa.schema([("method", pa.string()), ("seed", pa.int64()), ("domain", pa.string()), ("weight", pa.float64()), ("stderr", pa.float64())])
+Setting = Mapping[str, Any]  # what seeds must have in common to stand in one table; "methods" has that of each, by label
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Runs of several seeds, each method fitted anew with each.
+
+    Attributes:
+        setting: what they have in common.
+        losses: method, seed, precision, target (whether the domain is one that nothing is trained on), split, domain, document, nats, tokens; method
+            `BEFORE` is the model that all go on from.
+        weights: method, seed, domain, weight, stderr.
+    """
+
+    setting: Setting
+    losses: pa.Table
+    weights: pa.Table
+
+    @property
+    def seeds(self) -> list[int]:
+        """In ascending order."""
+        return sorted(self.weights["seed"].unique().to_pylist())
+
+    @property
+    def methods(self) -> list[str]:
+        """In the order in which they were first kept."""
+        return list(self.weights["method"].unique().to_pylist())
+
+    def names(self, *, targets: bool) -> list[str]:
+        """The domains that were measured, or the targets."""
+        return list(self.losses.filter(pc.equal(self.losses["target"], targets))["domain"].unique().to_pylist())
+
+    def runs(self, split: str) -> dict[tuple[str, int], dict[str, DocumentLosses]]:
+        """(method, seed) -> domain -> losses by document."""
+        found = {}
+        for key in self.losses.group_by(["method", "seed"], use_threads=False).aggregate([]).to_pylist():
+            here = pc.and_(pc.equal(self.losses["method"], key["method"]), pc.equal(self.losses["seed"], key["seed"]))
+            found[key["method"], key["seed"]] = losses_of(self.losses.filter(here))[split]
+        return found
+
+    def check(self, setting: Setting) -> None:
+        """Raise `UserError` for runs that are set otherwise, up to methods that one of both lacks."""
+        for key, mine in self.setting.items():
+            pairs = [(key, mine, setting[key])]
+            if key == "methods":
+                pairs = [(f"methods.{label}", mine[label], theirs) for label, theirs in setting[key].items() if label in mine]
+            for name, old, new in pairs:
+                if old != new:
+                    raise UserError(f"name: what was kept by this name had another {name} ({json.dumps(old)}, and now {json.dumps(new)}); give it another name")
+
+    def with_newer(self, newer: Kept) -> Kept:
+        """Both, with the newer run where a method has one of the same seed in both.
+
+        Raises:
+            UserError: they were set otherwise, or measured on other documents.
+        """
+        self.check(newer.setting)
+        if _documents(self.losses) != _documents(newer.losses):
+            raise UserError("name: what was kept by this name was measured on other documents or in other tokens; give it another name")
+        again = {(row["method"], row["seed"]) for table in (newer.losses, newer.weights) for row in table.select(["method", "seed"]).to_pylist()}
+        kept = []
+        for table in (self.losses, self.weights):
+            old = [run not in again for run in zip(table["method"].to_pylist(), table["seed"].to_pylist(), strict=True)]
+            kept.append(table.filter(pa.array(old, pa.bool_())))
+        setting = {**newer.setting, "methods": {**self.setting["methods"], **newer.setting["methods"]}}
+        return Kept(setting, *(pa.concat_tables(both) for both in zip(kept, (newer.losses, newer.weights), strict=True)))
+
+    def save(self, folder: Path) -> None:
+        """Write the tables of each seed."""
+        for seed in self.seeds:
+            for name, table in (("weights", self.weights), ("losses", self.losses)):
+                mine = table.filter(pc.equal(table["seed"], seed)).replace_schema_metadata({SETTING: json.dumps(self.setting).encode()})
+                write_table(str(folder / f"{name}-{seed:03d}.parquet"), mine)
+
+    @staticmethod
+    def load(folder: Path) -> Kept | None:
+        """Read back what there is."""
+        found = None
+        for file in sorted(folder.glob("losses-*.parquet")):
+            losses, weights = (read_table(str(file.with_name(file.name.replace("losses", name)))) for name in ("losses", "weights"))
+            setting = json.loads(losses.schema.metadata[SETTING])
+            mine = Kept(setting, losses.replace_schema_metadata(), weights.replace_schema_metadata())
+            found = found.with_newer(mine) if found else mine
+        return found
+
+
+def kept_of(found: Comparison, setting: Setting) -> Kept:
+    """What a comparison found: of every base model its losses, and the weights that it was trained on."""
+    data = found.data
+    runs = [(label, seed, data.precisions[label, seed], losses) for (label, seed), losses in data.losses.items()]
+    if data.before_losses:
+        runs += [(BEFORE, seed, "", data.before_losses) for seed in dict.fromkeys(seed for _, seed in data.losses)]
+    rows = [
+        {"method": label, "seed": seed, "domain": domain, "weight": weight, "stderr": (found.fits[label, seed].weights_stderr or {}).get(domain)}
+        for label, seed in data.losses
+        for domain, weight in found.fits[label, seed].weights.items()
+    ]
+    return Kept(setting, pa.concat_tables(_rows(*run, tuple(data.corpus.targets)) for run in runs), pa.Table.from_pylist(rows, WEIGHTS))
+
+
+def _rows(label: str, seed: int, precision: str, losses: SplitLosses, targets: Sequence[str]) -> pa.Table:
+    table = document_table(losses)
+    is_target = pc.is_in(table["domain"], pa.array(targets, pa.string()))
+    head = {"method": [label] * len(table), "seed": pa.array([seed] * len(table), pa.int64()), "precision": [precision] * len(table), "target": is_target}
+    return pa.table({**head, **{name: table[name] for name in table.column_names}})
+
+
+def _documents(losses: pa.Table) -> set[tuple[str, str, int, int]]:
+    return set(zip(*(losses[name].to_pylist() for name in ("split", "domain", "document", "tokens")), strict=True))
