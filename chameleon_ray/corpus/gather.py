@@ -7,6 +7,7 @@ comes one of what is left over then.
 from __future__ import annotations
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -32,11 +33,15 @@ Piece = tuple[bool, int, int, NDArray[Any]]  # held out, document, bytes, tokens
 def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: NDArray[np.int64]) -> dict[str, Any]:
     """Write the shuffled train shards of a lane, and how often each token is in them.
 
-    Every row goes from the piece that it is read in straight to its place in its shard, so that little more is held than the lane's rows.
+    Every row goes from the piece that it is read in straight to its place in its shard, so that little more is held than the lane's rows. Done before: return
+    at once.
 
     Args:
         rows: of each of the lane's shards.
     """
+    address = _unigrams_address(spec, slice_number, lane)
+    if storage.exists(done := f"{address}.done"):
+        return {}
     shards = {}
     for slot, count in zip(spec.lanes.slots_of_lane(lane), rows.tolist(), strict=True):
         if count:
@@ -51,7 +56,8 @@ def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: NDArray[
         if read > GIVEN_BACK_BYTES:
             give_back()
             read = 0
-    _write_unigrams(_unigrams_address(spec, slice_number, lane), _written(spec, shards))
+    _write_unigrams(address, _written(spec, shards))
+    storage.write_bytes(done, b"")
     return {}
 
 
@@ -66,11 +72,14 @@ def _written(spec: TokenizeSpec, shards: dict[int, _TrainShard]) -> Iterator[tup
 
 def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str, Any]:
     """Where there are several slices: full rows of what a slice's buckets left over, as a shard for each domain; what is left over then, and held-out
-    documents, are kept for `gather_rest`.
+    documents, are kept for `gather_rest`. Done before: return at once.
 
     Returns:
         `rows`: domain -> rows.
     """
+    address = _condensed_address(spec, slice_number, rest)
+    if storage.exists(done := f"{address}.json"):
+        return dict(json.loads(storage.read_bytes(done)))
     kept: list[tuple[int, bool, int, int, NDArray[Any]]] = []
     rows, unigrams = {}, []
     for domain, pieces in _by_domain(spec, (spec.tokens_address(bucket) for bucket in _buckets(spec, slice_number)), spec.lanes.num_lanes + rest):
@@ -83,9 +92,10 @@ def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str,
         kept += [(domain, False, document, 0, tokens) for document, tokens in left]
         kept += [(domain, *piece) for piece in pieces if piece[0]]
     _write_unigrams(_unigrams_address(spec, slice_number, f"rest-{rest}"), unigrams)
-    with PieceWriter(_condensed_address(spec, slice_number, rest)) as writer:
+    with PieceWriter(address) as writer:
         if kept:
             writer.add(rest, rest_batch(spec, kept))
+    storage.write_bytes(done, json.dumps({"rows": rows}).encode())
     return {"rows": rows}
 
 

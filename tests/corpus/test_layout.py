@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -13,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import Resources
-from chameleon_ray.corpus import gather, layout
+from chameleon_ray.corpus import gather, layout, ray_tokenize
 from chameleon_ray.corpus.buckets import SPLITS_OF_A_SLICE, Contents
 from chameleon_ray.corpus.layout import LANE_BYTES, MAX_OPEN, MAX_RUNS, REST_BYTES, Lanes, Layout
 from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
@@ -77,6 +79,37 @@ def test_slices_change_nothing_but_the_order_of_the_rows(tmp_path: Path, in_proc
         assert 0 <= second.train.tokens - 16 * second.train.rows < 16, "less than a row is lost, whatever the slices"
         assert second.unigram_entropy_nats == pytest.approx(first.unigram_entropy_nats, abs=0.01)
         assert not (tokens_of(many, "train", name) - tokens_of(one, "train", name)).total() > 16
+
+
+@pytest.mark.parametrize("where", ["tokenize_buckets", "condense_rest", "gather_lane", "gather_rest", "measure_quality"])
+def test_an_interrupted_corpus_goes_on_with_what_is_missing(
+    where: str, tmp_path: Path, in_process: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BUCKET_BYTES", 4 << 10), ("MAX_OPEN", 5), ("SHARD_BYTES", 2 << 10), ("LANE_BYTES", 5 << 10), ("REST_BYTES", 8 << 10)):
+        monkeypatch.setattr(layout, name, value)
+    domains = write_corpus(tmp_path / "texts", 2, 120, 60)
+    whole = tokenized(tmp_path / "whole", domains)
+    task, calls = getattr(ray_tokenize, where), itertools.count()
+
+    def cut_off(*arguments: Any) -> Any:
+        if next(calls) == (where not in ("gather_rest", "measure_quality")):  # after one of many, or before
+            raise KeyboardInterrupt
+        return task(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ray_tokenize, where, cut_off)
+        tokenized(tmp_path / "cut", domains)
+    done = {path: path.stat().st_mtime_ns for name in ("*.counts", "*.done", "rest-*.json") for path in (tmp_path / "cut").rglob(name)}
+    assert done
+    remove = storage.remove
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", lambda address: None if address.endswith("scratch") else remove(address))
+        again = tokenized(tmp_path / "cut", domains)
+    assert again.domains == whole.domains
+    assert all(path.stat().st_mtime_ns == written for path, written in done.items()), "what was done is not done again"
+    for name in whole.names:
+        rows = RowReader(whole).read(name, np.arange(whole.rows()[name])).tokens
+        assert np.array_equal(RowReader(again).read(name, np.arange(again.rows()[name])).tokens, rows)
 
 
 def test_rows_of_several_shards_and_rests_are_all_of_the_text(tmp_path: Path, in_process: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
