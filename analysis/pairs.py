@@ -187,7 +187,7 @@ def shared_seeds(losses: Losses, label: str, seeds: Sequence[int]) -> list[int]:
 
 
 def _weights(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
-    """Means over the fits of shared seeds with the standard error over them, of a single fit its own."""
+    """Means over the fits of shared seeds with the standard error over them, of fits that are all one its own."""
     rows = kept.weights.to_pylist()
     names = list(dict.fromkeys(row["domain"] for row in rows))
     lines = ["| weights | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -196,7 +196,7 @@ def _weights(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
         for name in names:
             fits = [row for row in rows if (row["method"], row["domain"]) == (label, name) and row["seed"] in shared]
             weights = np.array([row["weight"] for row in fits])
-            error = weights.std(ddof=1) / math.sqrt(len(weights)) if len(weights) > 1 else fits[0]["stderr"]
+            error = weights.std(ddof=1) / math.sqrt(len(weights)) if np.ptp(weights) > 1e-9 else fits[0]["stderr"]
             cells.append(f"{weights.mean():.3f}" + (f" ± {error:.3f}" if error is not None and error > 1e-9 else ""))
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -68,6 +68,7 @@ def test_what_is_kept_one_seed_at_a_time_is_the_whole(found: Callable[..., Kept]
     assert text.startswith("All weights; seeds [0, 1, 2], fp32.\n\nValid, mean nats (average perplexity): before training 1.0000")
     assert "| uniform | 0.333 | 0.333 | 0.333 |" in text
     assert "| chameleon | 0.210 ± 0.006 | 0.790 ± 0.006 | 0.000 |" in text, "mean over three fits and its standard error"
+    assert "| chameleon | 0.200 ± 0.012 | 0.800 ± 0.012 | 0.000 ± 0.012 |" in document(found([0])), "of one fit, its own"
     assert "| better than uniform |  |  | 2 |" in text, "of the two domains; the target is not one of them"
 
 
