@@ -192,12 +192,12 @@ def _weights(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
     names = list(dict.fromkeys(row["domain"] for row in rows))
     lines = ["| weights | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for label in labels:
-        shared, cells = shared_seeds(losses, label, kept.seeds), []
-        for name in names:
-            fits = [row for row in rows if (row["method"], row["domain"]) == (label, name) and row["seed"] in shared]
-            weights = np.array([row["weight"] for row in fits])
-            error = weights.std(ddof=1) / math.sqrt(len(weights)) if np.ptp(weights) > 1e-9 else fits[0]["stderr"]
-            cells.append(f"{weights.mean():.3f}" + (f" ± {error:.3f}" if error is not None and error > 1e-9 else ""))
+        shared = shared_seeds(losses, label, kept.seeds)
+        fits = {name: [row for row in rows if (row["method"], row["domain"]) == (label, name) and row["seed"] in shared] for name in names}
+        weights = np.array([[row["weight"] for row in fits[name]] for name in names])
+        differ = np.ptp(weights, axis=1).max() > 1e-9
+        errors = weights.std(axis=1, ddof=1) / math.sqrt(len(shared)) if differ else [fits[name][0]["stderr"] or 0.0 for name in names]
+        cells = [f"{mean:.3f}" + (f" ± {error:.3f}" if error > 1e-9 else "") for mean, error in zip(weights.mean(axis=1), errors, strict=True)]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
