@@ -51,7 +51,7 @@ def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: NDArray[
     read = 0
     for bucket in _buckets(spec, slice_number) if shards else ():
         for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1)):
-            _deal(batch, shards)
+            _place_rows(batch, shards)
             read += batch.nbytes
         if read > GIVEN_BACK_BYTES:
             give_back()
@@ -144,7 +144,7 @@ def _heldout(spec: TokenizeSpec, name: str, pieces: Sequence[Piece]) -> dict[str
     return result
 
 
-def _deal(batch: pa.RecordBatch, shards: Mapping[int, _TrainShard]) -> None:
+def _place_rows(batch: pa.RecordBatch, shards: Mapping[int, _TrainShard]) -> None:
     slots, tokens, documents = batch["shard"].to_numpy(), batch["tokens"].flatten().to_numpy().reshape(len(batch), -1), batch["document"].to_numpy()
     for slot in np.unique(slots).tolist():
         mine = np.flatnonzero(slots == slot)
