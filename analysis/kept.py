@@ -55,21 +55,20 @@ class Kept:
 
     def runs(self, split: str) -> dict[tuple[str, int], dict[str, DocumentLosses]]:
         """(method, seed) -> domain -> losses by document."""
-        found = {}
-        for key in self.losses.group_by(["method", "seed"], use_threads=False).aggregate([]).to_pylist():
-            here = pc.and_(pc.equal(self.losses["method"], key["method"]), pc.equal(self.losses["seed"], key["seed"]))
-            found[key["method"], key["seed"]] = losses_of(self.losses.filter(here))[split]
+        found, losses = {}, self.losses.filter(pc.equal(self.losses["split"], split))
+        for key in losses.group_by(["method", "seed"], use_threads=False).aggregate([]).to_pylist():
+            here = pc.and_(pc.equal(losses["method"], key["method"]), pc.equal(losses["seed"], key["seed"]))
+            found[key["method"], key["seed"]] = losses_of(losses.filter(here))[split]
         return found
 
     def check(self, setting: Setting) -> None:
         """Raise `UserError` for runs that are set otherwise, up to methods that one of both lacks."""
-        for key, mine in self.setting.items():
-            pairs = [(key, mine, setting[key])]
-            if key == "methods":
-                pairs = [(f"methods.{label}", mine[label], theirs) for label, theirs in setting[key].items() if label in mine]
-            for name, old, new in pairs:
-                if old != new:
-                    raise UserError(f"name: what was kept by this name had another {name} ({json.dumps(old)}, and now {json.dumps(new)}); give it another name")
+        pairs = [(key, self.setting.get(key), setting.get(key)) for key in {**self.setting, **setting} if key != "methods"]
+        both = [label for label in self.setting["methods"] if label in setting["methods"]]
+        pairs += [(f"methods.{label}", self.setting["methods"][label], setting["methods"][label]) for label in both]
+        for name, old, new in pairs:
+            if old != new:
+                raise UserError(f"name: what was kept by this name had another {name} ({json.dumps(old)}, and now {json.dumps(new)}); give it another name")
 
     def with_newer(self, newer: Kept) -> Kept:
         """Both, with the newer run where a method has one of the same seed in both.
@@ -88,9 +87,9 @@ class Kept:
         setting = {**newer.setting, "methods": {**self.setting["methods"], **newer.setting["methods"]}}
         return Kept(setting, *(pa.concat_tables(both) for both in zip(kept, (newer.losses, newer.weights), strict=True)))
 
-    def save(self, folder: Path) -> None:
-        """Write the tables of each seed."""
-        for seed in self.seeds:
+    def save(self, folder: Path, seeds: Sequence[int]) -> None:
+        """Write the tables of some seeds."""
+        for seed in seeds:
             for name, table in (("weights", self.weights), ("losses", self.losses)):
                 mine = table.filter(pc.equal(table["seed"], seed)).replace_schema_metadata({SETTING: json.dumps(self.setting).encode()})
                 write_table(str(folder / f"{name}-{seed:03d}.parquet"), mine)
@@ -110,13 +109,14 @@ class Kept:
 def kept_of(found: Comparison, setting: Setting) -> Kept:
     """What a comparison found: of every base model its losses, and the weights that it was trained on."""
     data = found.data
+    fits = {(label, seed): found.fits[label, data.experiment.fit_seed(seed)] for label, seed in data.losses}
     runs = [(label, seed, data.precisions[label, seed], losses) for (label, seed), losses in data.losses.items()]
     if data.before_losses:
         runs += [(BEFORE, seed, "", data.before_losses) for seed in dict.fromkeys(seed for _, seed in data.losses)]
     rows = [
-        {"method": label, "seed": seed, "domain": domain, "weight": weight, "stderr": (found.fits[label, seed].weights_stderr or {}).get(domain)}
-        for label, seed in data.losses
-        for domain, weight in found.fits[label, seed].weights.items()
+        {"method": label, "seed": seed, "domain": domain, "weight": weight, "stderr": (fit.weights_stderr or {}).get(domain)}
+        for (label, seed), fit in fits.items()
+        for domain, weight in fit.weights.items()
     ]
     return Kept(setting, pa.concat_tables(_rows(*run, tuple(data.corpus.targets)) for run in runs), pa.Table.from_pylist(rows, WEIGHTS))
 

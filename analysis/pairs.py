@@ -8,10 +8,12 @@ the paired differences on valid, and what it is at most with 95 % confidence), a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,13 +23,17 @@ from scipy.stats import chi2
 from scipy.stats import t as student
 
 from analysis.kept import Kept, Setting, kept_of
+from chameleon_ray import storage
+from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.backend import Backend
 from chameleon_ray.evaluation.losses import mean_nats
 from chameleon_ray.experiment import Experiment
+from chameleon_ray.identity import NOT_IN_DIGEST
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_progress import Reporter
+from chameleon_ray.records import is_complete
 from chameleon_ray.report.data import BEFORE
 from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.page import table_markdown
@@ -38,7 +44,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 KEPT = REPOSITORY / "analysis" / "results" / "kept"
 
 PAIRS = (3, 4, 6, 8)
-Losses = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
+Means = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
 
 
 def seed_by_seed(
@@ -51,22 +57,23 @@ def seed_by_seed(
         together: all seeds in one run, which fills the machine better where runs are short.
         kept: the folder of what is kept, by the experiment's name.
     Raises:
-        UserError: what is kept by this name was set otherwise; before anything is trained.
+        UserError: what is kept by this name was set otherwise, before anything is trained; or was measured on other documents, and nothing more is kept.
     """
     os.environ["RAY_DEDUP_LOGS"] = "1"
     for chosen in [list(seeds)] if together else [[seed] for seed in seeds]:
         settings = experiment(chosen)
         backend = RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True)))
         folder, setting = kept / settings.name, setting_of(settings, backend)
-        if (earlier := Kept.load(folder)) is not None:
+        if earlier := Kept.load(folder):
             earlier.check(setting)
         found = run(settings, backend)
         changed = transfer_table(found.data)
         failed = [f"Failed: {label}: {why}" for label, why in found.data.failures.items()]
         print("\n\n".join([f"Report: {found.report}", *failed, *([table_markdown(changed)] if changed else [])]), end="\n\n", flush=True)
         newer = kept_of(found, setting)
+        earlier = Kept.load(folder)  # another run may have kept more since
         whole = earlier.with_newer(newer) if earlier else newer
-        whole.save(folder)
+        whole.save(folder, newer.seeds)
         print(document(whole), end="\n\n", flush=True)
 
 
@@ -82,7 +89,7 @@ def parser_of(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser
 
 def document(kept: Kept) -> str:
     """Everything as Markdown."""
-    valid, losses = losses_of(kept, "valid"), losses_of(kept, "test")
+    valid, losses = means_of(kept, "valid"), means_of(kept, "test")
     labels = [label for label in kept.methods if shared_seeds(losses, label, kept.seeds)]
     parts = [
         f"{kept.setting['training']}; seeds {kept.seeds}{_precisions(kept)}.",
@@ -95,7 +102,7 @@ def document(kept: Kept) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def losses_of(kept: Kept, split: str) -> Losses:
+def means_of(kept: Kept, split: str) -> Means:
     """Losses on a split of every base model and of the model before; the mean over domains is domain "all"."""
     targets = kept.names(targets=True)
     found: dict[tuple[str, int, str], float] = {}
@@ -106,17 +113,43 @@ def losses_of(kept: Kept, split: str) -> Losses:
 
 
 def setting_of(experiment: Experiment, backend: Backend) -> Setting:
-    """What runs have in common that may stand in one table; of a pretrained model the content counts, not where it lies."""
-    base = experiment.base
-    pretrained = base.model.pretrained
-    start = backend.find_model(pretrained, experiment.corpus.row_tokens, "base.model.pretrained").digest if pretrained else None
-    sections = experiment.model_dump(mode="json", include={"base", "proxy", "embedding"})
-    for section in (sections["base"], sections["proxy"]):
-        section.pop("micro_batch_rows")
-        if section["model"]["pretrained"] == pretrained:
-            section["model"].pop("pretrained")
-    methods = {label: {**settings, "version": experiment.mixer(label).version} for label, settings in experiment.methods.items()}
-    return {"training": _training(experiment), "start": start, **sections, "methods": methods, "fitted with every seed": experiment.fit_every_seed}
+    """What runs have in common that may stand in one table: everything but where things lie and how they are computed. Of pretrained models the content counts,
+    read whole."""
+    contents = {}
+    for where, model in (("base", experiment.base.model), ("proxy", experiment.proxy.model)):
+        if model.pretrained:
+            name, row_tokens = model.pretrained, experiment.corpus.row_tokens
+            contents[name] = content_of(backend.find_model(name, row_tokens, f"{where}.model.pretrained", model.allow_remote_code))
+    sections = experiment.model_dump(mode="json", exclude={"name", "seeds", "storage", "sweep", "resources"})
+    found = {key: _without_places(value, contents) for key, value in sections.items()}
+    methods = {label: {**settings, "version": experiment.mixer(label).version} for label, settings in found["methods"].items()}
+    return {"training": _training(experiment), **found, "methods": methods}
+
+
+def content_of(model: TrainedModel) -> str:
+    """What tells a model from others on every machine: the digest of one of ours, the hash of all bytes of another."""
+    if is_complete(model.address):
+        return model.digest
+    hasher = hashlib.sha256()
+    for address in sorted(address for ending in ("config.json", "*.safetensors") for address in storage.glob(storage.join(model.address, ending))):
+        with storage.open_input(address) as file:
+            while chunk := file.read(1 << 20):
+                hasher.update(chunk)
+    return hasher.hexdigest()[:12]
+
+
+def _without_places(value: Any, contents: Mapping[str, str]) -> Any:
+    """Of settings, what is read and not where it lies; and nothing of how it is computed."""
+    if isinstance(value, Mapping):
+        kept = {key: _without_places(each, contents) for key, each in value.items() if key not in (*NOT_IN_DIGEST, "allow_remote_code")}
+        files = {key: [_last(each) for each in value[key]] for key in ("files", "heldout") if key in value}
+        name = value.get("pretrained")
+        return {**kept, **files, **({"pretrained": contents.get(name, _last(name))} if name else {})}
+    return [_without_places(each, contents) for each in value] if isinstance(value, list) else value
+
+
+def _last(address: str) -> str:
+    return address.rsplit("/", 1)[-1]
 
 
 def _training(experiment: Experiment) -> str:
@@ -142,7 +175,7 @@ def _precisions(kept: Kept) -> str:
     return "".join(f", {precision} {sorted(seeds)}" if len(found) > 1 else f", {precision}" for precision, seeds in found.items())
 
 
-def _on_valid(losses: Losses, labels: Sequence[str], names: Sequence[str]) -> str:
+def _on_valid(losses: Means, labels: Sequence[str], names: Sequence[str]) -> str:
     """What settings are chosen by."""
     told = []
     for label in (*([BEFORE] if any(key[0] == BEFORE for key in losses) else []), *labels):
@@ -153,7 +186,7 @@ def _on_valid(losses: Losses, labels: Sequence[str], names: Sequence[str]) -> st
     return f"Valid, mean nats (average perplexity): {', '.join(told)}."
 
 
-def _power(losses: Losses, labels: Sequence[str], seeds: Sequence[int]) -> str:
+def _power(losses: Means, labels: Sequence[str], seeds: Sequence[int]) -> str:
     """Paired differences from uniform in percent of geometric-mean perplexity: their mean, spread over seeds, and what more pairs would find; empty where no
     method has two pairs."""
     lines = ["| valid, against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |" + "".join(f" {n} pairs find |" for n in PAIRS)]
@@ -181,13 +214,13 @@ def smallest(pairs: int, power: float = 0.8) -> float:
     return float(brentq(missed, 0.1, 10.0)) / math.sqrt(pairs)
 
 
-def shared_seeds(losses: Losses, label: str, seeds: Sequence[int]) -> list[int]:
+def shared_seeds(losses: Means, label: str, seeds: Sequence[int]) -> list[int]:
     """The seeds with which both a method and uniform weights were trained and measured."""
     return [seed for seed in seeds if (label, seed, "all") in losses and ("uniform", seed, "all") in losses]
 
 
-def _weights(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
-    """Means over the fits of shared seeds with the standard error over them, of fits that are all one its own."""
+def _weights(kept: Kept, losses: Means, labels: Sequence[str]) -> str:
+    """Means over the fits of shared seeds with the standard error over those that differ (seeds of one run may share one), of fits that are one its own."""
     rows = kept.weights.to_pylist()
     names = list(dict.fromkeys(row["domain"] for row in rows))
     lines = ["| weights | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -195,14 +228,15 @@ def _weights(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
         shared = shared_seeds(losses, label, kept.seeds)
         fits = {name: [row for row in rows if (row["method"], row["domain"]) == (label, name) and row["seed"] in shared] for name in names}
         weights = np.array([[row["weight"] for row in fits[name]] for name in names])
-        differ = np.ptp(weights, axis=1).max() > 1e-9
-        errors = weights.std(axis=1, ddof=1) / math.sqrt(len(shared)) if differ else [fits[name][0]["stderr"] or 0.0 for name in names]
+        different = np.unique(weights.round(9), axis=1)
+        n = different.shape[1]
+        errors = different.std(axis=1, ddof=1) / math.sqrt(n) if n > 1 else [fits[name][0]["stderr"] or 0.0 for name in names]
         cells = [f"{mean:.3f}" + (f" ± {error:.3f}" if error > 1e-9 else "") for mean, error in zip(weights.mean(axis=1), errors, strict=True)]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _perplexities(kept: Kept, losses: Losses, labels: Sequence[str]) -> str:
+def _perplexities(kept: Kept, losses: Means, labels: Sequence[str]) -> str:
     """Per domain, mean over the seeds that a method shares with uniform, with the standard error of the paired difference where there is one."""
     before = sorted({seed for label, seed, _ in losses if label == BEFORE})
     columns = [*([BEFORE] if before else []), *labels]

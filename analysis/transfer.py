@@ -33,7 +33,7 @@ def main() -> None:
     options = parser().parse_intermixed_args()
     if (options.piece == "going-on") != (options.base is not None):
         parser().error("--base belongs to going-on, and going-on needs it")
-    settings = [f"storage={options.storage}", *settings_of(options.piece, options.base), *options.overrides]
+    settings = [f"storage={options.storage}", *overrides_of(options.piece, options.base), *options.overrides]
     seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare, options.together, options.kept)
 
 
@@ -43,7 +43,7 @@ def transferred(piece: str, settings: Sequence[str]) -> Experiment:
     return found if piece == "methods" else found.model_copy(update={"methods": {label: found.methods[label] for label in PAIRED}})
 
 
-def settings_of(piece: str, base: str | None) -> list[str]:
+def overrides_of(piece: str, base: str | None) -> list[str]:
     """What a piece changes of the job."""
     if base is None:
         return [f"name=pile13-{piece}", "fit_every_seed=true"]

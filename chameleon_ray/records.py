@@ -32,6 +32,16 @@ def once(address: str, kind: str, digest: str, make: Callable[[], Mapping[str, A
     return content
 
 
+def done_once(address: str, task: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What a task came to, as JSON at an address: of the one that is done, or else of the one that is done now. Written last, as records are."""
+    if storage.exists(address):
+        found = storage.read_bytes(address)
+    else:
+        found = json.dumps(task(), ensure_ascii=False, allow_nan=False).encode()
+        storage.write_bytes(address, found)
+    return dict(json.loads(found))
+
+
 def write_record(address: str, kind: str, digest: str, content: Mapping[str, Any]) -> None:
     """Write `record.json`, the last file of an artifact."""
     record = {"kind": kind, "digest": digest, "written": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "content": content}

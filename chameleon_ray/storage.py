@@ -12,9 +12,9 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, wraps
@@ -220,16 +220,27 @@ def write_bytes(address: str, *parts: bytes | memoryview) -> None:
 @_told
 def write_with(address: str, write: Callable[[Any], None]) -> None:
     """Write a file by what `write` does with the open file, atomically; nothing is copied on the way."""
+    with open_output(address) as file:
+        write(file)
+
+
+@contextmanager
+def open_output(address: str) -> Iterator[IO[bytes]]:
+    """A binary stream for writing. The file is there when the context ends without an exception, and not before.
+
+    Object stores publish what they were given when the stream is closed, after an exception too: whether a file is whole is then told by what is written after
+    it alone.
+    """
     filesystem, path = resolve(address)
     if is_remote(address):
         with filesystem.open_output_stream(path, compression=None) as stream:
-            write(stream)
+            yield stream
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            yield file
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.pieces import read_pieces
 from chameleon_ray.corpus.sources import combined
+from chameleon_ray.records import done_once
 from chameleon_ray.tensors import read_tensors, write_tensors
 
 SPLITS_OF_A_SLICE = 32  # tasks that sort a slice's documents into its buckets
@@ -102,17 +102,16 @@ def count(contents: Contents, buckets: range) -> dict[str, list[list[int]]]:
         left out.
     """
     address = counts_address(contents, buckets)
-    done = f"{address}.json"
-    if storage.exists(done):
-        return dict(json.loads(storage.read_bytes(done)))
+    return done_once(f"{address}.json", lambda: _count_all(address, contents, buckets))
+
+
+def _count_all(address: str, contents: Contents, buckets: range) -> dict[str, list[list[int]]]:
     rows = np.concatenate([_count(contents, bucket) for bucket in buckets])
     write_tensors(address, {"counts": rows})
     ranks, index = np.unique(rows[:, 1], return_inverse=True)
     totals = np.zeros((len(ranks), 2, 2), np.int64)
     np.add.at(totals, (index, rows[:, 2]), rows[:, 3:])
-    found = {contents.names[rank]: total for rank, total in zip(ranks.tolist(), totals.tolist(), strict=True)}
-    storage.write_bytes(done, json.dumps(found).encode())
-    return found
+    return {contents.names[rank]: total for rank, total in zip(ranks.tolist(), totals.tolist(), strict=True)}
 
 
 def counts_address(contents: Contents, buckets: range) -> str:

@@ -7,7 +7,6 @@ comes one of what is left over then.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,11 +19,12 @@ from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.corpus.packing import deal, pack, pack_all
-from chameleon_ray.corpus.pieces import GIVEN_BACK_BYTES, PieceWriter, give_back, read_pieces
+from chameleon_ray.corpus.pieces import GIVEN_BACK_BYTES, give_back, read_pieces, write_pieces
 from chameleon_ray.corpus.rows import Rows, token_dtype, write_shard
 from chameleon_ray.corpus.scatter import TokenizeSpec, rest_batch
 from chameleon_ray.corpus.unigrams import entropy_nats, histogram
 from chameleon_ray.counts import SplitCounts
+from chameleon_ray.records import done_once
 
 UNIGRAMS = pa.schema([("token", pa.int64()), ("count", pa.int64())])  # a slot for every domain
 Piece = tuple[bool, int, int, NDArray[Any]]  # held out, document, bytes, tokens
@@ -40,14 +40,16 @@ def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: NDArray[
         rows: of each of the lane's shards.
     """
     address = _unigrams_address(spec, slice_number, lane)
-    if storage.exists(done := f"{address}.done"):
-        return {}
+    return done_once(f"{address}.json", lambda: _gather_lane(spec, slice_number, lane, rows, address))
+
+
+def _gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: NDArray[np.int64], address: str) -> dict[str, Any]:
     shards = {}
-    for slot, count in zip(spec.lanes.slots_of_lane(lane), rows.tolist(), strict=True):
+    for shard, count in zip(spec.lanes.shards_of_lane(lane), rows.tolist(), strict=True):
         if count:
-            domain = int(np.searchsorted(spec.lanes.first_slot, slot, side="right")) - 1
-            number = slice_number * shards_of_slice(spec, domain) + slot - int(spec.lanes.first_slot[domain])
-            shards[slot] = _TrainShard(spec, domain, number, count)
+            domain = int(np.searchsorted(spec.lanes.first_shard, shard, side="right")) - 1
+            number = slice_number * shards_of_slice(spec, domain) + shard - int(spec.lanes.first_shard[domain])
+            shards[shard] = _TrainShard(spec, domain, number, count)
     read = 0
     for bucket in _buckets(spec, slice_number) if shards else ():
         for _, batch in read_pieces(spec.tokens_address(bucket), spec.row_schema, range(lane, lane + 1)):
@@ -57,16 +59,15 @@ def gather_lane(spec: TokenizeSpec, slice_number: int, lane: int, rows: NDArray[
             give_back()
             read = 0
     _write_unigrams(address, _written(spec, shards))
-    storage.write_bytes(done, b"")
     return {}
 
 
 def _written(spec: TokenizeSpec, shards: dict[int, _TrainShard]) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Write shards, and let go of them; how often each token is in those of each domain, one domain at a time."""
-    for domain, slots in itertools.groupby(list(shards), lambda slot: shards[slot].domain):
+    for domain, mine in itertools.groupby(list(shards), lambda shard: shards[shard].domain):
         counts = np.zeros(spec.vocab_size, np.int64)
-        for slot in slots:
-            counts += shards.pop(slot).write()
+        for shard in mine:
+            counts += shards.pop(shard).write()
         yield domain, _occurring(counts)
 
 
@@ -78,8 +79,10 @@ def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str,
         `rows`: domain -> rows.
     """
     address = _condensed_address(spec, slice_number, rest)
-    if storage.exists(done := f"{address}.json"):
-        return dict(json.loads(storage.read_bytes(done)))
+    return done_once(f"{address}.json", lambda: _condense_rest(spec, slice_number, rest, address))
+
+
+def _condense_rest(spec: TokenizeSpec, slice_number: int, rest: int, address: str) -> dict[str, Any]:
     kept: list[tuple[int, bool, int, int, NDArray[Any]]] = []
     rows, unigrams = {}, []
     for domain, pieces in _by_domain(spec, (spec.tokens_address(bucket) for bucket in _buckets(spec, slice_number)), spec.lanes.num_lanes + rest):
@@ -92,20 +95,23 @@ def condense_rest(spec: TokenizeSpec, slice_number: int, rest: int) -> dict[str,
         kept += [(domain, False, document, 0, tokens) for document, tokens in left]
         kept += [(domain, *piece) for piece in pieces if piece[0]]
     _write_unigrams(_unigrams_address(spec, slice_number, f"rest-{rest}"), unigrams)
-    with PieceWriter(address) as writer:
+    with write_pieces(address) as writer:
         if kept:
             writer.add(rest, rest_batch(spec, kept))
-    storage.write_bytes(done, json.dumps({"rows": rows}).encode())
     return {"rows": rows}
 
 
 def gather_rest(spec: TokenizeSpec, rest: int) -> dict[str, Any]:
     """The last train shard of some domains, and their held-out documents, in the order of their hashes, dealt to valid and test, `heldout_tokens` each at
-    most. With fewer than two documents neither split gets any: the domain is not measured.
+    most. With fewer than two documents neither split gets any: the domain is not measured. Done before: return at once.
 
     Returns:
         By domain `rows` of the shard, `entropy` of all train tokens, and the counts of `valid` and `test`.
     """
+    return done_once(storage.join(spec.rows_folder, f"last-{rest}.json"), lambda: _gather_rest(spec, rest))
+
+
+def _gather_rest(spec: TokenizeSpec, rest: int) -> dict[str, Any]:
     layout = spec.lanes.layout
     one = layout.slices == 1
     files = (spec.tokens_address(bucket) for bucket in range(layout.buckets)) if one else (_condensed_address(spec, s, rest) for s in range(layout.slices))
@@ -145,10 +151,10 @@ def _heldout(spec: TokenizeSpec, name: str, pieces: Sequence[Piece]) -> dict[str
 
 
 def _place_rows(batch: pa.RecordBatch, shards: Mapping[int, _TrainShard]) -> None:
-    slots, tokens, documents = batch["shard"].to_numpy(), batch["tokens"].flatten().to_numpy().reshape(len(batch), -1), batch["document"].to_numpy()
-    for slot in np.unique(slots).tolist():
-        mine = np.flatnonzero(slots == slot)
-        shards[slot].add(tokens[mine], documents[mine])
+    numbers, tokens, documents = batch["shard"].to_numpy(), batch["tokens"].flatten().to_numpy().reshape(len(batch), -1), batch["document"].to_numpy()
+    for shard in np.unique(numbers).tolist():
+        mine = np.flatnonzero(numbers == shard)
+        shards[shard].add(tokens[mine], documents[mine])
 
 
 class _TrainShard:
@@ -200,7 +206,7 @@ def _entropy(spec: TokenizeSpec, domain: int, rest: int, unigrams: NDArray[np.in
 
 def _write_unigrams(address: str, unigrams: Iterable[tuple[int, pa.RecordBatch]]) -> None:
     """How often each token is in shards of some domains."""
-    with PieceWriter(address) as writer:
+    with write_pieces(address) as writer:
         for domain, counts in unigrams:
             writer.add(domain, counts)
 
@@ -228,8 +234,8 @@ def _buckets(spec: TokenizeSpec, slice_number: int) -> range:
 
 
 def _unigrams_address(spec: TokenizeSpec, slice_number: int, lane: int | str) -> str:
-    return storage.join(spec.scratch, f"unigrams-{slice_number:05d}-{lane}.pieces")
+    return storage.join(spec.rows_folder, f"unigrams-{slice_number:05d}-{lane}.pieces")
 
 
 def _condensed_address(spec: TokenizeSpec, slice_number: int, rest: int) -> str:
-    return storage.join(spec.scratch, f"rest-{slice_number:05d}-{rest}.pieces")
+    return storage.join(spec.rows_folder, f"rest-{slice_number:05d}-{rest}.pieces")

@@ -5,7 +5,8 @@
              are sorted into slices first and every slice then into its buckets.
     shard    train rows of one domain, shuffled: some 32 MB of its text out of one slice. Which documents are in a slice follows from their hashes, so that
              every slice is a random sample of every domain.
-    lane     consecutive shards of a slice, at most 64 MB of text, that one task shuffles and writes.
+    lane     consecutive shards of a slice, at most 32 to 64 MB of text, that one task shuffles and writes. The more buckets a slice has, the more a lane: what
+             it reads of one bucket is not to be less than 64 kB.
     rest     what buckets leave over: less than a row of each domain, and held-out documents. Consecutive domains, some 64 MB, go to one task.
 
 A plan for 10 TB: 655,360 buckets in 640 slices; no task holds more than a lane, and no list here or on the driver grows faster than with slices times domains.
@@ -25,6 +26,7 @@ BUCKET_BYTES = 16 << 20
 MAX_OPEN = 1024
 SHARD_BYTES = 32 << 20
 LANE_BYTES = 64 << 20
+PIECE_BYTES = LANE_BYTES // MAX_OPEN
 REST_BYTES = 64 << 20
 MAX_RUNS = 8192
 BYTES_PER_TOKEN = 4
@@ -47,6 +49,11 @@ class Layout:
     @property
     def buckets(self) -> int:
         return self.slices * self.per_slice
+
+    @property
+    def lane_bytes(self) -> int:
+        """The most text of a lane: as little as a shard as long as what it reads of every bucket is worth a request."""
+        return min(LANE_BYTES, max(SHARD_BYTES, self.per_slice * PIECE_BYTES))
 
     def buckets_of(self, slice_number: int) -> range:
         """The buckets of a slice."""
@@ -87,7 +94,7 @@ class Lanes:
         return cls(layout, shards, sizes, rest)
 
     @cached_property
-    def first_slot(self) -> NDArray[np.int64]:
+    def first_shard(self) -> NDArray[np.int64]:
         """[k + 1] number of the first shard of every domain among those of a slice, and how many these are."""
         return np.concatenate([[0], np.cumsum(self.shards)])
 
@@ -95,7 +102,7 @@ class Lanes:
     def lane_of(self) -> NDArray[np.int64]:
         """[shards of a slice] the lane of each."""
         each = np.repeat(self.text_bytes / (self.layout.slices * np.maximum(1, self.shards)), self.shards)
-        return _cut(each, LANE_BYTES)
+        return _cut(each, self.layout.lane_bytes)
 
     @property
     def num_lanes(self) -> int:
@@ -111,13 +118,13 @@ class Lanes:
     def num_rests(self) -> int:
         return int(self.rest_of[-1]) + 1
 
-    def slots_of_lane(self, lane: int) -> range:
+    def shards_of_lane(self, lane: int) -> range:
         """The shards of a lane, by their numbers in the slice."""
         return range(*np.searchsorted(self.lane_of, [lane, lane + 1]).tolist())
 
     def lanes_of_domain(self, domain: int) -> range:
         """The lanes with a domain's shards."""
-        first, stop = self.first_slot[domain], self.first_slot[domain + 1]
+        first, stop = self.first_shard[domain], self.first_shard[domain + 1]
         return range(int(self.lane_of[first]), int(self.lane_of[stop - 1]) + 1) if stop > first else range(0)
 
 

@@ -19,7 +19,7 @@ def pack(
         fragments: tokens of documents, each already ending with the end-of-document token (or a piece of one).
         documents: the number of each fragment's document.
     Returns:
-        The full rows, and what is left over as (document, tokens) fragments, together shorter than a row.
+        The full rows, and what is left over as (document, tokens) fragments, together shorter than a row; copies, so that these few hold nothing else.
     """
     dtype = token_dtype(vocab_size)
     stream = np.concatenate([np.asarray(fragment, dtype) for fragment in fragments]) if fragments else np.empty(0, dtype)
@@ -29,7 +29,7 @@ def pack(
     numbers = np.asarray(documents, np.int64)
     rows = Rows(stream[: count * row_tokens].reshape(count, row_tokens), np.full(count, row_tokens, np.int32), numbers[owner])
     border = count * row_tokens
-    left = [(int(numbers[i]), stream[max(starts[i], border) : starts[i + 1]]) for i in range(len(fragments)) if starts[i + 1] > border]
+    left = [(int(numbers[i]), stream[max(starts[i], border) : starts[i + 1]].copy()) for i in range(len(fragments)) if starts[i + 1] > border]
     return rows, left
 
 

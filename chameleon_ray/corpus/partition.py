@@ -7,11 +7,11 @@ therefore reads the documents in the order of their hashes, an order that nothin
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,12 +20,13 @@ from chameleon_ray.corpus.buckets import KEYS, TEXTS, Contents, slots_of
 from chameleon_ray.corpus.documents import Document, DomainStats, Skip, document_hash
 from chameleon_ray.corpus.heldout import BYTES_PER_TOKEN
 from chameleon_ray.corpus.layout import Layout
-from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
+from chameleon_ray.corpus.pieces import PieceWriter, read_pieces, write_pieces
 from chameleon_ray.corpus.readers import read_part
 from chameleon_ray.corpus.sampling import Found, Stretches, order_of
 from chameleon_ray.corpus.sources import UNKNOWN_BYTES, Part, Source
 from chameleon_ray.corpus.stretches import StretchReading
 from chameleon_ray.errors import UserError
+from chameleon_ray.records import done_once
 
 FLUSH_BYTES = 1 << 17
 BUFFER_BYTES = 16 << 20
@@ -57,12 +58,14 @@ def partition(group: str, work: Sequence[Part | Stretches], text_column: str, fo
     Returns:
         As a JSON object `stats`, of whole parts by domain, and `stretches`, a `Found` for every file that stretches were read of.
     """
-    done = storage.join(folder, f"group-{group}.json")
-    if storage.exists(done):
-        return dict(json.loads(storage.read_bytes(done)))
+    address = storage.join(folder, f"group-{group}")
+    return done_once(f"{address}.json", lambda: _partition(f"{address}.pieces", work, text_column, layout))
+
+
+def _partition(address: str, work: Sequence[Part | Stretches], text_column: str, layout: Layout) -> dict[str, Any]:
     stats: dict[str, DomainStats] = defaultdict(DomainStats)
     stretches = []
-    with _Sorter(storage.join(folder, f"group-{group}.pieces"), layout, by_slice=layout.slices > 1) as sorter:
+    with _sorted(address, layout, by_slice=layout.slices > 1) as sorter:
         for each in work:
             if isinstance(each, Stretches):
                 stretches.append(asdict(_partition_stretches(each, text_column, sorter)))
@@ -70,9 +73,7 @@ def partition(group: str, work: Sequence[Part | Stretches], text_column: str, fo
             for number, found in enumerate(read_part(each, text_column)):
                 stats[found.domain].add(found)
                 sorter.add(found, each.index << 40 | number)
-    result = {"stats": {name: vars(found) for name, found in stats.items()}, "stretches": stretches}
-    storage.write_bytes(done, json.dumps(result).encode())
-    return result
+    return {"stats": {name: vars(found) for name, found in stats.items()}, "stretches": stretches}
 
 
 def _partition_stretches(work: Stretches, text_column: str, sorter: _Sorter) -> Found:
@@ -100,25 +101,35 @@ def check_skipped(stats: Mapping[str, DomainStats], targets: Collection[str] = (
 def split(contents: Contents, slice_number: int, number: int) -> dict[str, Any]:
     """Sort some groups' documents of a slice into its buckets; done before: return at once."""
     address = contents.split_address(slice_number, number)
-    done = f"{address}.done"
-    if not storage.exists(done):
-        with _Sorter(address, contents.layout, by_slice=False) as sorter:
-            for group in contents.groups_of(number):
-                keys, texts = slots_of(slice_number)
-                pieces = (read_pieces(contents.group_address(group), *each) for each in ((KEYS, keys), (TEXTS, texts)))
-                for (_, key_batch), (_, text_batch) in zip(*pieces, strict=True):
-                    for row in zip(*(column.to_pylist() for column in (*key_batch.columns, *text_batch.columns)), strict=True):
-                        sorter.add_row(row)
-        storage.write_bytes(done, b"")
+    return done_once(f"{address}.json", lambda: _split(address, contents, slice_number, number))
+
+
+def _split(address: str, contents: Contents, slice_number: int, number: int) -> dict[str, Any]:
+    with _sorted(address, contents.layout, by_slice=False) as sorter:
+        for group in contents.groups_of(number):
+            keys, texts = slots_of(slice_number)
+            pieces = (read_pieces(contents.group_address(group), *each) for each in ((KEYS, keys), (TEXTS, texts)))
+            for (_, key_batch), (_, text_batch) in zip(*pieces, strict=True):
+                for row in zip(*(column.to_pylist() for column in (*key_batch.columns, *text_batch.columns)), strict=True):
+                    sorter.add_row(row)
     return {}
+
+
+@contextmanager
+def _sorted(address: str, layout: Layout, by_slice: bool) -> Iterator[_Sorter]:
+    """Sort documents into a file of pieces, which is there when the context ends without an exception."""
+    with write_pieces(address) as writer:
+        sorter = _Sorter(writer, layout, by_slice)
+        yield sorter
+        sorter.flush()
 
 
 class _Sorter:
     """Documents into the slots of their buckets, or of their slices, in one file of pieces; holds a few megabytes of them, so that pieces are not too small."""
 
-    def __init__(self, address: str, layout: Layout, by_slice: bool) -> None:
+    def __init__(self, writer: PieceWriter, layout: Layout, by_slice: bool) -> None:
         self._layout, self._width = layout, layout.per_slice if by_slice else 1
-        self._writer = PieceWriter(address)
+        self._writer = writer
         self._rows: dict[int, list[Row]] = defaultdict(list)
         self._sizes: dict[int, int] = defaultdict(int)
         self._buffered = 0
@@ -147,11 +158,7 @@ class _Sorter:
             self._writer.add(slots.start, pa.record_batch(arrays, schema=schema))
         self._buffered -= self._sizes.pop(place)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        if kind is None:
-            for place in sorted(self._rows):
-                self._flush(place)
-        self._writer.__exit__(kind, *rest)
+    def flush(self) -> None:
+        """Write what there is."""
+        for place in sorted(self._rows):
+            self._flush(place)

@@ -7,7 +7,8 @@ hand pieces to so many others make as many files as there are tasks, and not the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from contextlib import contextmanager
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,20 @@ _CODEC = "lz4"
 GIVEN_BACK_BYTES = 2 << 20  # to let go of before memory is given back
 
 
-class PieceWriter:
-    """Writes a file of pieces; it is complete when the context ends without an exception."""
+@contextmanager
+def write_pieces(address: str) -> Iterator[PieceWriter]:
+    """Write a file of pieces, which is there when the context ends without an exception."""
+    with storage.open_output(address) as sink:
+        writer = PieceWriter(sink)
+        yield writer
+        writer.write_index()
 
-    def __init__(self, address: str) -> None:
-        filesystem, path = storage.resolve(address)
-        filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        self._sink = filesystem.open_output_stream(path, compression=None)
+
+class PieceWriter:
+    """Writes pieces to a file, then their index."""
+
+    def __init__(self, sink: IO[bytes]) -> None:
+        self._sink = sink
         self._codec = pa.Codec(_CODEC)
         self._index: list[tuple[int, int, int, int]] = []
         self._offset = 0
@@ -39,15 +47,11 @@ class PieceWriter:
         self._index.append((slot, self._offset, stored.size, raw.size))
         self._offset += stored.size
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            entries = np.array(self._index, "<i8").reshape(-1, 4)
-            self._sink.write(entries.tobytes())
-            self._sink.write(np.array([len(entries)], "<i8").tobytes())
-        self._sink.close()
+    def write_index(self) -> None:
+        """Write where every batch lies; the last thing that is written."""
+        entries = np.array(self._index, "<i8").reshape(-1, 4)
+        self._sink.write(entries.tobytes())
+        self._sink.write(np.array([len(entries)], "<i8").tobytes())
 
 
 def read_pieces(address: str, schema: pa.Schema, slots: range) -> Iterator[tuple[int, pa.RecordBatch]]:

@@ -136,13 +136,13 @@ def _gather_lanes(spec: TokenizeSpec, found: NDArray[np.int64], phase: Phase) ->
         for (each, _), result in zip(places, run_tasks([Task(condense_rest, (spec, *place)) for place in places], phase, "condense"), strict=True):
             for name, count in result["rows"].items():
                 condensed[each][place_of[name]] = count
-    slots = [lanes.slots_of_lane(lane) for lane in range(lanes.num_lanes)]
-    tasks = [Task(gather_lane, (spec, each, lane, found[each, mine.start : mine.stop])) for each in slices for lane, mine in enumerate(slots)]
+    shards = [lanes.shards_of_lane(lane) for lane in range(lanes.num_lanes)]
+    tasks = [Task(gather_lane, (spec, each, lane, found[each, mine.start : mine.stop])) for each in slices for lane, mine in enumerate(shards)]
     for _ in run_tasks(tasks, phase, "shuffle"):
         pass
     rows: dict[str, list[int]] = {}
     for i, name in enumerate(spec.names):
-        first, stop = int(lanes.first_slot[i]), int(lanes.first_slot[i + 1])
+        first, stop = int(lanes.first_shard[i]), int(lanes.first_shard[i + 1])
         rows[name] = []
         for each in slices:
             rows[name] += found[each, first:stop].tolist()
@@ -153,11 +153,11 @@ def _gather_lanes(spec: TokenizeSpec, found: NDArray[np.int64], phase: Phase) ->
 def _tokenize(spec: TokenizeSpec, phase: Phase) -> Totals:
     train, heldout = ({name: np.zeros(3, np.int64) for name in spec.names} for _ in range(2))
     layout = spec.contents.layout
-    totals = Totals(train, heldout, Counter(), Counter(), np.zeros((layout.slices, int(spec.lanes.first_slot[-1])), np.int64))
+    totals = Totals(train, heldout, Counter(), Counter(), np.zeros((layout.slices, int(spec.lanes.first_shard[-1])), np.int64))
     runs = layout.runs()
     for run, result in zip(runs, run_tasks([Task(tokenize_buckets, (spec, run)) for run in runs], phase, "tokenize"), strict=True):
-        slots = np.array(list(result["rows"]), np.int64)
-        totals.rows[run.start // layout.per_slice, slots] += np.array(list(result["rows"].values()), np.int64)
+        shards, rows = result["rows"]
+        totals.rows[run.start // layout.per_slice, np.array(shards, np.int64)] += np.array(rows, np.int64)
         for total, found in ((totals.train, result["train"]), (totals.heldout, result["heldout"])):
             for name, sizes in found.items():
                 total[name] += sizes

@@ -5,11 +5,11 @@ Every function is one task: it reads files, writes files under its own name, and
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,14 @@ from chameleon_ray.corpus.buckets import Contents, read_bucket
 from chameleon_ray.corpus.heldout import Border
 from chameleon_ray.corpus.layout import Lanes
 from chameleon_ray.corpus.packing import pack
-from chameleon_ray.corpus.pieces import GIVEN_BACK_BYTES, PieceWriter, give_back
-from chameleon_ray.corpus.rows import token_dtype
+from chameleon_ray.corpus.pieces import GIVEN_BACK_BYTES, PieceWriter, give_back, write_pieces
+from chameleon_ray.corpus.rows import Rows, token_dtype
 from chameleon_ray.corpus.tokenizer import encode
+from chameleon_ray.records import done_once
 
 _PIECE_BYTES = 1 << 21
 
-Counts = dict[str, dict[str, Any]]
+Counts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,16 @@ class TokenizeSpec:
     def scratch(self) -> str:
         return storage.join(self.address, "scratch")
 
+    @cached_property
+    def rows_folder(self) -> str:
+        """Where rows lie on their way. Those of another tokenizer, or that are dealt to other tasks, which an interrupted run of an older version of a package
+        may have left, lie elsewhere."""
+        lanes = b"".join(each.tobytes() for each in (self.lanes.shards, self.lanes.lane_of, self.lanes.rest_of))
+        return storage.join(self.scratch, f"rows-{hashlib.sha256(lanes + self.tokenizer_sha256.encode()).hexdigest()[:8]}")
+
     def tokens_address(self, bucket: int) -> str:
         """The pieces of a tokenized bucket: a slot for every lane of its slice, then one for every rest."""
-        return storage.join(self.scratch, f"tokens-{bucket:07d}.pieces")
+        return storage.join(self.rows_folder, f"tokens-{bucket:07d}.pieces")
 
     @property
     def row_schema(self) -> pa.Schema:
@@ -82,22 +90,22 @@ def tokenize_buckets(spec: TokenizeSpec, buckets: range) -> Counts:
     """Tokenize some buckets, one after the other.
 
     Returns:
-        Counts by domain: train documents, tokens and bytes, held-out ones, duplicates, held-out documents that are not used; and `rows` of every shard of
-        the slice that got any, by its number.
+        Counts by domain: train documents, tokens and bytes, held-out ones, duplicates, held-out documents that are not used. And `rows`: the numbers of the
+        slice's shards that got any, and how many each got.
     """
-    total: dict[str, dict[str, NDArray[np.int64]]] = {kind: {} for kind in ("train", "heldout", "duplicates", "unused", "rows")}
+    total: dict[str, dict[str, NDArray[np.int64]]] = {kind: {} for kind in ("train", "heldout", "duplicates", "unused")}
+    rows: Counter[int] = Counter()
     for bucket in buckets:
-        for kind, found in _tokenize(spec, bucket).items():
-            for name, sizes in found.items():
-                total[kind][name] = total[kind].get(name, 0) + np.array(sizes, np.int64)
-    return {kind: {name: sizes.tolist() for name, sizes in found.items()} for kind, found in total.items()}
+        counts = done_once(f"{spec.tokens_address(bucket)}.json", partial(_tokenize, spec, bucket))
+        rows.update(dict(zip(*counts["rows"], strict=True)))
+        for kind, sums in total.items():
+            for name, sizes in counts[kind].items():
+                sums[name] = sums.get(name, 0) + np.array(sizes, np.int64)
+    return {**{kind: {name: sizes.tolist() for name, sizes in sums.items()} for kind, sums in total.items()}, "rows": [list(rows), list(rows.values())]}
 
 
 def _tokenize(spec: TokenizeSpec, bucket: int) -> Counts:
     """Write a bucket's rows by lane, and what is shorter than a row, and held-out documents, by rest."""
-    done = f"{spec.tokens_address(bucket)}.counts"  # another name than before rows were counted: what an older run left is made anew
-    if storage.exists(done):
-        return dict(json.loads(storage.read_bytes(done)))
     found = read_bucket(spec.contents, bucket, spec.borders)
     counts: Counts = {"train": {}, "heldout": {}, "duplicates": found.duplicates, "unused": found.unused}
     documents: dict[tuple[str, bool], list[int]] = defaultdict(list)
@@ -108,9 +116,8 @@ def _tokenize(spec: TokenizeSpec, bucket: int) -> Counts:
     encoded = _encode(spec, places, texts)
     for (name, held), mine in documents.items():
         counts["heldout" if held else "train"][name] = [len(mine), int(encoded.sizes[mine].sum()), int(encoded.text_bytes[mine].sum())]
-    counts["rows"] = _write(spec, bucket, documents, encoded)
-    storage.write_bytes(done, json.dumps(counts).encode())
-    return counts
+    rows = _write(spec, bucket, documents, encoded)
+    return {**counts, "rows": [list(rows), list(rows.values())]}
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ def _encode(spec: TokenizeSpec, places: Sequence[int], texts: list[pa.Array]) ->
     return _Encoded(tokens[:filled], starts, sizes, text_bytes)
 
 
-def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool], Sequence[int]], encoded: _Encoded) -> dict[str, int]:
+def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool], Sequence[int]], encoded: _Encoded) -> Counter[int]:
     """Write a bucket's rows, lane by lane, and its rests; how many rows each of the slice's shards got.
 
     Args:
@@ -176,7 +183,7 @@ def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool],
     lanes = spec.lanes
     rows: Counter[int] = Counter()
     rests: dict[int, list[tuple[int, bool, int, int, NDArray[Any]]]] = defaultdict(list)
-    with PieceWriter(spec.tokens_address(bucket)) as writer:
+    with write_pieces(spec.tokens_address(bucket)) as writer:
         pending = _PendingRows(spec, writer)
         for index, name in enumerate(spec.names):
             train, heldout = (documents.get((name, held), ()) for held in (False, True))
@@ -184,11 +191,11 @@ def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool],
                 continue
             numbers = (bucket << 32) + np.arange(len(train) + len(heldout), dtype=np.int64)
             full, left = pack([encoded.of(each) for each in train], numbers[: len(train)], spec.row_tokens, spec.vocab_size)
-            shards = np.random.default_rng([spec.seed, bucket, *name.encode()]).integers(max(1, lanes.shards[index]), size=len(full)) + lanes.first_slot[index]
+            shards = np.random.default_rng([spec.seed, bucket, *name.encode()]).integers(max(1, lanes.shards[index]), size=len(full)) + lanes.first_shard[index]
             rows.update(shards.tolist())
             for lane in np.unique(lanes.lane_of[shards]).tolist():
-                mine = lanes.lane_of[shards] == lane
-                pending.add(lane, shards[mine], full.document[mine], full.tokens[mine])
+                pending.add(lane, np.flatnonzero(lanes.lane_of[shards] == lane), shards, full)
+            del full
             rest = rests[int(lanes.rest_of[index])]
             rest += [(index, False, document, 0, fragment) for document, fragment in left]
             held_out = zip(numbers[len(train) :].tolist(), heldout, strict=True)
@@ -196,7 +203,7 @@ def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool],
         pending.flush()
         for number, rest in sorted(rests.items()):
             writer.add(lanes.num_lanes + number, rest_batch(spec, rest))
-    return {str(shard): count for shard, count in sorted(rows.items())}
+    return rows
 
 
 class _PendingRows:
@@ -207,11 +214,16 @@ class _PendingRows:
         self._lane, self._bytes = -1, 0
         self._parts: list[tuple[NDArray[Any], ...]] = []
 
-    def add(self, lane: int, shards: NDArray[np.int64], documents: NDArray[np.int64], tokens: NDArray[Any]) -> None:
-        """More rows of this lane, or of a later one."""
-        step = max(1, _PIECE_BYTES // tokens[0].nbytes)
-        for start in range(0, len(tokens), step):
-            part = tuple(column[start : start + step] for column in (shards, documents, tokens))
+    def add(self, lane: int, mine: NDArray[np.int64], shards: NDArray[np.int64], rows: Rows) -> None:
+        """Some more rows of this lane, or of a later one.
+
+        Args:
+            mine: which of the rows.
+            shards: of each row its shard.
+        """
+        step = max(1, _PIECE_BYTES // rows.tokens[0].nbytes)
+        for some in np.split(mine, range(step, len(mine), step)):
+            part = shards[some], rows.document[some], rows.tokens[some]
             if lane != self._lane or self._bytes + part[-1].nbytes > _PIECE_BYTES:
                 self.flush()
             self._lane = lane

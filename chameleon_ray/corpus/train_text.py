@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +13,7 @@ from chameleon_ray.corpus.buckets import read_bucket
 from chameleon_ray.corpus.quality import quality_of
 from chameleon_ray.corpus.scatter import TokenizeSpec
 from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.records import done_once
 
 TOKENIZER_BYTES = 256 << 20
 MOST_BUCKETS = 1024
@@ -40,11 +40,15 @@ def train_text(spec: TokenizeSpec, wanted: Mapping[str, int]) -> dict[str, list[
 
 
 def make_tokenizer(spec: TokenizeSpec, vocab_size: int, bytes_per_domain: int) -> dict[str, Any]:
-    """Train a tokenizer on train documents of every domain, 256 MB in all at most, and save it.
+    """Train a tokenizer on train documents of every domain, 256 MB in all at most, and save it. Done before: return at once.
 
     Returns:
         The fields of `TokenizeSpec` that it decides.
     """
+    return done_once(storage.join(spec.scratch, "tokenizer.json"), lambda: _make_tokenizer(spec, vocab_size, bytes_per_domain))
+
+
+def _make_tokenizer(spec: TokenizeSpec, vocab_size: int, bytes_per_domain: int) -> dict[str, Any]:
     trained = [name for name in spec.names if name not in spec.targets]
     each = min(bytes_per_domain, TOKENIZER_BYTES // len(trained))
     tokenizer = train_tokenizer(vocab_size, train_text(spec, dict.fromkeys(trained, each)))
@@ -59,10 +63,9 @@ def publish_tokenizer(address: str, tokenizer: Tokenizer, end_of_document: int) 
 
 
 def measure_quality(spec: TokenizeSpec, wanted: Mapping[str, int]) -> dict[str, Any]:
-    """Quality of every domain's train text, by so much of it."""
-    done = storage.join(spec.scratch, "quality.json")
-    if storage.exists(done):
-        return dict(json.loads(storage.read_bytes(done)))
-    found = {name: asdict(quality_of(texts)) for name, texts in train_text(spec, wanted).items()}
-    storage.write_bytes(done, json.dumps(found).encode())
-    return found
+    """Quality of every domain's train text, by so much of it. Done before: return at once."""
+
+    def measure() -> dict[str, Any]:
+        return {name: asdict(quality_of(texts)) for name, texts in train_text(spec, wanted).items()}
+
+    return done_once(storage.join(spec.scratch, "quality.json"), measure)

@@ -27,6 +27,7 @@ from chameleon_ray import storage
 from chameleon_ray.corpus.buckets import BucketDocuments, Contents, read_bucket
 from chameleon_ray.corpus.tokenizer import encode, load_tokenizer
 from chameleon_ray.embedding.clusters import Directions, nearest, vocabulary, words_of
+from chameleon_ray.records import done_once
 from chameleon_ray.tensors import read_tensors, write_tensors
 
 CHUNK_DOCUMENTS = 256
@@ -202,9 +203,10 @@ def assign(spec: DocumentSpec, bucket: int, word_share: float) -> dict[str, Any]
     Returns:
         By cluster its `documents` and `bytes`, and as `lines` [similarity, line] of those nearest to the centre.
     """
-    done = f"{spec.clusters_address(bucket)}.json"
-    if storage.exists(done):
-        return dict(json.loads(storage.read_bytes(done)))
+    return done_once(f"{spec.clusters_address(bucket)}.json", lambda: _assign(spec, bucket, word_share))
+
+
+def _assign(spec: DocumentSpec, bucket: int, word_share: float) -> dict[str, Any]:
     vectors, label = read_vectors(spec, bucket)
     cluster, similar = np.empty(len(label), np.int64), np.empty(len(label), np.float32)
     spaces = _spaces(spec.spaces_address)
@@ -230,13 +232,11 @@ def assign(spec: DocumentSpec, bucket: int, word_share: float) -> dict[str, Any]
     triples = np.array([(mine, place, count) for (mine, place), count in counted.items()], np.int64).reshape(-1, 3)
     write_tensors(spec.words_address(bucket), dict(zip(("cluster", "word", "documents"), np.ascontiguousarray(triples.T), strict=True)))
     ids, documents = np.unique(cluster, return_counts=True)
-    result = {
+    return {
         "documents": dict(zip(ids.tolist(), documents.tolist(), strict=True)),
         "bytes": sizes,
         "lines": {mine: sorted(found, reverse=True) for mine, found in lines.items()},
     }
-    storage.write_bytes(done, json.dumps(result, ensure_ascii=False).encode())
-    return dict(json.loads(json.dumps(result)))
 
 
 def opening_line(text: str) -> str:
@@ -259,9 +259,10 @@ def write_documents(spec: DocumentSpec, bucket: int) -> dict[str, Any]:
     Returns:
         `size_bytes` of the file; 0 where nothing is kept of the bucket, which then has none.
     """
-    done = spec.written_address(bucket)
-    if storage.exists(done):
-        return dict(json.loads(storage.read_bytes(done)))
+    return done_once(spec.written_address(bucket), lambda: _write_documents(spec, bucket))
+
+
+def _write_documents(spec: DocumentSpec, bucket: int) -> dict[str, Any]:
     names = json.loads(storage.read_bytes(spec.names_address))
     cluster = read_tensors(spec.clusters_address(bucket))["cluster"]
     buffer = io.BytesIO()
@@ -271,6 +272,4 @@ def write_documents(spec: DocumentSpec, bucket: int) -> dict[str, Any]:
         columns = pa.array([name for name, _ in rows], pa.string()), pa.array([text for _, text in rows], pa.large_string())
         pq.write_table(pa.table(dict(zip((spec.domain_column, spec.text_column), columns, strict=True))), buffer, compression="zstd")
         storage.write_bytes(spec.documents_address(bucket), buffer.getvalue())
-    result = {"size_bytes": len(buffer.getvalue())}
-    storage.write_bytes(done, json.dumps(result).encode())
-    return result
+    return {"size_bytes": len(buffer.getvalue())}

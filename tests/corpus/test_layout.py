@@ -17,11 +17,12 @@ import pytest
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import Resources
-from chameleon_ray.corpus import gather, layout, ray_tokenize
+from chameleon_ray.corpus import buckets, gather, layout, ray_tokenize
 from chameleon_ray.corpus.buckets import SPLITS_OF_A_SLICE, Contents
 from chameleon_ray.corpus.layout import LANE_BYTES, MAX_OPEN, MAX_RUNS, REST_BYTES, Lanes, Layout
-from chameleon_ray.corpus.pieces import PieceWriter, read_pieces
+from chameleon_ray.corpus.pieces import PieceWriter, read_pieces, write_pieces
 from chameleon_ray.corpus.ray_read import MAX_GROUPS, MOST_GROUP_BYTES
+from chameleon_ray.corpus.ray_tasks import WAVE_TASKS
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.corpus.tokenizer import load_tokenizer
 from chameleon_ray.corpus_config import CorpusConfig
@@ -99,17 +100,46 @@ def test_an_interrupted_corpus_goes_on_with_what_is_missing(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ray_tokenize, where, cut_off)
         tokenized(tmp_path / "cut", domains)
-    done = {path: path.stat().st_mtime_ns for name in ("*.counts", "*.done", "rest-*.json") for path in (tmp_path / "cut").rglob(name)}
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").rglob("scratch/**/*.json")}
     assert done
     remove = storage.remove
     with monkeypatch.context() as patch:
         patch.setattr(storage, "remove", lambda address: None if address.endswith("scratch") else remove(address))
         again = tokenized(tmp_path / "cut", domains)
-    assert again.domains == whole.domains
     assert all(path.stat().st_mtime_ns == written for path, written in done.items()), "what was done is not done again"
-    for name in whole.names:
-        rows = RowReader(whole).read(name, np.arange(whole.rows()[name])).tokens
-        assert np.array_equal(RowReader(again).read(name, np.arange(again.rows()[name])).tokens, rows)
+    assert_equal(again, whole)
+
+
+@pytest.mark.parametrize(
+    ("what", "call"),
+    [((buckets, "write_tensors"), 0), ((PieceWriter, "add"), 0), ((PieceWriter, "add"), 40), ((gather, "write_shard"), 1), ((gather, "write_shard"), 9)],
+)
+def test_a_task_that_is_interrupted_is_done_again(
+    what: tuple[Any, str], call: int, tmp_path: Path, in_process: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BUCKET_BYTES", 4 << 10), ("MAX_OPEN", 5), ("SHARD_BYTES", 2 << 10), ("LANE_BYTES", 5 << 10), ("REST_BYTES", 8 << 10)):
+        monkeypatch.setattr(layout, name, value)
+    domains = write_corpus(tmp_path / "texts", 2, 120, 60)
+    whole = tokenized(tmp_path / "whole", domains)
+    write, calls = getattr(*what), itertools.count()
+
+    def cut_off(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*what, cut_off)
+        tokenized(tmp_path / "cut", domains)
+    assert not list((tmp_path / "cut").rglob("*.tmp"))
+    assert_equal(tokenized(tmp_path / "cut", domains), whole)
+
+
+def assert_equal(found: TokenCorpus, expected: TokenCorpus) -> None:
+    assert found.domains == expected.domains
+    for name in expected.names:
+        rows = RowReader(expected).read(name, np.arange(expected.rows()[name])).tokens
+        assert np.array_equal(RowReader(found).read(name, np.arange(found.rows()[name])).tokens, rows)
 
 
 def test_rows_of_several_shards_and_rests_are_all_of_the_text(tmp_path: Path, in_process: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,22 +186,25 @@ def test_the_plan_for_terabytes(text_bytes: int, domains: int) -> None:
     rest_bytes = np.bincount(lanes.rest_of, lanes.rest_bytes)
     assert rest_bytes.max() <= REST_BYTES
     tasks = groups + len(contents.all_splits()) + 2 * len(runs) + cut.slices * (lanes.num_lanes + lanes.num_rests) + lanes.num_rests
-    objects = 2 * groups + 2 * len(contents.all_splits()) + 4 * cut.buckets + cut.slices * (slots + lanes.num_rests) + cut.slices * int(lanes.first_slot[-1])
+    objects = 2 * groups + 2 * len(contents.all_splits()) + 4 * cut.buckets + cut.slices * (slots + lanes.num_rests) + cut.slices * int(lanes.first_shard[-1])
     assert tasks < text_bytes / (12 << 20)
     assert objects < 10 * text_bytes / (16 << 20)
-    driver_bytes = 8 * (cut.slices * int(lanes.first_slot[-1] + domains)) + 200 * len(runs) + 400 * groups + 2000 * domains + 300 * cut.slices * lanes.num_lanes
+    shards = int(lanes.first_shard[-1])
+    driver_bytes = 8 * cut.slices * (shards + domains) + 200 * len(runs) + 400 * groups + 2000 * domains + 300 * cut.slices * lanes.num_lanes
+    waiting_bytes = WAVE_TASKS * (2 * 8 * shards + 200 * domains)  # what tasks that are ahead of a slow one came to
     assert driver_bytes < 200e6
+    assert waiting_bytes < 600e6
 
 
 def test_lanes_hold_every_shard_once() -> None:
     lanes = Lanes.of(Layout(2, 1000), {"a": 10**9, "target": 5, "b": 4 * 10**9, "tiny": 100}, [True, False, True, True], 512, 10**6)
     assert lanes.shards.tolist() == [15, 0, 60, 1]
-    assert lanes.first_slot.tolist() == [0, 15, 15, 75, 76]
+    assert lanes.first_shard.tolist() == [0, 15, 15, 75, 76]
     assert len(lanes.lane_of) == 76
     assert (np.diff(lanes.lane_of) >= 0).all()
     assert set(lanes.lane_of.tolist()) == set(range(lanes.num_lanes))
-    assert [slot for domain in range(4) for slot in range(lanes.first_slot[domain], lanes.first_slot[domain + 1])] == list(range(76))
-    assert [slot for lane in range(lanes.num_lanes) for slot in lanes.slots_of_lane(lane)] == list(range(76))
+    assert [slot for domain in range(4) for slot in range(lanes.first_shard[domain], lanes.first_shard[domain + 1])] == list(range(76))
+    assert [slot for lane in range(lanes.num_lanes) for slot in lanes.shards_of_lane(lane)] == list(range(76))
     assert lanes.lanes_of_domain(1) == range(0)
     assert {lane for domain in range(4) for lane in lanes.lanes_of_domain(domain)} == set(range(lanes.num_lanes))
 
@@ -182,7 +215,7 @@ def test_what_is_larger_than_a_lane_has_one_to_itself() -> None:
 
 def test_pieces_come_back_by_slot_in_the_order_they_were_written(tmp_path: Path) -> None:
     schema = pa.schema([("number", pa.int64())])
-    with PieceWriter(str(tmp_path / "a.pieces")) as writer:
+    with write_pieces(str(tmp_path / "a.pieces")) as writer:
         for i in range(3000):
             writer.add(i * 7 % 11, pa.record_batch([pa.array([i])], schema=schema))
     found = [(slot, batch["number"].to_pylist()[0]) for slot, batch in read_pieces(str(tmp_path / "a.pieces"), schema, range(3, 6))]

@@ -4,6 +4,7 @@ command lines that are documented."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from scipy.stats import t as student
 
 from analysis import finetune, transfer
 from analysis.kept import Kept, Setting, kept_of
-from analysis.pairs import document, setting_of, shared_seeds, smallest
+from analysis.pairs import document, seed_by_seed, setting_of, shared_seeds, smallest
 from chameleon_ray.backend import Backend
 from chameleon_ray.errors import UserError
-from chameleon_ray.experiment import load_experiment
+from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.report import ReportData
 from tests.report.conftest import document_losses
@@ -31,36 +34,53 @@ SETTING = {"training": "All weights", "start": "abc", "methods": {"uniform": {},
 
 
 @pytest.fixture
-def found(make_data: Callable[..., ReportData]) -> Callable[..., Kept]:
-    """What a comparison with some seeds finds: chameleon loses `shift` nats a token more than uniform on test, all lose 1 on valid; c is a target, and the
-    model before loses as much as uniform does with seed 0."""
+def compared(make_data: Callable[..., ReportData]) -> Callable[..., Comparison]:
+    """A comparison with some seeds: chameleon loses `shift` nats a token more than uniform on test, all lose 1 on valid; c is a target, and the model before
+    loses as much as uniform does with seed 0."""
     data = make_data({"uniform": [[9.0] * 3], "chameleon": [[8.0] * 3]}, names=NAMES)
 
-    def made(seeds: list[int], setting: dict[str, Any] = SETTING, shift: float = -0.04, without: Sequence[tuple[str, int]] = (), **changes: Any) -> Kept:
+    def made(seeds: Sequence[int], shift: float = -0.04, without: Sequence[tuple[str, int]] = (), **changes: Any) -> Comparison:
         losses = document_losses(NAMES, {"uniform": 0.0, "chameleon": shift}, num_seeds=4, **changes)
         mine = {run: of_run for run, of_run in losses.items() if run[1] in seeds and run not in without}
         fits = {(label, seed): data.mixtures[label] for label, seed in losses}
         for seed in seeds:
             weights = {"a": 0.2 + seed / 100, "b": 0.8 - seed / 100, "c": 0.0}
             fits["chameleon", seed] = replace(data.mixtures["chameleon"], weights=weights)
+        experiment = data.experiment.model_copy(update={"seeds": tuple(seeds), "fit_every_seed": True})
         corpus = replace(data.corpus, domains={**data.corpus.domains}, targets=("c",))
         precisions = {run: "bf16" if run[1] == 3 else "fp32" for run in mine}
-        of = replace(data, corpus=corpus, losses=mine, precisions=precisions, before_losses=losses["uniform", 0])
-        return kept_of(Comparison(of, fits, {}, ""), setting)
+        of = replace(data, experiment=experiment, corpus=corpus, losses=mine, precisions=precisions, before_losses=losses["uniform", 0])
+        return Comparison(of, fits, {}, "")
 
     return made
+
+
+@pytest.fixture
+def found(compared: Callable[..., Comparison]) -> Callable[..., Kept]:
+    """What is kept of such a comparison."""
+    return lambda seeds, setting=SETTING, **shape: kept_of(compared(seeds, **shape), setting)
+
+
+def test_all_seeds_may_train_on_one_fit(compared: Callable[..., Comparison]) -> None:
+    seeds = compared([0, 1])
+    experiment = seeds.data.experiment.model_copy(update={"fit_every_seed": False})
+    one = {key: fit for key, fit in seeds.fits.items() if key[1] == 0}
+    kept = kept_of(replace(seeds, data=replace(seeds.data, experiment=experiment), fits=one), SETTING)
+    assert "| chameleon | 0.200 ± 0.012 | 0.800 ± 0.012 |" in document(kept), "one fit, and its own error"
+    both = document(kept.with_newer(kept_of(compared([2]), SETTING)))
+    assert "| chameleon | 0.207 ± 0.010 |" in both, "two fits of three seeds"
 
 
 def test_what_is_kept_one_seed_at_a_time_is_the_whole(found: Callable[..., Kept], tmp_path: Path) -> None:
     kept = None
     for seeds in ([2], [0], [1]):
         newer = found(seeds, shift=0.5)
-        (kept.with_newer(newer) if kept else newer).save(tmp_path / "kept")
+        (kept.with_newer(newer) if kept else newer).save(tmp_path / "kept", seeds)
         kept = Kept.load(tmp_path / "kept")
     assert kept is not None
     for seeds in ([0, 1], [2]):
         kept = kept.with_newer(found(seeds))  # the newer ones count
-    kept.save(tmp_path / "kept")
+    kept.save(tmp_path / "kept", [0, 1, 2])
     kept = Kept.load(tmp_path / "kept")
     assert kept is not None and kept.seeds == [0, 1, 2] and kept.names(targets=True) == ["c"] and kept.names(targets=False) == ["a", "b"]
     text = document(kept)
@@ -95,15 +115,83 @@ def test_runs_that_are_set_otherwise_or_saw_other_text_are_not_mixed(found: Call
 
 def test_the_content_of_a_model_counts_and_not_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAMELEON_DATA", "/data")
-    models = {"/one": "abc", "/two": "abc", "/three": "xyz"}
+    for name, content, written in (("one", b"abc", 1), ("two", b"abc", 2), ("three", b"abd", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(65 << 20) + content + bytes(2 << 20))
+        os.utime(tmp_path / name / "model.safetensors", (written, written))
 
-    def setting(base: str) -> Setting:
-        experiment = load_experiment(finetune.REPOSITORY / "jobs" / "finetune_wiki40b.yaml", [f"base.model.pretrained={base}"])
-        backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(digest=models[name])))
+    def setting(base: str, *overrides: str) -> Setting:
+        job = finetune.REPOSITORY / "jobs" / "finetune_wiki40b.yaml"
+        experiment = load_experiment(job, [f"@{finetune.REPOSITORY}/jobs/local/wiki7.yaml", f"base.model.pretrained={tmp_path}/{base}", *overrides])
+        backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(address=name)))
         return setting_of(experiment, backend)
 
-    assert setting("/one") == setting("/two") != setting("/three")
-    assert json.loads(json.dumps(setting("/one"))) == setting("/one"), "what is kept is read back as it was"
+    one = setting("one")
+    assert json.loads(json.dumps(one)) == one, "what is kept is read back as it was"
+    assert one == setting("two", "base.micro_batch_rows=2", "base.checkpoint_every_steps=3", "storage=/elsewhere", "resources.num_workers=2")
+    monkeypatch.setenv("CHAMELEON_DATA", "/elsewhere")
+    assert one == setting("one")
+    for other in (setting("three"), *(setting("one", key) for key in ("corpus.heldout_tokens=9", "budget.tokens=1000", "base.model.lora.rank=3"))):
+        kept = Kept(one, *(pa.table({"method": [], "seed": []}),) * 2)
+        with pytest.raises(UserError, match="give it another name"):
+            kept.check(other)
+
+
+@pytest.fixture
+def seed_after_seed(compared: Callable[..., Comparison], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run seeds whose comparisons are made up, and nothing but these; what is printed."""
+
+    def call(seeds: list[int], together: bool = False, meanwhile: Callable[[], None] = lambda: None, **shape: Any) -> str:
+        def run(experiment: Experiment, backend: Backend) -> Comparison:
+            meanwhile()
+            return compared(experiment.seeds, **shape)
+
+        def experiment(seeds: Sequence[int]) -> Experiment:
+            document = {
+                "name": "made-up",
+                "storage": str(tmp_path / "runs"),
+                "seeds": list(seeds),
+                "corpus": {"domains": {name: {"files": ["a.txt"]} for name in NAMES}, "heldout_tokens": 100 + shape.get("num_documents", 60)},
+                "proxy": {"model": {"preset": "cpu-tiny"}, "steps": 10},
+                "base": {"model": {"preset": "cpu-tiny"}, "steps": 1100},
+            }
+            return parse_experiment(document)
+
+        seed_by_seed(experiment, seeds, run, together, tmp_path / "kept")
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_seeds_are_kept_one_after_the_other(seed_after_seed: Callable[..., str], tmp_path: Path) -> None:
+    calls: list[int] = []
+    text = seed_after_seed([0, 1], meanwhile=lambda: calls.append(1))
+    assert len(calls) == 2 and text.count("Report: ") == 2 and "seeds [0]" in text and "seeds [0, 1]" in text
+    assert seed_after_seed([2, 3], together=True, meanwhile=lambda: calls.append(1)).count("Report: ") == 1 and len(calls) == 3
+    kept = Kept.load(tmp_path / "kept" / "made-up")
+    assert kept is not None and kept.seeds == [0, 1, 2, 3]
+
+    with pytest.raises(UserError, match=r"had another corpus .* give it another name"):
+        seed_after_seed([4], meanwhile=lambda: calls.append(1), num_documents=59)
+    assert len(calls) == 3, "refused before anything is trained"
+
+
+def test_what_another_run_keeps_meanwhile_stays(seed_after_seed: Callable[..., str], tmp_path: Path) -> None:
+    seed_after_seed([0, 1])
+    file = tmp_path / "kept" / "made-up" / "losses-000.parquet"
+
+    def other_run() -> None:
+        newer = Kept.load(file.parent)
+        assert newer is not None
+        shifted = newer.losses.set_column(newer.losses.column_names.index("nats"), "nats", pc.add(newer.losses["nats"], 1.0))
+        Kept(newer.setting, shifted, newer.weights).save(file.parent, [0])
+
+    before = file.read_bytes()
+    text = seed_after_seed([2], meanwhile=other_run)
+    assert file.read_bytes() != before
+    kept = Kept.load(file.parent)
+    assert kept is not None and kept.seeds == [0, 1, 2] and document(kept) in text
 
 
 @pytest.mark.parametrize("pairs", [3, 8])
@@ -128,7 +216,7 @@ def test_settings_follow_options_on_the_command_line() -> None:
 def test_pairs_of_changed_domains_are_of_what_needs_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAMELEON_DATA", "/data")
     for piece, base in (("scratch", None), ("going-on", "/model")):
-        found = transfer.transferred(piece, transfer.settings_of(piece, base))
+        found = transfer.transferred(piece, transfer.overrides_of(piece, base))
         assert list(found.methods) == ["uniform", "human", "chameleon"] and found.fit_every_seed and found.transfer
         assert found.base.model.pretrained == found.corpus.tokenizer.pretrained == base
     assert len(transfer.transferred("methods", []).methods) == 6
