@@ -5,8 +5,8 @@
              are sorted into slices first and every slice then into its buckets.
     shard    train rows of one domain, shuffled: some 32 MB of its text out of one slice. Which documents are in a slice follows from their hashes, so that
              every slice is a random sample of every domain.
-    lane     consecutive shards of a slice, at most 32 to 64 MB of text, that one task shuffles and writes. The more buckets a slice has, the more a lane: what
-             it reads of one bucket is not to be less than 64 kB.
+    lane     consecutive shards of a slice, at most 64 MB of text, that one task shuffles and writes; at most 32 MB in slices of up to 512 buckets, since what
+             it reads of a bucket, a request, is then still 64 kB.
     rest     what buckets leave over: less than a row of each domain, and held-out documents. Consecutive domains, some 64 MB, go to one task.
 
 A plan for 10 TB: 655,360 buckets in 640 slices; no task holds more than a lane, and no list here or on the driver grows faster than with slices times domains.
@@ -52,8 +52,8 @@ class Layout:
 
     @property
     def lane_bytes(self) -> int:
-        """The most text of a lane: as little as a shard as long as what it reads of every bucket is worth a request."""
-        return min(LANE_BYTES, max(SHARD_BYTES, self.per_slice * PIECE_BYTES))
+        """The most text of a lane: a shard's as long as what it reads of every bucket is worth a request."""
+        return SHARD_BYTES if self.per_slice * PIECE_BYTES <= SHARD_BYTES else LANE_BYTES
 
     def buckets_of(self, slice_number: int) -> range:
         """The buckets of a slice."""

@@ -19,7 +19,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import Resources
 from chameleon_ray.corpus import buckets, gather, layout, ray_tokenize
 from chameleon_ray.corpus.buckets import SPLITS_OF_A_SLICE, Contents
-from chameleon_ray.corpus.layout import LANE_BYTES, MAX_OPEN, MAX_RUNS, REST_BYTES, Lanes, Layout
+from chameleon_ray.corpus.layout import LANE_BYTES, MAX_OPEN, MAX_RUNS, REST_BYTES, SHARD_BYTES, Lanes, Layout
 from chameleon_ray.corpus.pieces import PieceWriter, read_pieces, write_pieces
 from chameleon_ray.corpus.ray_read import MAX_GROUPS, MOST_GROUP_BYTES
 from chameleon_ray.corpus.ray_tasks import WAVE_TASKS
@@ -207,6 +207,16 @@ def test_lanes_hold_every_shard_once() -> None:
     assert [slot for lane in range(lanes.num_lanes) for slot in lanes.shards_of_lane(lane)] == list(range(76))
     assert lanes.lanes_of_domain(1) == range(0)
     assert {lane for domain in range(4) for lane in lanes.lanes_of_domain(domain)} == set(range(lanes.num_lanes))
+
+
+@pytest.mark.parametrize("gigabytes", [0.05, 0.5, 7, 10, 15, 100, 1000, 10_000])
+def test_what_a_lane_reads_of_a_bucket_is_worth_a_request(gigabytes: float) -> None:
+    cut = Layout.of(int(gigabytes * 1e9))
+    lanes = Lanes.of(cut, {f"d{i}": int(gigabytes * 1e9) // 7 for i in range(7)}, [True] * 7, 512, 12 << 20)
+    lane_bytes = np.bincount(lanes.lane_of, np.repeat(lanes.text_bytes / (cut.slices * np.maximum(1, lanes.shards)), lanes.shards))
+    assert lane_bytes.max() <= (SHARD_BYTES if gigabytes < 8 else LANE_BYTES)
+    assert np.median(lane_bytes) / cut.per_slice > 50 << 10
+    assert gigabytes < 8 or np.median(np.bincount(lanes.lane_of)) == 2
 
 
 def test_what_is_larger_than_a_lane_has_one_to_itself() -> None:
