@@ -33,7 +33,7 @@ from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_progress import Reporter
-from chameleon_ray.records import is_complete
+from chameleon_ray.records import is_complete, read_record
 from chameleon_ray.report.data import BEFORE
 from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.page import table_markdown
@@ -127,8 +127,8 @@ def setting_of(experiment: Experiment, backend: Backend) -> Setting:
 
 
 def content_of(model: TrainedModel) -> str:
-    """What tells a model from others on every machine: the digest of one of ours, the hash of all bytes of another."""
-    if is_complete(model.address):
+    """What tells a model from others on every machine: the digest of one that was trained here, the hash of all bytes of one that others trained."""
+    if is_complete(model.address) and read_record(model.address)["kind"] != "pretrained":
         return model.digest
     hasher = hashlib.sha256()
     for address in sorted(address for ending in ("config.json", "*.safetensors") for address in storage.glob(storage.join(model.address, ending))):
@@ -142,9 +142,9 @@ def _without_places(value: Any, contents: Mapping[str, str]) -> Any:
     """Of settings, what is read and not where it lies; and nothing of how it is computed."""
     if isinstance(value, Mapping):
         kept = {key: _without_places(each, contents) for key, each in value.items() if key not in (*NOT_IN_DIGEST, "allow_remote_code")}
-        files = {key: [_last(each) for each in value[key]] for key in ("files", "heldout") if key in value}
-        name = value.get("pretrained")
-        return {**kept, **files, **({"pretrained": contents.get(name, _last(name))} if name else {})}
+        files = {key: [_last(each) for each in value[key]] for key in ("files", "heldout", "of") if isinstance(value.get(key), list)}
+        names = {key: contents.get(value[key], _last(value[key])) for key in ("pretrained", "embed", "huggingface") if isinstance(value.get(key), str)}
+        return {**kept, **files, **names}
     return [_without_places(each, contents) for each in value] if isinstance(value, list) else value
 
 

@@ -11,7 +11,10 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, model_validator
 
+from chameleon_ray.errors import UserError
 from chameleon_ray.settings import Fraction, PositiveFloat, PositiveInt, Settings, read_yaml, validate
+
+CLUSTERS = "corpus.domains_from.clusters"
 
 DomainName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(lambda name: check_domain_name(name))]
 
@@ -78,6 +81,12 @@ class ClustersConfig(Settings):
     def source(self) -> DomainConfig:
         """The documents as those of one domain."""
         return DomainConfig(files=self.of, huggingface=self.huggingface)
+
+
+def check_documents(documents: int, k: int) -> None:
+    """Raise `UserError` for fewer documents than clusters."""
+    if documents < k:
+        raise UserError(f"{CLUSTERS}.k: {k:,} clusters of {documents:,} documents; a cluster needs several, lower k or add documents")
 
 
 class DomainsFrom(Settings):

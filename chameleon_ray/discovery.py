@@ -16,20 +16,20 @@ from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, Reads, TrainJob, Transfer, start_of
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.corpus.sources import TEXT
-from chameleon_ray.corpus_config import ClustersConfig, CorpusConfig, TokenizerConfig
+from chameleon_ray.corpus_config import CLUSTERS, ClustersConfig, CorpusConfig, TokenizerConfig, check_documents
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import SMALL_TEXT_BYTES, Experiment
 from chameleon_ray.mixing.proxy import check_layer_number
+from chameleon_ray.records import is_complete
 
-WHERE = "corpus.domains_from.clusters"
 # What the documents are read by -> where the user wrote it.
 KEYS = (
-    (f"corpus.domains.{TEXT}.files", f"{WHERE}.of"),
-    (f"corpus.domains.{TEXT}", WHERE),
+    (f"corpus.domains.{TEXT}.files", f"{CLUSTERS}.of"),
+    (f"corpus.domains.{TEXT}", CLUSTERS),
     (f"domain {TEXT!r}", "the documents"),
-    ("corpus.domains_from.files", f"{WHERE}.of"),
-    ("corpus.domains_from.huggingface", f"{WHERE}.huggingface"),
-    ("corpus.domains_from.domain_column", f"{WHERE}.within"),
+    ("corpus.domains_from.files", f"{CLUSTERS}.of"),
+    ("corpus.domains_from.huggingface", f"{CLUSTERS}.huggingface"),
+    ("corpus.domains_from.domain_column", f"{CLUSTERS}.within"),
 )
 
 
@@ -52,12 +52,12 @@ def read_corpus(experiment: Experiment, backend: Backend, at: Experiment | None 
     with told_by(KEYS):
         if found.embed == "proxy":
             layer = experiment.embedding.layer
-            model, config = _proxy(experiment, asked.corpus, found, backend)
+            model = _proxy(experiment, asked.corpus, found, backend)
         else:
-            model, config = backend.find_model(found.embed, asked.corpus.row_tokens, f"{WHERE}.embed"), asked.corpus
+            model = backend.find_model(found.embed, asked.corpus.row_tokens, f"{CLUSTERS}.embed")
         wanted = reads and replace(reads, domain_tokens=found.k * reads.domain_tokens)  # as many documents as all the domains together want
-        clusters = backend.find_clusters(config, model, layer, seed, wanted)
-    return backend.tokenize(config, seed, reads, clusters)
+        clusters = backend.find_clusters(asked.corpus, model, layer, seed, wanted)
+    return backend.tokenize(asked.corpus, seed, reads, clusters)
 
 
 def transferred_from(experiment: Experiment, backend: Backend, at: Experiment | None = None) -> Transfer | None:
@@ -91,17 +91,25 @@ def told_by(keys: Iterable[tuple[str, str]]) -> Iterator[None]:
         raise UserError(told) from error
 
 
-def _proxy(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, backend: Backend) -> tuple[TrainedModel, CorpusConfig]:
-    """The experiment's proxy trained on all of the text as one domain; the corpus with the tokenizer that it has."""
+def _proxy(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, backend: Backend) -> TrainedModel:
+    """The experiment's proxy trained on all of the text as one domain, to find others in it and for nothing else: what these will hold out is not known yet,
+    and it may have read that, as it has to place it. The corpus's tokenizer and proxies are made anew of what the domains train on.
+
+    Raises:
+        UserError: among others that there are fewer documents than clusters, before anything is trained.
+    """
     one = corpus.model_copy(update={"domains": {TEXT: found.source}, "domains_from": None, "require_heldout": False})
     training = experiment.proxy.model_copy(update={"stop": None})
     _check_layer(training, experiment.embedding.layer, backend)
     reads = None if corpus.tokens_per_domain is None else Reads(training.steps * training.batch_rows * corpus.row_tokens, 0, SMALL_TEXT_BYTES)
     text = backend.tokenize(one, experiment.seeds[0], reads)
+    there = text.domains[TEXT]
+    if found.within is None and there.excerpt is None and is_complete(text.address):
+        check_documents(sum(split.documents for split in (there.train, there.valid, there.test)) + there.unused_heldout, found.k)
     job = TrainJob("proxy", training, {TEXT: 1.0}, experiment.seeds[0], start=start_of(training, text, backend, "proxy"))
     backend.check(text, [job])
     (model,) = backend.train_many(text, [job])
-    return model, corpus.model_copy(update={"tokenizer": TokenizerConfig(pretrained=text.tokenizer_address)})
+    return model
 
 
 def _check_layer(training: TrainingConfig, layer: Literal["middle"] | int, backend: Backend) -> None:

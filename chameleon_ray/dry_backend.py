@@ -16,6 +16,7 @@ from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, Tok
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, Precision
 from chameleon_ray.corpus.chunks import embedded_rows
+from chameleon_ray.corpus.layout import LANE_BYTES
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.corpus_config import CorpusConfig, TokenizerConfig
@@ -87,6 +88,8 @@ class DryBackend:
 
     def find_clusters(self, config: CorpusConfig, model: TrainedModel, layer: Literal["middle"] | int, seed: int, reads: Reads | None) -> Clusters:
         """Those that were found; else placeholders, as many as are wanted."""
+        from chameleon_ray.embedding.clusters import SearchSize
+
         found = config.domains_from and config.domains_from.clusters
         assert found
         asked = config.model_copy(update={"tokenizer": self._tokenizers.get(config.tokenizer.pretrained or "", config.tokenizer)})
@@ -101,20 +104,14 @@ class DryBackend:
         names = [f"{source}/{i + 1}" if found.within else f"cluster-{i + 1}" for source in text.names for i in range(found.k)]
         found_in = [text.domains[name] for name in text.names]
         text_bytes, tokens = float(sum(each.text_bytes for each in found_in)), float(sum(each.train.tokens for each in found_in))
+        number_documents, width = sum(each.train.documents for each in found_in), Architecture.of_trained(model, config.row_tokens).width
+        search = SearchSize.of(number_documents, found.k, width, len(text.names))
         self._found[place.digest] = divided(text, asked, names)
         self.guessed = True
-        item = Item(
-            part=self.part,
-            what=f"{len(names)} clusters: documents embedded at layer {number}",
-            kind="forward",
-            group=self._next(),
-            is_done=False,
-            tokens=tokens,
-            flops=per_token.flops * tokens,
-            disk_bytes=text_bytes / 3,
-            shape=self._shape(model, config.row_tokens, number),
-            text_bytes=text_bytes,
-        )
+        what, flops = f"{len(names)} clusters: documents embedded at layer {number}", per_token.flops * tokens
+        held = max(self._forward_bytes(model, config.row_tokens, number), search.driver_bytes)
+        shape = self._shape(model, config.row_tokens, number)
+        item = Item(self.part, what, "forward", self._next(), False, tokens, flops, held, text_bytes / 3, shape=shape, text_bytes=text_bytes)
         self._note(item, place.digest)
         return Clusters(place.address, place.digest, {}, "domain", {}, Cost())
 
@@ -138,7 +135,8 @@ class DryBackend:
         text_bytes = float(sum(each.text_bytes for each in corpus.domains.values()))
         size = 2 if corpus.vocab_size <= 1 << 16 else 4
         what = f"{len(corpus.names)} domain{'s' if len(corpus.names) > 1 else ''}, read and tokenized"
-        self._note(Item(self.part, what, "read", self._next(), False, tokens, disk_bytes=size * tokens, text_bytes=text_bytes), f"{corpus.digest} tokens")
+        item = Item(self.part, what, "read", self._next(), False, tokens, memory_bytes=LANE_BYTES, disk_bytes=size * tokens, text_bytes=text_bytes)
+        self._note(item, f"{corpus.digest} tokens")
         return corpus
 
     def _outlook(self, config: CorpusConfig, sources: Sequence[Source], place: Place) -> TokenCorpus:
@@ -216,7 +214,8 @@ class DryBackend:
         shape = self._shape(model, corpus.row_tokens, number)
         width = Architecture.of_trained(model, corpus.row_tokens).width
         disk = 32.0 * 8 * width * len(rows)
-        self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, disk_bytes=disk, shape=shape), place.digest)
+        held = self._forward_bytes(model, corpus.row_tokens, number)
+        self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, held, disk, shape=shape), place.digest)
         k = len(rows)
         return Embeddings(tuple(rows), np.broadcast_to(0.0, (k, 1, width)), np.ones((k, 1), np.int64), number)
 
@@ -277,7 +276,8 @@ class DryBackend:
         flops = Architecture.of_trained(model, corpus.row_tokens).forward_flops(corpus.row_tokens) * tokens
         shape, is_done = self._shape(model, corpus.row_tokens, None), place.is_complete and unknown is None
         kind: Kind = "measure" if beside else "forward"
-        item = Item(self.part, what, kind, group, is_done, tokens, flops, beside=max(1, beside), shape=shape)
+        held = 0 if is_done else self._forward_bytes(model, corpus.row_tokens, None)
+        item = Item(self.part, what, kind, group, is_done, tokens, flops, held, beside=max(1, beside), shape=shape)
         self._note(item, unknown or place.digest)
 
     def _train(
@@ -353,6 +353,12 @@ class DryBackend:
         heads = None if "architecture" in model.details else ModelConfig(**model.details["training"]["model"]).shape[1]
         found = self._of(architecture, heads, model.vocab_size, row_tokens, 0, "auto")
         return found if layers is None else replace(found, layers=layers)
+
+    def _forward_bytes(self, model: TrainedModel, row_tokens: int, layers: int | None) -> int:
+        from chameleon_ray.training.forecast import forward_bytes
+
+        architecture = Architecture.of_trained(model, row_tokens)
+        return forward_bytes(architecture, row_tokens, layers, bool(self.real.resources.gpus_per_worker), self.device)
 
     def _of(self, architecture: Architecture, heads: int | None, vocab_size: int, row_tokens: int, batch_rows: int, precision: Precision) -> Shape:
         resources = self.real.resources

@@ -41,7 +41,7 @@ VERSIONS: dict[str, int] = {
     "embeddings": 5,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
     "foreign": 2,  # a model that others trained
-    "mixture": 5,  # what is around a method; the method has a version of its own
+    "mixture": 6,  # what is around a method; the method has a version of its own
     "report": 10,  # what is shown of the results
 }
 

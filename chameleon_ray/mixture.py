@@ -46,7 +46,7 @@ class Mixture:
         label: what the experiment calls it; the method's name where nothing else is given.
         scores, weights_stderr, scores_stderr: per domain where the method has them.
         unconstrained: the method's weights where those asked for had to keep to limits, which changed them; None otherwise.
-        epochs: how often each domain is read in the budget that the weights are for; empty without one.
+        epochs: how often each domain is read in the budget that the weights are for; empty without one. budget: the tokens of each in it, which sum to it.
         ledger: what was needed to get the weights: digest of an artifact -> its cost. Shared work has one digest, so that a sum over several mixtures
             counts it once (`total_cost`).
         there_before: digests of the ledger that were there before the domains changed: what is left is what the change took (`extra`).
@@ -67,6 +67,7 @@ class Mixture:
     scores_stderr: Mapping[str, float] | None = None
     unconstrained: Mapping[str, float] | None = None
     epochs: Mapping[str, float] = field(default_factory=dict)
+    budget: Mapping[str, int] = field(default_factory=dict)
     ledger: Mapping[str, Cost] = field(default_factory=dict)
     there_before: tuple[str, ...] = ()
     tokenizer_sha256: str | None = None

@@ -166,7 +166,8 @@ def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: 
     changed = changed_embeddings(experiment, proxy, changes, backend, only, method.looked_at(experiment.corpus.targets))
     with naming(f"methods.{label}"):
         mixture = method.weigh(changed.embeddings, changed.tokens, changed.texts, changed.others)
-    mixture = Question.of(experiment.question, tuple(mixture.weights), changed.tokens, is_changed=True).answer(mixture)
+    question = Question.of(experiment.question, tuple(mixture.weights), changed.tokens, is_changed=True, estimates=changed.estimates)
+    mixture = question.answer(mixture, method.by_size)
     return replace(
         mixture,
         label=label,

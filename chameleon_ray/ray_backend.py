@@ -24,6 +24,7 @@ from chameleon_ray.errors import UserError, naming
 from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
 from chameleon_ray.evaluation.measurements import document_table, losses_of
 from chameleon_ray.identity import family_digest
+from chameleon_ray.mixing.budget import read_over
 from chameleon_ray.models.adapters import base_of
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.pretrained import check_context, described, open_pretrained
@@ -105,9 +106,14 @@ class RayBackend:
             self._start()
             runs = longest(list(missing.values()))
             roles = " and ".join(sorted({run.job.role for run in runs}))
+            self._say_read_over(corpus, [run.job for run in runs])
             title = f"training {len(runs)} {roles} model{'s' if len(runs) > 1 else ''}"
             train_runs(runs, storage.join(self.root, "unfinished"), self.resources, self.reporter, title)
         return [_trained(self.places.run(job, corpus)) for job in jobs]
+
+    def _say_read_over(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
+        for told in read_over(corpus, ((job.weights, job.training.steps * job.training.batch_rows) for job in jobs if job.role == "base")):
+            self.reporter.say(told)
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Train and measure the proxies that are missing, equal ones once."""
@@ -196,6 +202,7 @@ class RayBackend:
             from chameleon_ray.ray_trials import run_trials
 
             self._start()
+            self._say_read_over(corpus, [job for _, job in missing.values()])
             failed = run_trials(
                 name, self.root, dict(missing.values()), _Measure(self.root, self.resources, corpus, tuple(splits)), self.resources, self.reporter
             )

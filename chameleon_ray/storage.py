@@ -62,18 +62,23 @@ def _told(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
+        with _telling(next((value for value in args if isinstance(value, str)), "")):
             return function(*args, **kwargs)
-        except (UserError, Unavailable, FileNotFoundError):
-            raise
-        except Exception as error:
-            address = next((value for value in args if isinstance(value, str) and is_remote(value)), None)
-            found = address and _refusal(address, error)
-            if not found:
-                raise
-            raise found from error
 
     return call
+
+
+@contextmanager
+def _telling(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, Unavailable, FileNotFoundError):
+        raise
+    except Exception as error:
+        found = _refusal(address, error) if is_remote(address) else None
+        if not found:
+            raise
+        raise found from error
 
 
 def _refusal(address: str, error: BaseException) -> Exception | None:
@@ -214,28 +219,28 @@ def read_bytes(address: str) -> bytes:
 
 def write_bytes(address: str, *parts: bytes | memoryview) -> None:
     """Write a file, the parts one after the other, atomically."""
-    write_with(address, lambda file: file.writelines(parts))
-
-
-@_told
-def write_with(address: str, write: Callable[[Any], None]) -> None:
-    """Write a file by what `write` does with the open file, atomically; nothing is copied on the way."""
     with open_output(address) as file:
-        write(file)
+        file.writelines(parts)
 
 
 @contextmanager
 def open_output(address: str) -> Iterator[IO[bytes]]:
-    """A binary stream for writing. The file is there when the context ends without an exception, and not before.
-
-    Object stores publish what they were given when the stream is closed, after an exception too: whether a file is whole is then told by what is written after
-    it alone.
-    """
-    filesystem, path = resolve(address)
+    """A binary stream for writing. The file is there when the context ends without an exception, and not before; after an exception an object is removed, since
+    closing its stream, which cannot be helped, publishes what was written."""
     if is_remote(address):
-        with filesystem.open_output_stream(path, compression=None) as stream:
-            yield stream
+        with _telling(address):
+            filesystem, path = resolve(address)
+            stream = filesystem.open_output_stream(path, compression=None)
+            try:
+                yield stream
+            except BaseException:
+                with suppress(OSError):
+                    stream.close()
+                    filesystem.delete_file(path)
+                raise
+            stream.close()
         return
+    path = resolve(address)[1]
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     try:

@@ -15,6 +15,7 @@ from chameleon_ray.counts import DomainSize
 from chameleon_ray.discovery import read_corpus, told_by
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
+from chameleon_ray.mixing.question import estimated
 from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
 from chameleon_ray.records import is_complete
 from chameleon_ray.settings import validate
@@ -30,7 +31,7 @@ class Changed:
         there_before: digests of what the domains that did not change took. looking: what looking at text took, by digest.
         embedded: domain -> rows that were embedded for the change.
         others: embeddings of the corpus's targets that were asked for.
-        warnings: sentences a person should read.
+        estimates: sentences on sizes that are not counted. warnings: sentences a person should read.
     """
 
     embeddings: Embeddings
@@ -42,6 +43,7 @@ class Changed:
     looking: Mapping[str, Cost]
     embedded: Mapping[str, int]
     others: Embeddings | None = None
+    estimates: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -88,6 +90,8 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
     after = [_looked_at(experiment, found, new, new.names, backend)] if new else []
     parts = [*before, *after]
+    read = [(known, {old for olds in arrangement.kept.values() for old in olds})] if known else []
+    read += [(new, set(new.names))] if new else []
     aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
     return Changed(
         embeddings=Embeddings.concat([part.embeddings for part in parts]),
@@ -99,6 +103,7 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         looking={digest: cost for part in parts for digest, cost in part.looking.items()},
         embedded={name: rows for part in parts for name, rows in part.embedded.items()},
         others=aims,
+        estimates=tuple(text for corpus, names in read for text in estimated(corpus, names)),
         warnings=tuple(told),
     )
 

@@ -96,6 +96,17 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
+def test_what_is_interrupted_on_the_way_is_not_there(root: str) -> None:
+    address = f"{root}/half/file"
+    with pytest.raises(KeyboardInterrupt), storage.open_output(address) as file:
+        file.write(bytes(12 << 20))
+        raise KeyboardInterrupt
+    assert not storage.exists(address)
+    with storage.open_output(address) as file:
+        file.write(b"whole")
+    assert storage.read_bytes(address) == b"whole"
+
+
 def test_addresses_that_are_not_supported() -> None:
     with pytest.raises(UserError, match=r"storage: address 'hdfs://x' is not supported"):
         storage.absolute("hdfs://x")

@@ -235,8 +235,14 @@ def _say(corpus: TokenCorpus, wanted: int | str | None, reporter: Reporter) -> N
     if unmeasured := corpus.unmeasured:
         reporter.say(f"trained on and not measured, for lack of held-out text: {listed(unmeasured)}")
     reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")
-    if isinstance(wanted, int) and (short := [name for name in corpus.names if corpus.domains[name].train.tokens < wanted]):
-        reporter.say(f"fewer than corpus.tokens_per_domain ({wanted:,}), all that there is or could be found: {listed(short)}")
+    if isinstance(wanted, int):
+        short = [name for name in corpus.names if corpus.domains[name].train.tokens < wanted]
+        whole = [name for name in short if corpus.domains[name].excerpt is None]
+        if whole:
+            reporter.say(f"fewer than corpus.tokens_per_domain ({wanted:,}), all that there is: {listed(whole)}")
+        if rest := [name for name in short if name not in whole]:
+            told = "for copies and held-out text, or because documents of it are too rare to be found"
+            reporter.say(f"fewer than corpus.tokens_per_domain ({wanted:,}), {told}; raise it if that is too little: {listed(rest)}")
     excerpts = {name: found for name in corpus.names if (found := corpus.domains[name].excerpt)}
     if excerpts:
         shares = [found.share for found in excerpts.values() if found.share is not None]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,12 +56,8 @@ def write_shard(address: str, domain: str, rows: Rows) -> None:
             "document": pa.array(rows.document),
         }
     )
-
-    def write(file: Any) -> None:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-
-    storage.write_with(address, write)
+    with storage.open_output(address) as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def open_shard(address: str) -> Rows:

@@ -201,7 +201,7 @@ def _write(spec: TokenizeSpec, bucket: int, documents: Mapping[tuple[str, bool],
             held_out = zip(numbers[len(train) :].tolist(), heldout, strict=True)
             rest += [(index, True, number, int(encoded.text_bytes[each]), encoded.of(each)) for number, each in held_out]
         pending.flush()
-        for number, rest in sorted(rests.items()):
+        for number, rest in sorted((number, rest) for number, rest in rests.items() if rest):
             writer.add(lanes.num_lanes + number, rest_batch(spec, rest))
     return rows
 

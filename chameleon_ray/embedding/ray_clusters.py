@@ -29,7 +29,7 @@ from chameleon_ray.corpus.ray_read import Reading, read_into_buckets
 from chameleon_ray.corpus.ray_stream import through_pool
 from chameleon_ray.corpus.ray_tasks import Task, run_tasks
 from chameleon_ray.corpus.sources import Source, documents_of
-from chameleon_ray.corpus_config import CorpusConfig
+from chameleon_ray.corpus_config import CLUSTERS, CorpusConfig, check_documents
 from chameleon_ray.counts import Excerpt
 from chameleon_ray.embedding.clusters import PASSES, TINY, WORD_DOCUMENTS, Array, Directions, MiniBatches, begin, merged, names_of, sample_of, telling_words
 from chameleon_ray.embedding.documents import (
@@ -51,7 +51,6 @@ from chameleon_ray.tensors import read_tensors, write_tensors
 LEAST_ROWS = 8  # of text that a cluster must have
 OTHER = "other"  # values of the column that have too little text to be domains
 WAITING = 32  # buckets whose words are added up at a time
-WHERE = "corpus.domains_from.clusters"
 TABLE = pa.schema(
     [
         ("name", pa.string()),
@@ -93,7 +92,7 @@ def find_clusters(
         spec = DocumentSpec(address, contents, model.address, config.row_tokens, config.text_column)
         least_bytes = LEAST_ROWS * config.row_tokens * BYTES_PER_TOKEN
         if not within:
-            _check_number(reading.stats[contents.names[0]].documents, k)
+            check_documents(reading.stats[contents.names[0]].documents, k)
         tokens = _embed(spec, layer, model.allow_remote_code, resources, phase, pool_actors)
         _divide(spec, k, seed, within, phase)
         clusters = _count(spec, sum(reading.stats[name].documents for name in contents.names), phase)
@@ -107,11 +106,6 @@ def find_clusters(
         reporter.say(f"left out: {left_out:,} documents of values of {config.domains_from.clusters.within!r} that have too little text for a domain together")
     reporter.say(f"{len(names)} domains among {int(clusters.documents.sum()):,} documents: {listed(names)}")
     return {"files": files, "domain_column": spec.domain_column, "sources": _sources(reading, pool), "cost": asdict(cost)}
-
-
-def _check_number(documents: int, k: int) -> None:
-    if documents < k:
-        raise UserError(f"{WHERE}.k: {k:,} clusters of {documents:,} documents; a cluster needs several, lower k or add documents")
 
 
 def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: Resources, phase: Phase, pool_actors: int | None) -> int:
@@ -133,7 +127,8 @@ def _vectors(spec: DocumentSpec) -> Iterator[tuple[Array, NDArray[np.int64]]]:
     for bucket in range(spec.buckets):
         vectors, labels = read_vectors(spec, bucket)
         if not np.isfinite(vectors).all():
-            raise UserError(f"{WHERE}.embed: the model in {spec.model} gives embeddings that are not finite: it has diverged; take another, or train it longer")
+            told = f"the model in {spec.model} gives embeddings that are not finite: it has diverged"
+            raise UserError(f"{CLUSTERS}.embed: {told}; take another, or train it longer")
         yield vectors, labels
 
 
@@ -147,11 +142,11 @@ def _divide(spec: DocumentSpec, k: int, seed: int, within: bool, phase: Phase) -
     for number, (label, vectors) in enumerate(sorted(sample.items())):
         phase.update("divide", number, len(sample))
         if not within:
-            _check_number(len(vectors), k)
+            check_documents(len(vectors), k)
         most = min(k, len(vectors))
         directions = Directions.of(vectors, most)
         if directions is None and not within:
-            raise UserError(f"{WHERE}: the documents are all alike to the model in {spec.model}, nothing divides them; add others, or list domains yourself")
+            raise UserError(f"{CLUSTERS}: the documents are all alike to the model in {spec.model}, nothing divides them; add others, or list domains yourself")
         if directions is None or most == 1:
             p = vectors.shape[1]
             directions, centres = Directions(np.zeros(p), np.zeros((p, 1))), np.zeros((1, 1), np.float32)
@@ -250,7 +245,7 @@ def _name(spec: DocumentSpec, clusters: _Counted, within: bool, least_bytes: int
     target, stay, left_out = _merge(spec, clusters, within, least_bytes, pool)
     if sum(len(kept) for _, kept in stay) < 2:
         raise UserError(
-            f"{WHERE}: one cluster is left when those with less than {least_bytes:,.0f} bytes of text are merged into the ones nearest to them; "
+            f"{CLUSTERS}: one cluster is left when those with less than {least_bytes:,.0f} bytes of text are merged into the ones nearest to them; "
             "add documents, or lower k or corpus.row_tokens"
         )
     words = json.loads(storage.read_bytes(spec.vocabulary_address))

@@ -1,13 +1,17 @@
-"""From weights to whole rows or tokens."""
+"""From weights to whole tokens, and how often text is read for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
+from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixture import check_weights
+from chameleon_ray.settings import listed
+
+MANY_EPOCHS = 4  # up to which repeated text is worth about what fresh text is (Muennighoff et al. 2023, Scaling data-constrained language models)
 
 
 def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int]:
@@ -33,3 +37,26 @@ def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int
     for name in sorted(quotas, key=lambda name: (counts[name] - quotas[name], name))[:left]:
         counts[name] += 1
     return counts
+
+
+def read_over(corpus: TokenCorpus, runs: Iterable[tuple[Mapping[str, float], int]]) -> list[str]:
+    """A sentence on domains that runs read too often though there is more of them than was read, and on the remedy; none where there are none.
+
+    Args:
+        runs: of each its weights and the rows that it draws.
+    """
+    often: dict[str, float] = {}
+    stored = {name: rows for name, rows in corpus.rows().items() if rows and corpus.domains[name].excerpt is not None}
+    for weights, drawn in runs:
+        for name, rows in stored.items():
+            if (times := weights.get(name, 0.0) * drawn / rows) > max(MANY_EPOCHS, often.get(name, 0.0)):
+                often[name] = times
+    if not often:
+        return []
+    most = max(often, key=lambda name: often[name])
+    tokens = round(corpus.domains[most].train.tokens * often[most] / MANY_EPOCHS)
+    told = listed([f"{name} {times:.2g} times" for name, times in often.items()])
+    return [
+        f"Only part of the text was read, and base models read {told}, though there is more: beyond {MANY_EPOCHS} epochs repeated text is worth less. "
+        f"Set corpus.tokens_per_domain to {tokens:,} or more."
+    ]

@@ -24,6 +24,11 @@ class Weigher(Protocol):
 
     name: ClassVar[str]
 
+    @property
+    def by_size(self) -> bool:
+        """Whether weights follow from how much there is of the domains."""
+        ...
+
     def embed(self, context: FitContext) -> Embedded:
         """The model, trained if need be, and what it makes of the corpus's domains."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +11,10 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import QuestionConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.limits import Limits, Row
+from chameleon_ray.mixing.budget import MANY_EPOCHS, largest_remainder
 from chameleon_ray.mixing.simplex import named
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.settings import listed, nearest
-
-MANY_EPOCHS = 4  # up to which repeated text is worth about what fresh text is (Muennighoff et al. 2023, Scaling data-constrained language models)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Question:
                 raise UserError(f"mixture {mixture.label!r}: its weights do not keep to {rows}; make it anew with `chameleon mix`, or remove these limits")
 
     def answer(self, mixture: Mixture, by_size: bool = False) -> Mixture:
-        """The mixture with the nearest weights that keep to the limits, those of the method beside, and how often each domain is read.
+        """The mixture with the nearest weights that keep to the limits, those of the method beside, and how often and how much each domain is read.
 
         Args:
             by_size: whether the weights follow from how much there is of the domains.
@@ -111,12 +110,14 @@ class Question:
                 f"A budget of {self.budget_tokens:,} tokens reads {told}; beyond {MANY_EPOCHS} epochs repeated text is worth less: set corpus.max_repetition."
             )
             warnings.append(text)
-        return replace(mixture, epochs=epochs, explanation=tuple(sentences), warnings=tuple(warnings))
+        budget = largest_remainder(mixture.weights, self.budget_tokens) if self.budget_tokens is not None else {}
+        return replace(mixture, epochs=epochs, budget=budget, explanation=tuple(sentences), warnings=tuple(warnings))
 
 
-def estimated(corpus: TokenCorpus) -> tuple[str, ...]:
-    """A sentence on the sizes of domains that were not read whole, for weights that follow from them."""
-    excerpts = {name: found for name in corpus.names if (found := corpus.domains[name].excerpt) is not None and found.tokens}
+def estimated(corpus: TokenCorpus, names: Collection[str] | None = None) -> tuple[str, ...]:
+    """A sentence on the sizes of domains, or of those named, that were not read whole, for weights that follow from them."""
+    asked = [name for name in corpus.names if names is None or name in names]
+    excerpts = {name: found for name in asked if (found := corpus.domains[name].excerpt) is not None and found.tokens}
     if not excerpts:
         return ()
     errors = [found.stderr_tokens / found.tokens for found in excerpts.values() if found.stderr_tokens is not None and found.tokens]

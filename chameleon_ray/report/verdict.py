@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chameleon_ray.mixing.question import MANY_EPOCHS
+from chameleon_ray.mixing.budget import read_over
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
-from chameleon_ray.report.formatting import count, fixed, interval_decimals, measured, number, plural
+from chameleon_ray.report.formatting import fixed, interval_decimals, measured, number, plural
 from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported
 from chameleon_ray.report.significance import PairedDifference, by_pair
 from chameleon_ray.report.statistics import Estimate, Measurement, common_seeds, over_seeds, paired_difference, summarise
@@ -144,7 +144,8 @@ def warnings(data: ReportData) -> list[str]:
             f"Trained on and not measured, because fewer than two distinct documents could be held out: {listed(unmeasured)}. "
             f"Averages are over the other {plural(len(data.measured), 'domain')}."
         )
-    found += _repeated_samples(data)
+    base = data.experiment.base
+    found += read_over(data.corpus, ((mixture.weights, base.steps * base.batch_rows) for mixture in data.mixtures.values()))
     found += _few_tokens(data) if evaluated(data) else []
     formats = sorted(set(data.precisions.values()))
     if len(formats) > 1:
@@ -153,25 +154,6 @@ def warnings(data: ReportData) -> list[str]:
             f"Base models were trained in {' and '.join(formats)} ({listed(runs)}), so that they differ by more than mixtures and seeds; set base.precision."
         )
     return found + [text for label in evaluated(data) if (text := _undertrained(data, label))]
-
-
-def _repeated_samples(data: ReportData) -> list[str]:
-    """Base models read what was read of a domain over and over, while there is more of it."""
-    training, stored = data.experiment.base, data.corpus.rows()
-    often: dict[str, float] = {}
-    for name in (name for name in data.names if data.corpus.domains[name].excerpt is not None and stored[name]):
-        share = max((mixture.weights[name] for mixture in data.mixtures.values()), default=0.0)
-        if (times := share * training.steps * training.batch_rows / stored[name]) > MANY_EPOCHS:
-            often[name] = times
-    if not often:
-        return []
-    most = max(often, key=lambda name: often[name])
-    tokens = round(data.corpus.domains[most].train.tokens * often[most] / MANY_EPOCHS)
-    told = listed([f"{name} {number(times, 2)} times" for name, times in often.items()])
-    return [
-        f"Only part of the text was read, and base models read {told}, though there is more: beyond {MANY_EPOCHS} epochs repeated text is worth less. "
-        f"Set corpus.tokens_per_domain to {count(tokens)} or more."
-    ]
 
 
 def _few_tokens(data: ReportData) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from analysis.benchmarks.text_store import BLOCK_BYTES, TextStore
 from chameleon_ray.artifacts import TokenCorpus
@@ -148,6 +150,47 @@ def test_a_sample_larger_than_the_source_is_all_of_it(tmp_path: Path, in_process
     some = of_folder(tmp_path / "c", pattern, Reads(2000))
     assert some.digest != whole.digest
     assert some.domains["web"].excerpt is not None
+
+
+def test_what_is_short_of_the_tokens_asked_for_is_said(tmp_path: Path, in_process: Callable[[int], None]) -> None:
+    def said(folder: Path, wanted: int, pattern: str) -> str:
+        console = Console(file=io.StringIO(), width=400)
+        content = {"domains": {"web": {"files": [pattern]}}, "tokenizer": {"train": {"vocab_size": 400, "bytes_per_domain": 1000}}, "row_tokens": 16}
+        config = CorpusConfig.model_validate({**content, "tokens_per_domain": wanted, "heldout_tokens": 200})
+        RayBackend(str(folder), Resources(), Reporter(console)).tokenize(config, 0, Reads(wanted))
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    pattern = write_texts(tmp_path / "texts", 3, 400)
+    assert "fewer than corpus.tokens_per_domain (1,000,000,000), all that there is: web" in said(tmp_path / "a", 10**9, pattern)
+    assert "fewer than" not in said(tmp_path / "b", 200, pattern)
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    (folder / "0.jsonl").write_text("".join(json.dumps({"text": f"the same {i % 5} again and again"}) + "\n" for i in range(40_000)))
+    told = said(tmp_path / "c", 100_000, f"{folder}/*.jsonl")
+    assert "fewer than corpus.tokens_per_domain (100,000), for copies and held-out text" in told
+    assert "raise it if that is too little: web" in told
+
+
+def test_fewer_files_than_workers(tmp_path: Path, in_process: Callable[[int], None]) -> None:
+    pattern = write_texts(tmp_path / "texts", 1, 3000)
+    one = of_folder(tmp_path / "one", pattern, Reads(2000))
+    in_process(7)
+    seven = of_folder(tmp_path / "seven", pattern, Reads(2000))
+    assert one.domains["web"].excerpt == seven.domains["web"].excerpt is not None
+    assert all(np.array_equal(a, b) for a, b in zip(rows_of(one), rows_of(seven), strict=True))
+
+
+def test_what_only_a_library_reads_is_sampled_too(tmp_path: Path, in_process: Callable[[int], None]) -> None:
+    """Files of a data set that are read as a stream: its beginning, from which nothing tells how much there is."""
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        lines = [f'"document {number} {i} of some words and some more"' for i in range(30_000)]
+        (tmp_path / "data" / f"{number}.csv").write_text("\n".join(["text", *lines]) + "\n")
+    domains = {"web": {"huggingface": {"path": str(tmp_path / "data")}}}
+    some = of_folder(tmp_path / "some", "", Reads(2000), domains=domains)
+    assert some.domains["web"].excerpt is not None and 2000 <= some.domains["web"].train.tokens < 200_000
+    whole = of_folder(tmp_path / "whole", "", Reads(10**9), domains=domains)
+    assert whole.domains["web"].excerpt is None and whole.domains["web"].train.documents > 55_000
 
 
 def test_small_sources_are_read_whole(tmp_path: Path, in_process: Callable[[int], None]) -> None:

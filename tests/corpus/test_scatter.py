@@ -305,6 +305,16 @@ def test_rows_on_their_way_to_a_lane_are_cut_into_small_pieces(tmp_path: Path, m
     assert np.concatenate([batch["tokens"].flatten().to_numpy() for _, batch in found]).tolist() == rows.reshape(-1).tolist()
 
 
+def test_documents_that_fill_their_rows_leave_nothing_over(tmp_path: Path) -> None:
+    layout = Layout(1, 1)
+    spec = TokenizeSpec(str(tmp_path), Contents("", layout, (), ("a",), {}), {}, Lanes.of(layout, {"a": 1}, [True], 8, 0), 8, 0, 300, 0, "x", 0)
+    encoded = scatter._Encoded(np.arange(16, dtype=np.uint16), np.array([0, 11]), np.array([11, 5]), np.array([20, 9]))
+    assert scatter._write(spec, 0, {("a", False): [0, 1]}, encoded) == {0: 2}
+    (batch,) = [batch for _, batch in read_pieces(spec.tokens_address(0), spec.row_schema, range(1))]
+    assert batch["tokens"].flatten().to_pylist() == list(range(16))
+    assert not list(read_pieces(spec.tokens_address(0), spec.rest_schema, range(1, 2)))
+
+
 def test_a_shard_has_the_rows_that_were_counted(tmp_path: Path) -> None:
     layout = Layout(1, 1)
     spec = TokenizeSpec(str(tmp_path), Contents("", layout, (), ("a",), {}), {}, Lanes.of(layout, {"a": 1}, [True], 8, 0), 8, 0, 300, 0, "x", 0)

@@ -174,10 +174,13 @@ def test_every_method_answers_the_question(name: str, tmp_path: Path) -> None:
     assert mixture.weights["code"] <= 0.45 + CLOSE
     assert 0.2 - CLOSE <= sum(mixture.weights[each] for each in ("web", "books", "news")) <= 0.5 + CLOSE
     assert mixture.epochs == pytest.approx({each: mixture.weights[each] * 8_000 / (16 * rows) for each, rows in ROWS.items()})
+    assert sum(mixture.budget.values()) == 8_000
+    assert all(abs(tokens - mixture.weights[each] * 8_000) < 1 for each, tokens in mixture.budget.items())
     assert mixture.unconstrained == pytest.approx(dict(free.weights)), "what the method said without limits stands beside"
     assert "Without limits the weights would be those beside, outside of" in mixture.explanation[-1]
     mixture.save(str(tmp_path / "mixture.json"))
-    assert Mixture.load(str(tmp_path / "mixture.json")).unconstrained == mixture.unconstrained
+    kept = Mixture.load(str(tmp_path / "mixture.json"))
+    assert (kept.unconstrained, kept.budget) == (mixture.unconstrained, mixture.budget)
     if name == "regmix":
         assert mixture.details["predicted_loss"] > mixture.details["predicted_loss_unconstrained"] - 0.01
 

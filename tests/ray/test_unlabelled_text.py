@@ -18,6 +18,7 @@ from chameleon_ray.config import EmbeddingConfig, Resources
 from chameleon_ray.corpus.buckets import Contents
 from chameleon_ray.corpus.layout import Layout
 from chameleon_ray.corpus.sources import TEXT
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.embedding import clusters, ray_clusters
 from chameleon_ray.embedding.documents import DocumentSpec
@@ -104,6 +105,25 @@ def test_kinds_of_text_are_found_and_named_by_their_words(found: tuple[Experimen
     assert [row["name"] for row in table] == list(corpus.names)
     assert sum(row["documents"] for row in table) == 450
     assert all(len(row["lines"]) == 3 and all(by_text_of(line, by_text) == row["name"] for line in row["lines"]) for row in table)
+
+
+def test_the_tokenizer_is_of_what_the_domains_train_on(found: tuple[Experiment, TokenCorpus], tmp_path: Path) -> None:
+    """Which is known once the domains are: what the text as one domain trained its tokenizer on may be held out of them."""
+    experiment, corpus = found
+    assert corpus.clusters is not None
+    section = experiment.corpus.model_dump(exclude_none=True, exclude={"domains_from", "domains", "tokens_per_domain"})
+    labels = {"files": [*Clusters.load(corpus.clusters).files], "domain_column": "domain"}
+    listed = CorpusConfig.model_validate({**section, "domains_from": labels})
+    again = RayBackend(str(tmp_path), Resources(), Reporter.silent()).tokenize(listed, 0)
+    assert again.tokenizer_sha256 == corpus.tokenizer_sha256
+    assert {name: again.domains[name].train for name in corpus.names} == {name: corpus.domains[name].train for name in corpus.names}
+
+
+def test_more_clusters_than_documents_are_told_before_anything_is_trained(mixed: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(mixed, tmp_path / "runs", {"k": 1000})
+    with pytest.raises(UserError, match=r"clusters\.k: 1,000 clusters of 450 documents; a cluster needs several, lower k or add documents"):
+        read_corpus(experiment, backend_of(experiment))
+    assert not (tmp_path / "runs" / "models").exists()
 
 
 def by_text_of(line: str, by_text: dict[str, str]) -> str:

@@ -19,11 +19,12 @@ from scipy.stats import t as student
 
 from analysis import finetune, transfer
 from analysis.kept import Kept, Setting, kept_of
-from analysis.pairs import document, seed_by_seed, setting_of, shared_seeds, smallest
+from analysis.pairs import KEPT, document, seed_by_seed, setting_of, shared_seeds, smallest
 from chameleon_ray.backend import Backend
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
 from chameleon_ray.pipeline import Comparison
+from chameleon_ray.records import write_record
 from chameleon_ray.report import ReportData
 from tests.report.conftest import document_losses
 
@@ -115,16 +116,18 @@ def test_runs_that_are_set_otherwise_or_saw_other_text_are_not_mixed(found: Call
 
 def test_the_content_of_a_model_counts_and_not_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAMELEON_DATA", "/data")
-    for name, content, written in (("one", b"abc", 1), ("two", b"abc", 2), ("three", b"abd", 1)):
+    for name, content, written in (("one", b"abc", 1), ("two", b"abc", 2), ("three", b"abd", 1)):  # two as a model of the hub is kept
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(bytes(65 << 20) + content + bytes(2 << 20))
+        if name == "two":
+            write_record(str(tmp_path / name), "pretrained", "0", {})
         os.utime(tmp_path / name / "model.safetensors", (written, written))
 
     def setting(base: str, *overrides: str) -> Setting:
         job = finetune.REPOSITORY / "jobs" / "finetune_wiki40b.yaml"
         experiment = load_experiment(job, [f"@{finetune.REPOSITORY}/jobs/local/wiki7.yaml", f"base.model.pretrained={tmp_path}/{base}", *overrides])
-        backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(address=name)))
+        backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(address=name, digest=name)))
         return setting_of(experiment, backend)
 
     one = setting("one")
@@ -136,6 +139,18 @@ def test_the_content_of_a_model_counts_and_not_where_it_lies(tmp_path: Path, mon
         kept = Kept(one, *(pa.table({"method": [], "seed": []}),) * 2)
         with pytest.raises(UserError, match="give it another name"):
             kept.check(other)
+
+
+def test_what_is_kept_beside_the_tables_can_be_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHAMELEON_DATA", "/data")
+    experiment = transfer.transferred("scratch", transfer.overrides_of("scratch", None))
+    today = setting_of(experiment, cast(Backend, SimpleNamespace()))
+    folders = sorted(path for path in KEPT.iterdir() if path.is_dir())
+    assert folders
+    for folder in folders:
+        kept = Kept.load(folder)
+        assert kept is not None and kept.setting.keys() == today.keys(), folder
+        assert "better than uniform" in document(kept)
 
 
 @pytest.fixture
