@@ -7,16 +7,19 @@ import multiprocessing
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["tests.training.preloaded"])
+PROCESSES = Lock()  # starting a process looks at all others too: a code that two threads read at once is lost to one of them, which then says 255
 
 
 def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
@@ -33,10 +36,9 @@ def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**os.environ, **{key: str(value) for key, value in place.items()}, "DS_ACCELERATOR": "cpu"}
         processes.append(FORKED.Process(target=member, args=(environment, str(request), str(output))))
-        processes[-1].start()
-    for process in processes:
-        process.join(300)
-    running = [process for process in processes if process.is_alive()]
+        with PROCESSES:
+            processes[-1].start()
+    running = _joined(processes, 300)
     for process in running:
         process.kill()
     assert not running, "a world has hung: " + "\n".join(output.read_text() for output in outputs)
@@ -44,6 +46,17 @@ def run_world(folder: Path, world_size: int, **settings: Any) -> dict[str, Any]:
     found = json.loads(result.read_text()) if result.exists() else {}
     result.unlink(missing_ok=True)
     return {**found, "exit": [process.exitcode for process in processes], "output": "\n".join(output.read_text() for output in outputs)}
+
+
+def _joined(processes: Sequence[Any], seconds: float) -> list[Any]:
+    """Wait for processes; those that still run after so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        with PROCESSES:
+            running = [process for process in processes if process.is_alive()]
+        if not running or time.monotonic() > end:
+            return running
+        time.sleep(0.02)
 
 
 def member(environment: dict[str, str], request: str, output: str) -> None:
