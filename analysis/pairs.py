@@ -113,9 +113,9 @@ def means_of(kept: Kept, split: str) -> Means:
 
 
 def setting_of(experiment: Experiment, backend: Backend) -> Setting:
-    """What runs have in common that may stand in one table: everything but where things lie and how they are computed. Of pretrained models the content counts,
-    read whole."""
-    contents = {}
+    """What runs have in common that may stand in one table: everything but how they are computed and where files and models lie. Of
+    pretrained models of the base and the proxy the content counts, read whole; where data sets lie counts."""
+    contents: dict[str, str] = {}
     for where, model in (("base", experiment.base.model), ("proxy", experiment.proxy.model)):
         if model.pretrained:
             name, row_tokens = model.pretrained, experiment.corpus.row_tokens
@@ -142,9 +142,9 @@ def _without_places(value: Any, contents: Mapping[str, str]) -> Any:
     """Of settings, what is read and not where it lies; and nothing of how it is computed."""
     if isinstance(value, Mapping):
         kept = {key: _without_places(each, contents) for key, each in value.items() if key not in (*NOT_IN_DIGEST, "allow_remote_code")}
-        files = {key: [_last(each) for each in value[key]] for key in ("files", "heldout", "of") if isinstance(value.get(key), list)}
-        names = {key: contents.get(value[key], _last(value[key])) for key in ("pretrained", "embed", "huggingface") if isinstance(value.get(key), str)}
-        return {**kept, **files, **names}
+        files = {key: [_last(each) for each in value[key]] for key in ("files", "heldout") if isinstance(value.get(key), list)}
+        name = value.get("pretrained")
+        return {**kept, **files, **({"pretrained": contents.get(name, _last(name))} if name else {})}
     return [_without_places(each, contents) for each in value] if isinstance(value, list) else value
 
 

@@ -16,7 +16,6 @@ from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, Tok
 from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
 from chameleon_ray.config import EmbeddingConfig, ModelConfig, Precision
 from chameleon_ray.corpus.chunks import embedded_rows
-from chameleon_ray.corpus.layout import LANE_BYTES
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.corpus_config import CorpusConfig, TokenizerConfig
@@ -26,6 +25,8 @@ from chameleon_ray.places import Place, layer_of
 from chameleon_ray.ray_backend import RayBackend, longest
 from chameleon_ray.records import is_complete
 from chameleon_ray.training.pace import Shape
+
+READING_BYTES = 128 << 20  # of a process that reads and tokenizes, above what it takes at rest (analysis/results/scale.md)
 
 Kind = Literal["read", "train", "trial", "swarm", "forward", "measure", "report"]
 
@@ -38,7 +39,7 @@ class Item:
         part: of the command: the text, a method's label, the base models.
         what: in words.
         group: items of one group go on side by side.
-        tokens, flops: of all of it; memory of one worker and disk in bytes.
+        tokens, flops: of all of it; the most memory that one process takes for it, and disk, in bytes.
         count: runs that it stands for. `beside`: items of its group.
         shape: what its speed depends on; None of what computes nothing to speak of.
         text_bytes: that are read and tokenized.
@@ -99,13 +100,13 @@ class DryBackend:
         if place.is_complete:
             self._note(Item(self.part, f"{found.k} clusters", "forward", self._next(), True), place.digest)
             return self.real.find_clusters(config, model, layer, seed, reads)
-        documents = documents_of(asked).model_copy(update={"targets": config.targets})
-        text = self._outlook(documents, plan_sources(documents, reads), place)
+        read = documents_of(asked).model_copy(update={"targets": config.targets})
+        text = self._outlook(read, plan_sources(read, reads), place)
         names = [f"{source}/{i + 1}" if found.within else f"cluster-{i + 1}" for source in text.names for i in range(found.k)]
         found_in = [text.domains[name] for name in text.names]
         text_bytes, tokens = float(sum(each.text_bytes for each in found_in)), float(sum(each.train.tokens for each in found_in))
-        number_documents, width = sum(each.train.documents for each in found_in), Architecture.of_trained(model, config.row_tokens).width
-        search = SearchSize.of(number_documents, found.k, width, len(text.names))
+        documents = round(tokens / config.row_tokens)  # a row each: not counted yet
+        search = SearchSize.of(documents, found.k, Architecture.of_trained(model, config.row_tokens).width, len(text.names))
         self._found[place.digest] = divided(text, asked, names)
         self.guessed = True
         what, flops = f"{len(names)} clusters: documents embedded at layer {number}", per_token.flops * tokens
@@ -135,7 +136,7 @@ class DryBackend:
         text_bytes = float(sum(each.text_bytes for each in corpus.domains.values()))
         size = 2 if corpus.vocab_size <= 1 << 16 else 4
         what = f"{len(corpus.names)} domain{'s' if len(corpus.names) > 1 else ''}, read and tokenized"
-        item = Item(self.part, what, "read", self._next(), False, tokens, memory_bytes=LANE_BYTES, disk_bytes=size * tokens, text_bytes=text_bytes)
+        item = Item(self.part, what, "read", self._next(), False, tokens, memory_bytes=READING_BYTES, disk_bytes=size * tokens, text_bytes=text_bytes)
         self._note(item, f"{corpus.digest} tokens")
         return corpus
 

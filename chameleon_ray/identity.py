@@ -33,7 +33,7 @@ NOT_OF_THE_MODEL = {"pretrained", "allow_remote_code", "lora"}
 # Kind of artifact -> version of what makes it.
 VERSIONS: dict[str, int] = {
     "corpus": 5,  # reading, splitting, packing, order of rows, targets, samples of the text, what is counted and looked at
-    "clusters": 1,  # documents, vectors, directions, k-means, merging, words
+    "clusters": 2,  # documents, vectors, directions, k-means, merging, words
     "tokenizer": 2,  # what tells one tokenizer from another
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run

@@ -137,31 +137,36 @@ class Mixture:
 def averaged(fits: Sequence[Mixture]) -> Mixture:
     """One method's fits with several seeds as one mixture: mean weights and scores, with their standard errors over the fits, and what all took together.
 
-    What else a fit has (details, trajectory, provenance) is that of the first. A single fit is itself.
+    What else a fit has (details, trajectory, provenance) is that of the first. A single fit is itself. Fits that a seed does not change are one, whose errors
+    are its own; `provenance["fits"]` says how many differ. Of several `budget` is that of no mixture, and left out.
     """
     first, *others = fits
     if not others:
         return first
+    different = len({tuple(fit.weights.values()) for fit in fits})
     weights, weights_stderr = _mean_and_error([fit.weights for fit in fits])
     scores, scores_stderr = _mean_and_error([fit.scores for fit in fits if fit.scores is not None]) if first.scores is not None else (None, None)
+    if different == 1:
+        weights_stderr, scores_stderr = first.weights_stderr, first.scores_stderr
     total = math.fsum(weights.values())
     limited = [fit.unconstrained or fit.weights for fit in fits] if any(fit.unconstrained for fit in fits) else []
     return replace(
         first,
         unconstrained=_mean_and_error(limited)[0] if limited else None,
         epochs=_mean_and_error([fit.epochs for fit in fits])[0],
+        budget=first.budget if different == 1 else {},
         weights={name: weight / total for name, weight in weights.items()},
         weights_stderr=weights_stderr,
         scores=scores,
         scores_stderr=scores_stderr,
         ledger={digest: cost for fit in fits for digest, cost in fit.ledger.items()},
         there_before=tuple(dict.fromkeys(digest for fit in fits for digest in fit.there_before)),
-        provenance={**first.provenance, "seeds": [fit.provenance.get("seed") for fit in fits]},
+        provenance={**first.provenance, "seeds": [fit.provenance.get("seed") for fit in fits], "fits": different},
         warnings=tuple(dict.fromkeys(warning for fit in fits for warning in fit.warnings)),
     )
 
 
-def _mean_and_error(values: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+def _mean_and_error(values: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], Mapping[str, float] | None]:
     means = {name: statistics.fmean(each[name] for each in values) for name in values[0]}
     return means, {name: statistics.stdev(each[name] for each in values) / math.sqrt(len(values)) for name in values[0]}
 

@@ -62,14 +62,15 @@ def _told(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _telling(next((value for value in args if isinstance(value, str)), "")):
+        with telling(next((value for value in args if isinstance(value, str) and is_remote(value)), "")):
             return function(*args, **kwargs)
 
     return call
 
 
 @contextmanager
-def _telling(address: str) -> Iterator[None]:
+def telling(address: str) -> Iterator[None]:
+    """Say of what goes wrong at an address what the store means by it."""
     try:
         yield
     except (UserError, Unavailable, FileNotFoundError):
@@ -228,16 +229,17 @@ def open_output(address: str) -> Iterator[IO[bytes]]:
     """A binary stream for writing. The file is there when the context ends without an exception, and not before; after an exception an object is removed, since
     closing its stream, which cannot be helped, publishes what was written."""
     if is_remote(address):
-        with _telling(address):
+        with telling(address):
             filesystem, path = resolve(address)
             stream = filesystem.open_output_stream(path, compression=None)
-            try:
-                yield stream
-            except BaseException:
-                with suppress(OSError):
-                    stream.close()
-                    filesystem.delete_file(path)
-                raise
+        try:
+            yield stream
+        except BaseException:
+            with suppress(OSError):
+                stream.close()
+                filesystem.delete_file(path)
+            raise
+        with telling(address):
             stream.close()
         return
     path = resolve(address)[1]

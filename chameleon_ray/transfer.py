@@ -90,8 +90,8 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
     after = [_looked_at(experiment, found, new, new.names, backend)] if new else []
     parts = [*before, *after]
-    read = [(known, {old for olds in arrangement.kept.values() for old in olds})] if known else []
-    read += [(new, set(new.names))] if new else []
+    read = [(known, {old: name for name, olds in arrangement.kept.items() for old in olds})] if known else []
+    read += [(new, {name: name for name in new.names})] if new else []
     aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
     return Changed(
         embeddings=Embeddings.concat([part.embeddings for part in parts]),

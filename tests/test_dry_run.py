@@ -13,10 +13,10 @@ import yaml
 
 from analysis.benchmarks import synthetic
 from chameleon_ray.cli import main
-from chameleon_ray.corpus.layout import LANE_BYTES
 from chameleon_ray.corpus_config import load_changes
-from chameleon_ray.dry_backend import DryBackend, Item
+from chameleon_ray.dry_backend import READING_BYTES, DryBackend, Item
 from chameleon_ray.dry_run import forecast, plan_compare, plan_evaluate, plan_extend, plan_mix, plan_train
+from chameleon_ray.embedding.clusters import SearchSize
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
 from chameleon_ray.mixture import Mixture
@@ -202,7 +202,7 @@ def test_a_pretrained_proxy_that_is_taken_as_it_is(texts: Path, tmp_path: Path) 
     assert [item.kind for item in parts["chameleon"]] == ["forward", "forward"]
     parameters = (tmp_path / "model" / "model.safetensors").stat().st_size / 4
     assert all(2 * parameters < item.memory_bytes < 1 << 30 for item in parts["chameleon"]), "parameters, and what rows take"
-    assert parts["text"][0].memory_bytes == LANE_BYTES
+    assert parts["text"][0].memory_bytes == READING_BYTES
 
 
 def _changes(texts: Path, folder: Path) -> Path:
@@ -222,7 +222,9 @@ def test_domains_that_are_yet_to_be_found(texts: Path, tmp_path: Path) -> None:
         ("read", "4 domains, read and tokenized"),
     ]
     assert parts["text"][0].text_bytes == pytest.approx(parts["text"][2].text_bytes, rel=0.1)
-    assert parts["text"][2].memory_bytes > parts["text"][2].shape.width ** 2, "of the driver, which divides the documents"
+    found = parts["text"][2]
+    documents = round(found.tokens / parse_experiment(content).corpus.row_tokens)
+    assert documents > 10 and found.shape and found.memory_bytes >= SearchSize.of(documents, 4, found.shape.width).driver_bytes
     content["constraints"] = {"domains": {"stove-onion-salt": {"max": 0.3}}}  # a name that is known once they are found
     assert len(planned(parse_experiment(content)).items) > 6
     dry = DryBackend(RayBackend(str(tmp_path), parse_experiment(content).resources, Reporter.silent()))

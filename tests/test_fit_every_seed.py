@@ -111,4 +111,11 @@ def test_the_mixture_of_several_fits_is_their_mean_with_the_error_over_fits() ->
     assert found.weights_stderr == pytest.approx({"a": error, "b": error})
     assert found.scores == pytest.approx({"a": fmean((0.4, 0.6, 1.4)), "b": 1.0}) and found.scores_stderr == pytest.approx({"a": 2 * error, "b": 0})
     assert found.cost.tokens == 8 and found.provenance["seeds"] == [0, 1, 2] and found.warnings == ("w",)
+    assert found.provenance["fits"] == 3
     assert averaged(fits[:1]) is fits[0]
+
+
+def test_fits_that_a_seed_does_not_change_keep_their_own_errors() -> None:
+    fits = [Mixture("m", {"a": 0.2, "b": 0.8}, weights_stderr={"a": 0.01, "b": 0.02}, budget={"a": 2, "b": 8}, provenance={"seed": i}) for i in range(3)]
+    found = averaged(fits)
+    assert found.weights_stderr == {"a": 0.01, "b": 0.02} and found.provenance["fits"] == 1 and found.budget == {"a": 2, "b": 8}

@@ -25,7 +25,7 @@ GIVEN_BACK_BYTES = 2 << 20  # to let go of before memory is given back
 def write_pieces(address: str) -> Iterator[PieceWriter]:
     """Write a file of pieces, which is there when the context ends without an exception."""
     with storage.open_output(address) as sink:
-        writer = PieceWriter(sink)
+        writer = PieceWriter(sink, address)
         yield writer
         writer.write_index()
 
@@ -33,8 +33,8 @@ def write_pieces(address: str) -> Iterator[PieceWriter]:
 class PieceWriter:
     """Writes pieces to a file, then their index."""
 
-    def __init__(self, sink: IO[bytes]) -> None:
-        self._sink = sink
+    def __init__(self, sink: IO[bytes], address: str) -> None:
+        self._sink, self._address = sink, address
         self._codec = pa.Codec(_CODEC)
         self._index: list[tuple[int, int, int, int]] = []
         self._offset = 0
@@ -43,7 +43,8 @@ class PieceWriter:
         """One more batch of a slot; batches of a slot are read in the order they are written."""
         raw = batch.serialize()
         stored = self._codec.compress(raw)
-        self._sink.write(stored)
+        with storage.telling(self._address):
+            self._sink.write(stored)
         self._index.append((slot, self._offset, stored.size, raw.size))
         self._offset += stored.size
 

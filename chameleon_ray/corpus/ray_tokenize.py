@@ -56,7 +56,7 @@ def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address
         domains = _write_rows(config, spec, reading, phase)
     targets = tuple(config.targets)
     corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256, targets)
-    _say(corpus, config.tokens_per_domain, reporter)
+    _say(corpus, config, reporter)
     return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": reading.manifest}
 
 
@@ -224,7 +224,7 @@ def _excerpt(estimate: Estimate | None, train: NDArray[np.int64], heldout: NDArr
     return replace(found, tokens=max(float(train[1]), estimate.text_bytes * per_byte - float(heldout[1])), stderr_tokens=stderr)
 
 
-def _say(corpus: TokenCorpus, wanted: int | str | None, reporter: Reporter) -> None:
+def _say(corpus: TokenCorpus, config: CorpusConfig, reporter: Reporter) -> None:
     skipped = Counter[str]()
     for counts in corpus.domains.values():
         skipped.update(counts.skipped)
@@ -235,9 +235,10 @@ def _say(corpus: TokenCorpus, wanted: int | str | None, reporter: Reporter) -> N
     if unmeasured := corpus.unmeasured:
         reporter.say(f"trained on and not measured, for lack of held-out text: {listed(unmeasured)}")
     reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")
-    if isinstance(wanted, int):
+    if isinstance(wanted := config.tokens_per_domain, int):
+        is_found = config.domains_from is not None and config.domains_from.clusters is not None  # among documents that may be a sample
         short = [name for name in corpus.names if corpus.domains[name].train.tokens < wanted]
-        whole = [name for name in short if corpus.domains[name].excerpt is None]
+        whole = [name for name in short if corpus.domains[name].excerpt is None and not is_found]
         if whole:
             reporter.say(f"fewer than corpus.tokens_per_domain ({wanted:,}), all that there is: {listed(whole)}")
         if rest := [name for name in short if name not in whole]:

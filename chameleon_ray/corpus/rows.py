@@ -56,7 +56,7 @@ def write_shard(address: str, domain: str, rows: Rows) -> None:
             "document": pa.array(rows.document),
         }
     )
-    with storage.open_output(address) as file, pa.ipc.new_file(file, table.schema) as writer:
+    with storage.telling(address), storage.open_output(address) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 

@@ -53,9 +53,12 @@ def read_over(corpus: TokenCorpus, runs: Iterable[tuple[Mapping[str, float], int
                 often[name] = times
     if not often:
         return []
-    most = max(often, key=lambda name: often[name])
-    tokens = round(corpus.domains[most].train.tokens * often[most] / MANY_EPOCHS)
-    told = listed([f"{name} {times:.2g} times" for name, times in often.items()])
+    read = {name: corpus.domains[name].train.tokens for name in stored}
+    if corpus.clusters is not None:  # a number is asked of all found domains together
+        tokens = math.ceil(sum(read.values()) / len(corpus.names) * max(often.values()) / MANY_EPOCHS)
+    else:
+        tokens = math.ceil(max(read[name] * times / MANY_EPOCHS for name, times in often.items()))
+    told = listed([f"{name} {times:,.0f} times" if times >= 10 else f"{name} {times:.2g} times" for name, times in often.items()])
     return [
         f"Only part of the text was read, and base models read {told}, though there is more: beyond {MANY_EPOCHS} epochs repeated text is worth less. "
         f"Set corpus.tokens_per_domain to {tokens:,} or more."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,15 +114,19 @@ class Question:
         return replace(mixture, epochs=epochs, budget=budget, explanation=tuple(sentences), warnings=tuple(warnings))
 
 
-def estimated(corpus: TokenCorpus, names: Collection[str] | None = None) -> tuple[str, ...]:
-    """A sentence on the sizes of domains, or of those named, that were not read whole, for weights that follow from them."""
-    asked = [name for name in corpus.names if names is None or name in names]
+def estimated(corpus: TokenCorpus, names: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """A sentence on the sizes of domains that were not read whole, for weights that follow from them.
+
+    Args:
+        names: what those that count are called now, one name for several that were merged; all, by their own names, by default.
+    """
+    asked = names if names is not None else {name: name for name in corpus.names}
     excerpts = {name: found for name in asked if (found := corpus.domains[name].excerpt) is not None and found.tokens}
     if not excerpts:
         return ()
     errors = [found.stderr_tokens / found.tokens for found in excerpts.values() if found.stderr_tokens is not None and found.tokens]
     told = f", with relative standard errors up to {100 * max(errors):.2g} %" if errors else ""
-    return (f"The sizes of {listed(list(excerpts))} are estimates from what was read of them{told}.",)
+    return (f"The sizes of {listed(list(dict.fromkeys(asked[name] for name in excerpts)))} are estimates from what was read of them{told}.",)
 
 
 def _cap(name: str, most: float, available: Mapping[str, float], budget: int) -> Row | None:
