@@ -146,8 +146,6 @@ def averaged(fits: Sequence[Mixture]) -> Mixture:
     different = len({tuple(fit.weights.values()) for fit in fits})
     weights, weights_stderr = _mean_and_error([fit.weights for fit in fits])
     scores, scores_stderr = _mean_and_error([fit.scores for fit in fits if fit.scores is not None]) if first.scores is not None else (None, None)
-    if different == 1:
-        weights_stderr, scores_stderr = first.weights_stderr, first.scores_stderr
     total = math.fsum(weights.values())
     limited = [fit.unconstrained or fit.weights for fit in fits] if any(fit.unconstrained for fit in fits) else []
     return replace(
@@ -156,9 +154,9 @@ def averaged(fits: Sequence[Mixture]) -> Mixture:
         epochs=_mean_and_error([fit.epochs for fit in fits])[0],
         budget=first.budget if different == 1 else {},
         weights={name: weight / total for name, weight in weights.items()},
-        weights_stderr=weights_stderr,
+        weights_stderr=weights_stderr if different > 1 else first.weights_stderr,
         scores=scores,
-        scores_stderr=scores_stderr,
+        scores_stderr=scores_stderr if different > 1 else first.scores_stderr,
         ledger={digest: cost for fit in fits for digest, cost in fit.ledger.items()},
         there_before=tuple(dict.fromkeys(digest for fit in fits for digest in fit.there_before)),
         provenance={**first.provenance, "seeds": [fit.provenance.get("seed") for fit in fits], "fits": different},
@@ -166,7 +164,7 @@ def averaged(fits: Sequence[Mixture]) -> Mixture:
     )
 
 
-def _mean_and_error(values: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], Mapping[str, float] | None]:
+def _mean_and_error(values: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
     means = {name: statistics.fmean(each[name] for each in values) for name in values[0]}
     return means, {name: statistics.stdev(each[name] for each in values) / math.sqrt(len(values)) for name in values[0]}
 

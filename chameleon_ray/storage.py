@@ -76,10 +76,9 @@ def telling(address: str) -> Iterator[None]:
     except (UserError, Unavailable, FileNotFoundError):
         raise
     except Exception as error:
-        found = _refusal(address, error) if is_remote(address) else None
-        if not found:
-            raise
-        raise found from error
+        if is_remote(address) and (found := _refusal(address, error)):
+            raise found from error
+        raise
 
 
 def _refusal(address: str, error: BaseException) -> Exception | None:
@@ -218,6 +217,7 @@ def read_bytes(address: str) -> bytes:
         return stream.read()
 
 
+@_told
 def write_bytes(address: str, *parts: bytes | memoryview) -> None:
     """Write a file, the parts one after the other, atomically."""
     with open_output(address) as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,20 @@ def test_what_is_interrupted_on_the_way_is_not_there(root: str) -> None:
     with storage.open_output(address) as file:
         file.write(b"whole")
     assert storage.read_bytes(address) == b"whole"
+
+
+def test_what_is_refused_while_it_is_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def writelines(self, parts: object) -> None:
+            raise OSError("When uploading part: AWS Error ACCESS_DENIED during UploadPart operation: Access Denied")
+
+        def close(self) -> None:
+            pass
+
+    filesystem = SimpleNamespace(open_output_stream=lambda *_, **__: Refusing(), delete_file=lambda _: None)
+    monkeypatch.setattr(storage, "resolve", lambda address: (filesystem, "bucket/file"))
+    with pytest.raises(UserError, match=r"s3://bucket/file: access denied"):
+        storage.write_bytes("s3://bucket/file", b"x")
 
 
 def test_addresses_that_are_not_supported() -> None:
