@@ -8,7 +8,6 @@ the paired differences on valid, and what it is at most with 95 % confidence), a
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,6 @@ from scipy.stats import chi2
 from scipy.stats import t as student
 
 from analysis.kept import Kept, Setting, kept_of
-from chameleon_ray import storage
-from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.backend import Backend
 from chameleon_ray.evaluation.losses import mean_nats
 from chameleon_ray.experiment import Experiment
@@ -33,7 +30,6 @@ from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_progress import Reporter
-from chameleon_ray.records import is_complete, read_record
 from chameleon_ray.report.data import BEFORE
 from chameleon_ray.report.intervals import METRICS
 from chameleon_ray.report.page import table_markdown
@@ -119,23 +115,11 @@ def setting_of(experiment: Experiment, backend: Backend) -> Setting:
     for where, model in (("base", experiment.base.model), ("proxy", experiment.proxy.model)):
         if model.pretrained:
             name, row_tokens = model.pretrained, experiment.corpus.row_tokens
-            contents[name] = content_of(backend.find_model(name, row_tokens, f"{where}.model.pretrained", model.allow_remote_code))
+            contents[name] = backend.find_model(name, row_tokens, f"{where}.model.pretrained", model.allow_remote_code).digest
     sections = experiment.model_dump(mode="json", exclude={"name", "seeds", "storage", "sweep", "resources"})
     found = {key: _without_places(value, contents) for key, value in sections.items()}
     methods = {label: {**settings, "version": experiment.mixer(label).version} for label, settings in found["methods"].items()}
     return {"training": _training(experiment), **found, "methods": methods}
-
-
-def content_of(model: TrainedModel) -> str:
-    """What tells a model from others on every machine: the digest of one that was trained here, the hash of all bytes of one that others trained."""
-    if is_complete(model.address) and read_record(model.address)["kind"] != "pretrained":
-        return model.digest
-    hasher = hashlib.sha256()
-    for address in sorted(address for ending in ("config.json", "*.safetensors") for address in storage.glob(storage.join(model.address, ending))):
-        with storage.open_input(address) as file:
-            while chunk := file.read(1 << 20):
-                hasher.update(chunk)
-    return hasher.hexdigest()[:12]
 
 
 def _without_places(value: Any, contents: Mapping[str, str]) -> Any:

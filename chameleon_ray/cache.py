@@ -1,4 +1,4 @@
-"""Copies of remote files on this machine, shared by all its processes, and bounded.
+"""Copies of remote files, and what else need not be found out twice on this machine, shared by all its processes, and bounded.
 
 A copy lies in a folder named by the address and the content's tag (`key`) and its size, so that a replaced file is another copy. It is fetched under
 another name and renamed when complete: what ends in `.partial` and that no process is fetching is rubbish, and the next fetch of anything removes it.
@@ -75,7 +75,7 @@ def _usable() -> Path:
         with _locked(cache, "all"):
             return cache
     except OSError as error:
-        found = f"{cache} cannot be used for copies of remote files ({error.strerror})"
+        found = f"{cache} cannot be used for what is kept on this machine ({error.strerror})"
         raise UserError(f"CHAMELEON_CACHE: {found}; set it to a folder on this machine that can be written to") from error
 
 

@@ -48,6 +48,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY.SUB=VALUE | @FILE]...", help="Settings that replace those of the file, or @FILE with such keys and their values."),
 ]
+AllowRemoteCode = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that lies beside the model; read it first.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else there.")]
 
 
@@ -141,6 +142,7 @@ def evaluate(
     experiment: ExperimentFile,
     model: Annotated[str, typer.Option(help="Folder of a model in Hugging Face layout, with the corpus's tokenizer.")],
     overrides: Overrides = None,
+    allow_remote_code: AllowRemoteCode = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
     mfu: Mfu = None,
@@ -152,9 +154,9 @@ def evaluate(
 
     loaded = load_experiment(experiment, overrides or ())
     if is_plan(dry_run, mfu, device):
-        show_plan(loaded, partial(plan_evaluate, loaded, model), mfu, device, as_json)
+        show_plan(loaded, partial(plan_evaluate, loaded, model, allow_remote_code=allow_remote_code), mfu, device, as_json)
         return
-    measured = pipeline.evaluate(loaded, model, _backend(loaded, as_json))
+    measured = pipeline.evaluate(loaded, model, _backend(loaded, as_json), allow_remote_code)
     if as_json:
         _print_json({"model": model, "measurements": measured.to_pylist()})
     else:
@@ -170,6 +172,7 @@ def extend(
     only: Annotated[bool, typer.Option("--only", help="Take the new domains alone.")] = False,
     method: Annotated[str, typer.Option(help="A chameleon method's label.")] = "chameleon",
     out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
+    allow_remote_code: AllowRemoteCode = False,
     as_json: AsJson = False,
     dry_run: DryRun = False,
     mfu: Mfu = None,
@@ -183,15 +186,16 @@ def extend(
     check_out(out)
     changes = load_changes(corpus)
     if is_plan(dry_run, mfu, device):
-        show_plan(loaded, partial(plan_extend, loaded, proxy, changes, method, only=only), mfu, device, as_json)
+        show_plan(loaded, partial(plan_extend, loaded, proxy, changes, method, only=only, allow_remote_code=allow_remote_code), mfu, device, as_json)
         return
-    _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method), out, as_json)
+    _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method, allow_remote_code), out, as_json)
 
 
 @app.command()
 def merge(
     model: Annotated[str, typer.Argument(help="Folder of a model, as `chameleon train` or `finetune` left it.")],
     out: Annotated[str, typer.Option(help="A new folder.")],
+    allow_remote_code: AllowRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model that was finetuned with LoRA as an ordinary one, its adapters merged into the weights."""
@@ -200,7 +204,8 @@ def merge(
     if not is_complete(storage.absolute(model)):
         raise UserError(f"MODEL: {model} is no finished model of `chameleon train` or `finetune`; give the folder that they print or name in --json")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which would say that it found no GPU
-    found = RayBackend(os.path.dirname(storage.absolute(model)), Resources(), Reporter.silent()).find_model(model, 1, "MODEL")
+    backend = RayBackend(os.path.dirname(storage.absolute(model)), Resources(), Reporter.silent())
+    found = backend.find_model(model, 1, "MODEL", allow_remote_code)
     save_merged(found, storage.absolute(out))
     if as_json:
         _print_json({"model": model, "merged": out})

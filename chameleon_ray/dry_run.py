@@ -104,17 +104,19 @@ def plan_train(experiment: Experiment, mixture: Mixture, dry: DryBackend) -> Non
     dry.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in experiment.seeds])
 
 
-def plan_evaluate(experiment: Experiment, model: str, dry: DryBackend) -> None:
+def plan_evaluate(experiment: Experiment, model: str, dry: DryBackend, allow_remote_code: bool = False) -> None:
     """Note down what `evaluate` does."""
-    found, corpus = model_to_evaluate(experiment, model, dry)
+    found, corpus = model_to_evaluate(experiment, model, dry, allow_remote_code)
     dry.part = "model"
     dry.evaluate([found], corpus, SPLITS)
 
 
-def plan_extend(experiment: Experiment, proxy: str, changes: CorpusChanges, label: str, dry: DryBackend, only: bool = False) -> None:
+def plan_extend(
+    experiment: Experiment, proxy: str, changes: CorpusChanges, label: str, dry: DryBackend, only: bool = False, allow_remote_code: bool = False
+) -> None:
     """Note down what `extend` does."""
     method = weigher_of(experiment, label)
-    changed_embeddings(experiment, proxy, changes, dry, only, method.looked_at(experiment.corpus.targets))
+    changed_embeddings(experiment, proxy, changes, dry, only, method.looked_at(experiment.corpus.targets), allow_remote_code)
 
 
 def _opened(experiment: Experiment, dry: DryBackend, opened: Callable[[Experiment, Backend], TokenCorpus]) -> tuple[Experiment, TokenCorpus]:

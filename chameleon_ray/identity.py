@@ -168,7 +168,7 @@ def losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str], rows_a
 
 
 def foreign_digest(config: str, weights: Sequence[str]) -> str:
-    """Of a model that others trained, by the fingerprints of its files."""
+    """Of a model that others trained, by the hashes of its files."""
     return digest_of("foreign", {"config": config, "weights": list(weights)})
 
 

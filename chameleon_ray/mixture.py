@@ -137,8 +137,8 @@ class Mixture:
 def averaged(fits: Sequence[Mixture]) -> Mixture:
     """One method's fits with several seeds as one mixture: mean weights and scores, with their standard errors over the fits, and what all took together.
 
-    What else a fit has (details, trajectory, provenance) is that of the first. A single fit is itself. Fits that a seed does not change are one, whose errors
-    are its own; `provenance["fits"]` says how many differ. Of several `budget` is that of no mixture, and left out.
+    What else a fit has (details, trajectory, provenance but for `embedded_rows`) is that of the first. A single fit is itself. Fits that a seed does not
+    change are one, whose errors are its own; `provenance["fits"]` says how many differ. Of several `budget` is that of no mixture, and left out.
     """
     first, *others = fits
     if not others:
@@ -159,9 +159,18 @@ def averaged(fits: Sequence[Mixture]) -> Mixture:
         scores_stderr=scores_stderr if different > 1 else first.scores_stderr,
         ledger={digest: cost for fit in fits for digest, cost in fit.ledger.items()},
         there_before=tuple(dict.fromkeys(digest for fit in fits for digest in fit.there_before)),
-        provenance={**first.provenance, "seeds": [fit.provenance.get("seed") for fit in fits], "fits": different},
+        provenance={**first.provenance, "seeds": [fit.provenance.get("seed") for fit in fits], "fits": different, **_embedded_rows(fits)},
         warnings=tuple(dict.fromkeys(warning for fit in fits for warning in fit.warnings)),
     )
+
+
+def _embedded_rows(fits: Sequence[Mixture]) -> dict[str, dict[str, int]]:
+    """Rows that were embedded for all fits, by domain; what took the same work once."""
+    different = {tuple(fit.ledger): fit.provenance["embedded_rows"] for fit in fits if "embedded_rows" in fit.provenance}
+    rows: dict[str, int] = {}
+    for name, count in (pair for each in different.values() for pair in each.items()):
+        rows[name] = rows.get(name, 0) + count
+    return {"embedded_rows": rows} if different else {}
 
 
 def _mean_and_error(values: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:

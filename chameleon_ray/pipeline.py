@@ -24,6 +24,7 @@ from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixing.question import Question
 from chameleon_ray.mixing.static import uniform_mixture
 from chameleon_ray.mixture import Mixture
+from chameleon_ray.models.adapters import adapted_maps
 from chameleon_ray.report import ReportData
 from chameleon_ray.results import failures_of, gather, measurement_table, models_of, report_of
 from chameleon_ray.transfer import changed_embeddings
@@ -135,35 +136,44 @@ def train(experiment: Experiment, mixture: Mixture, backend: Backend, seeds: Seq
     return backend.train_many(corpus, [base_job(experiment, corpus, mixture, seed, start) for seed in seeds or experiment.seeds])
 
 
-def evaluate(experiment: Experiment, model: str, backend: Backend) -> pa.Table:
-    """Losses, perplexities and bits per byte on valid and test of one model, by its folder."""
-    found, corpus = model_to_evaluate(experiment, model, backend)
+def evaluate(experiment: Experiment, model: str, backend: Backend, allow_remote_code: bool = False) -> pa.Table:
+    """Losses, perplexities and bits per byte on valid and test of one model, by its folder; code beside it is run only where that is allowed."""
+    found, corpus = model_to_evaluate(experiment, model, backend, allow_remote_code)
     (losses,) = backend.evaluate([found], corpus, SPLITS)
     return measurement_table({("model", experiment.seeds[0]): losses}, corpus)
 
 
-def model_to_evaluate(experiment: Experiment, model: str, backend: Backend) -> tuple[TrainedModel, TokenCorpus]:
+def model_to_evaluate(experiment: Experiment, model: str, backend: Backend, allow_remote_code: bool) -> tuple[TrainedModel, TokenCorpus]:
     """The model in a folder, and the corpus that it is to be measured on."""
-    check_reads(backend.find_model(model, experiment.corpus.row_tokens, "--model"), experiment.corpus.tokenizer, "--model")
+    check_reads(backend.find_model(model, experiment.corpus.row_tokens, "--model", allow_remote_code), experiment.corpus.tokenizer, "--model")
     corpus = open_corpus(experiment, backend)
     corpus.check_measured()
-    return backend.open_model(model, corpus, "--model"), corpus
+    return backend.open_model(model, corpus, "--model", allow_remote_code), corpus
 
 
-def extend(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool = False, label: str = "chameleon") -> Mixture:
+def extend(
+    experiment: Experiment,
+    proxy: str,
+    changes: CorpusChanges,
+    backend: Backend,
+    only: bool = False,
+    label: str = "chameleon",
+    allow_remote_code: bool = False,
+) -> Mixture:
     """Weights for a changed set of domains, by embedding the new ones with a trained proxy: nothing is trained, and what did not change is not embedded again.
 
     Args:
         proxy: folder of the model.
         changes: new domains, `name: null` to leave one of the experiment's out, and those that are renamed, merged or split.
         only: take the new domains alone.
+        allow_remote_code: run code that lies beside the proxy.
     Returns:
         A mixture whose `extra` cost is that of the change; `provenance["embedded_rows"]` says what was embedded for it, by domain.
     Raises:
         UserError: a method that weighs no embeddings, or what `changed_embeddings` raises.
     """
     method = weigher_of(experiment, label)
-    changed = changed_embeddings(experiment, proxy, changes, backend, only, method.looked_at(experiment.corpus.targets))
+    changed = changed_embeddings(experiment, proxy, changes, backend, only, method.looked_at(experiment.corpus.targets), allow_remote_code)
     with naming(f"methods.{label}"):
         mixture = method.weigh(changed.embeddings, changed.tokens, changed.texts, changed.others)
     question = Question.of(experiment.question, tuple(mixture.weights), changed.tokens, is_changed=True, estimates=changed.estimates)
@@ -209,4 +219,6 @@ def open_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
             where = f"{section}.model.pretrained"
             model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
             check_reads(model, experiment.corpus.tokenizer, where)
+            if training.model.lora is not None:
+                adapted_maps(training.model.lora, model, f"{section}.model.lora.targets")
     return read_corpus(experiment, backend)

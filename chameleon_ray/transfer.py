@@ -15,6 +15,7 @@ from chameleon_ray.counts import DomainSize
 from chameleon_ray.discovery import read_corpus, told_by
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
+from chameleon_ray.mixing.proxy import rows_of_targets
 from chameleon_ray.mixing.question import estimated
 from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
 from chameleon_ray.records import is_complete
@@ -60,7 +61,15 @@ class _Part:
     there_before: tuple[str, ...] = ()
 
 
-def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChanges, backend: Backend, only: bool, others: Sequence[str] = ()) -> Changed:
+def changed_embeddings(
+    experiment: Experiment,
+    proxy: str,
+    changes: CorpusChanges,
+    backend: Backend,
+    only: bool,
+    others: Sequence[str] = (),
+    allow_remote_code: bool = False,
+) -> Changed:
     """What the changed set of domains is to be weighed by.
 
     Args:
@@ -68,11 +77,12 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         changes: new domains, `name: null` to leave one of the experiment's out, and those that are renamed, merged or split.
         only: take the new domains alone.
         others: targets of the corpus to embed too.
+        allow_remote_code: run code that lies beside the proxy; also run where the experiment allows it for the same model.
     Raises:
         UserError: a proxy with another tokenizer, what `Arrangement.of` refuses, parts that have not as much text as what they are parts of, nothing left, or
             with `only` something else than new domains, or targets to embed.
     """
-    allowed = experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained
+    allowed = allow_remote_code or (experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained)
     found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
     if only:
         _check_new(changes, others)
@@ -92,7 +102,7 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
     parts = [*before, *after]
     read = [(known, {old: name for name, olds in arrangement.kept.items() for old in olds})] if known else []
     read += [(new, {name: name for name in new.names})] if new else []
-    aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
+    aims, aims_before, aims_rows = _aims(experiment, found, known, others, backend) if others and known else (None, (), {})
     return Changed(
         embeddings=Embeddings.concat([part.embeddings for part in parts]),
         texts={name: text for part in parts for name, text in part.texts.items()},
@@ -101,19 +111,21 @@ def changed_embeddings(experiment: Experiment, proxy: str, changes: CorpusChange
         tokenizer_sha256=found.tokenizer_sha256,
         there_before=(*(digest for part in parts for digest in part.there_before), *aims_before),
         looking={digest: cost for part in parts for digest, cost in part.looking.items()},
-        embedded={name: rows for part in parts for name, rows in part.embedded.items()},
+        embedded={name: rows for part in parts for name, rows in part.embedded.items()} | aims_rows,
         others=aims,
         estimates=tuple(text for corpus, names in read for text in estimated(corpus, names)),
         warnings=tuple(told),
     )
 
 
-def _aims(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, names: Sequence[str], backend: Backend) -> tuple[Embeddings, tuple[str, ...]]:
-    """The targets' embeddings, and of their ledger what was there already."""
+def _aims(
+    experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, names: Sequence[str], backend: Backend
+) -> tuple[Embeddings, tuple[str, ...], dict[str, int]]:
+    """The targets' embeddings; of their ledger what was there already, or the rows that were embedded for them now."""
     model = _opened(proxy, corpus, backend)
     were_there = backend.has_embedded(model, corpus, experiment.embedding, names)
     found = backend.embed(model, corpus, experiment.embedding, names)
-    return found, tuple(found.ledger) if were_there else ()
+    return (found, tuple(found.ledger), {}) if were_there else (found, (), rows_of_targets(found))
 
 
 def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:

@@ -133,4 +133,4 @@ def test_out_is_checked_before_a_regression(tmp_path: Path, capsys: pytest.Captu
 def test_a_read_only_cache_is_found_before_work(refused: Refused, bucket: str, tmp_path: Path, read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAMELEON_CACHE", str(read_only / "cache"))
     message = refused("compare", content=edited(document(tmp_path), "storage", f"{bucket}/cache"))
-    assert message.startswith(f"CHAMELEON_CACHE: {read_only}/cache cannot be used for copies of remote files (Read-only file system)")
+    assert message.startswith(f"CHAMELEON_CACHE: {read_only}/cache cannot be used for what is kept on this machine (Read-only file system)")

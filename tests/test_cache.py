@@ -176,7 +176,7 @@ def test_a_cache_that_cannot_be_written_to(read_only: Path, monkeypatch: pytest.
     monkeypatch.setenv("HOME", str(read_only))
     with pytest.raises(UserError) as refusal:
         make(KEYS[0])
-    expected = f"CHAMELEON_CACHE: {read_only}/.cache/chameleon_ray cannot be used for copies of remote files (Read-only file system); set it to a folder"
+    expected = f"CHAMELEON_CACHE: {read_only}/.cache/chameleon_ray cannot be used for what is kept on this machine (Read-only file system); set it to a folder"
     assert str(refusal.value).startswith(expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_ray.artifacts import Cost, Embeddings
 from chameleon_ray.changes import Arrangement, TextBytes, check_covered, merged_quality, merged_size, rearranged, train_bytes
-from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig
+from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig, load_changes
 from chameleon_ray.counts import DomainCounts, DomainSize, Excerpt, SplitCounts
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
@@ -159,6 +159,20 @@ def test_what_a_change_took_is_what_was_not_there_before(tmp_path: Any) -> None:
 
 def test_fits_with_several_seeds_have_all_that_was_there_before() -> None:
     fits = [
-        Mixture("chameleon", {"a": 1.0}, ledger={f"old {seed}": Cost(100, 5.0), f"new {seed}": Cost(10, 0.5)}, there_before=(f"old {seed}",)) for seed in (0, 1)
+        Mixture(
+            "chameleon",
+            {"a": 1.0},
+            ledger={f"old {seed}": Cost(100, 5.0), f"new {seed}": Cost(10, 0.5)},
+            there_before=(f"old {seed}",),
+            provenance={"embedded_rows": {"a": 7}},
+        )
+        for seed in (0, 1)
     ]
-    assert averaged(fits).extra == Cost(20, 1.0)
+    assert averaged(fits).extra == Cost(20, 1.0) and averaged(fits).provenance["embedded_rows"] == {"a": 14}
+    assert averaged([fits[0], fits[0]]).provenance["embedded_rows"] == {"a": 7}, "what two fits share was embedded once"
+
+
+def test_a_name_that_is_given_twice_is_told(tmp_path: Any) -> None:
+    (tmp_path / "changes.yaml").write_text("domains: {x: {rename: a}, x: {rename: b}}")
+    with pytest.raises(UserError, match=r"x.*given twice"):
+        load_changes(str(tmp_path / "changes.yaml"))

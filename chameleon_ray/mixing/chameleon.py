@@ -23,7 +23,7 @@ from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structurel
 from chameleon_ray.mixing.krls import Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, texts_to_embed, uniform_proxy
+from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, rows_of_targets, texts_to_embed, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
@@ -172,7 +172,8 @@ class Chameleon(Method):
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]
         if context.transfer:
-            provenance["embedded_rows"] = {name: provenance["samples"][name] for name in context.corpus.names if name not in context.transfer.same}
+            rows = {name: provenance["samples"][name] for name in context.corpus.names if name not in context.transfer.same}
+            provenance["embedded_rows"] = rows | (rows_of_targets(others) if others else {})
         ledger = {proxy.run: proxy.cost, **mixture.ledger, **looking}
         return replace(mixture, ledger=ledger, there_before=found.there_before, trajectory=trajectory_of(proxy), provenance=provenance)
 

@@ -42,6 +42,11 @@ class Embedded:
     there_before: tuple[str, ...] = ()
 
 
+def rows_of_targets(found: Embeddings) -> dict[str, int]:
+    """How many rows were embedded of unseen text, as it is called among domains."""
+    return {f"{name} (target)": int(rows) for name, rows in zip(found.names, found.group_counts.sum(axis=1), strict=True)}
+
+
 def texts_to_embed(context: FitContext) -> tuple[Text, ...]:
     """What a proxy embeds: all domains; of a transferred one those that it was trained on, and of the domains to weigh only those that are not among them."""
     transfer, corpus = context.transfer, context.corpus

@@ -29,7 +29,7 @@ GGUF = ".gguf"
 
 
 def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = False) -> TrainedModel:
-    """A model that others trained, with what it takes to use it: digest of its files, tokenizer, shape.
+    """A model that others trained, with what it takes to use it: digest of all that is in its files, tokenizer, shape.
 
     Args:
         name: a folder (local or in object storage), a GGUF file, or a hub name, with `@revision` where it is not the newest.
@@ -45,10 +45,12 @@ def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = 
         address = place
     else:
         address = _from_hub(name, root, where, allow_remote_code)
-    files = _weights(address, where)
-    config = read_config(storage.local_directory(address), where, allow_remote_code)
-    code = storage.glob(storage.join(address, "*.py")) if allow_remote_code else []
-    digest = foreign_digest(storage.fingerprint(storage.join(address, "config.json")), [storage.fingerprint(file) for file in (*files, *code)])
+    _check_weights(address, where)
+    folder = storage.local_directory(address)
+    config = read_config(folder, where, allow_remote_code)
+    endings = ("*.safetensors", *(["*.py"] if allow_remote_code else []))
+    files = [str(file) for ending in endings for file in sorted(Path(folder).glob(ending))]
+    digest = foreign_digest(storage.content_hash(f"{folder}/config.json"), [storage.content_hash(file) for file in files])
     sha256 = tokenizer_sha256(*load_tokenizer(address))
     found = TrainedModel(address, digest, {}, int(config.vocab_size), sha256, Cost(), {"pretrained": name}, allow_remote_code)
     return described(found, where)
@@ -87,7 +89,7 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted give the model as "
-                "proxy.model or base.model with allow_remote_code: true"
+                "proxy.model or base.model with allow_remote_code: true, or add --allow-remote-code where a command names it"
             ) from None
         raise UserError(f"{where}: {folder}: {one_line(error)}") from None
 
@@ -167,12 +169,10 @@ def _head_width(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _weights(address: str, where: str) -> list[str]:
-    """The files with a model's weights."""
-    files = storage.glob(storage.join(address, "*.safetensors"))
-    if not files and storage.exists(storage.join(address, "config.json")):
+def _check_weights(address: str, where: str) -> None:
+    """Raise `UserError` where a model's weights are not safetensors."""
+    if not storage.glob(storage.join(address, "*.safetensors")) and storage.exists(storage.join(address, "config.json")):
         raise UserError(f"{where}: no *.safetensors file in {address}; save the model with save_pretrained (pickled weights are not read)")
-    return files
 
 
 def _context(config: Any) -> int | None:
@@ -197,7 +197,7 @@ def _from_hub(name: str, root: str, where: str, allow_remote_code: bool) -> str:
         raise UserError(f"{where}: {told}{terms if refusal(error) == 'gated' else ''}") from None
     commit = Path(folder).name
     read_config(folder, where, allow_remote_code)
-    _weights(folder, where)
+    _check_weights(folder, where)
     digest = foreign_digest(repository, [commit, *patterns])
     address = storage.join(root, "pretrained", f"{repository.replace('/', '--')}-{digest}")
 
@@ -213,7 +213,8 @@ def _from_gguf(file: str, root: str, where: str) -> str:
     """The model of a GGUF file as safetensors in Hugging Face layout, in the storage."""
     if not storage.exists(file):
         raise UserError(f"{where}: no file {file}; check the path")
-    digest = foreign_digest(storage.fingerprint(file), [GGUF])
+    copy = storage.local_file(file)
+    digest = foreign_digest(storage.content_hash(copy), [GGUF])
     address = storage.join(root, "pretrained", f"{Path(file).stem}-{digest}")
 
     def convert() -> dict[str, Any]:
@@ -222,7 +223,7 @@ def _from_gguf(file: str, root: str, where: str) -> str:
         except ImportError as error:
             raise UserError(f"{where}: reading GGUF needs the package {error.name}; pip install gguf") from None
         try:
-            _convert(Path(storage.local_file(file)), address)
+            _convert(Path(copy), address)
         except Exception as error:  # whatever the libraries say of a file that is cut short, or of an architecture they do not know
             raise UserError(f"{where}: {file} cannot be read as GGUF ({one_line(error)}); give another file, or a folder with safetensors") from None
         return {"pretrained": file}

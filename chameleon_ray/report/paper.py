@@ -113,8 +113,8 @@ def transfer_table(data: ReportData) -> Table | None:
         rows.append(text_row(label, (shown, count(extra.tokens), *cells, printed)))
     note = (
         f"What came on top when the domains changed: of {reference or 'a method that embeds'} the rows of domains that are new, by the proxy that was there, "
-        "and a look at the quality of the text; the others train anew. In the paper's convention and as all matrix products; the last column is the paper's "
-        "own ratio on the Pile (table 4)."
+        "and a look at the quality of the text; the others train anew. Of several fits all together. In the paper's convention and as all matrix products; "
+        "the last column is the paper's own ratio on the Pile (table 4)."
     )
     columns = ("mixture", "rows embedded", "tokens", "FLOPs, paper", "ratio", "FLOPs, all", "ratio", "ratio, paper's table 4")
     return Table(columns, tuple(rows), note)

@@ -60,6 +60,13 @@ def test_a_domain_of_another_name_has_the_embedding_that_its_text_had() -> None:
     assert (found.embeddings.means[1] == old.means[old.names.index("b")]).all() and len(backend.embedded) == 2
 
 
+def test_unseen_text_that_a_transferred_proxy_embeds_is_counted() -> None:
+    context, _ = transferred({"a": "a", "bee": "b"})
+    context = replace(context, corpus=with_target(context.corpus, "use", "other"))
+    rows = Chameleon(bootstrap_draws=0, targets={"use": 1.2}).fit(context).provenance["embedded_rows"]
+    assert list(rows) == ["new", "use (target)"] and all(rows.values())
+
+
 def test_a_proxy_of_wholly_other_domains_embeds_all() -> None:
     context, backend = transferred({})
     mixture = Chameleon(bootstrap_draws=0).fit(context)

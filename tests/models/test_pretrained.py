@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MixtralConfig, T5Config, T5ForConditionalGeneration
 
+from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.config import ModelConfig, Resources
 from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
@@ -21,7 +23,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
-from chameleon_ray.models.load import load_losses, load_to_train
+from chameleon_ray.models.load import load_losses, load_to_train, save_merged
 from chameleon_ray.models.pretrained import architecture_of, laid_out, open_pretrained
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
@@ -65,7 +67,7 @@ def test_of_many_experts_those_count_that_a_token_runs_through() -> None:
 
 # Not qwen2, whose tokenizer class replaces the pre-tokenizer of the tests' tokenizer by its own.
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"qwen2"}))
-def test_a_folder_is_used_where_it_lies(family: str, corpus: TokenCorpus, tmp_path: Path) -> None:
+def test_a_folder_is_used_where_it_lies(family: str, corpus: TokenCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = publish(family, corpus, tmp_path / "model")
     backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
     model = backend.open_model(folder, corpus)
@@ -73,6 +75,11 @@ def test_a_folder_is_used_where_it_lies(family: str, corpus: TokenCorpus, tmp_pa
     assert model.details["architecture"]["layers"] == 4 and not model.weights and not model.allow_remote_code
     shutil.copytree(folder, tmp_path / "copy")
     assert backend.open_model(str(tmp_path / "copy"), corpus).digest == model.digest
+    weights = tmp_path / "copy" / "model.safetensors"
+    os.utime(weights, (1, 1))
+    monkeypatch.setattr(storage, "WHOLE_BYTES", 1)
+    for _ in range(2):  # a copy of a large model, written at another time
+        assert open_pretrained(str(tmp_path / "copy"), str(tmp_path), "here").digest == model.digest
     family_model(family, corpus.vocab_size, seed=1).save_pretrained(tmp_path / "copy")
     assert open_pretrained(str(tmp_path / "copy"), str(tmp_path), "here").digest != model.digest
 
@@ -145,6 +152,10 @@ def test_code_beside_the_weights_is_run_only_where_that_is_allowed(corpus: Token
     assert model.allow_remote_code and model.details["architecture"]["layers"] == 4
     with pytest.raises(UserError, match="brings code of its own"):
         backend.open_model(str(folder), corpus)
+    save_merged(model, str(tmp_path / "whole"))
+    assert backend.open_model(str(tmp_path / "whole"), corpus, allow_remote_code=True).details["architecture"]["layers"] == 4
+    with pytest.raises(UserError, match=r"or add --allow-remote-code where a command names it"):
+        backend.open_model(str(tmp_path / "whole"), corpus)
     (folder / "code.py").write_text("\n".join([*lines, "VERSION = 2"]))
     assert open_pretrained(str(folder), str(tmp_path), "here", allow_remote_code=True).digest != model.digest
 

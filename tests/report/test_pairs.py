@@ -4,7 +4,6 @@ command lines that are documented."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from chameleon_ray.backend import Backend
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
 from chameleon_ray.pipeline import Comparison
-from chameleon_ray.records import write_record
 from chameleon_ray.report import ReportData
 from tests.report.conftest import document_losses
 
@@ -116,18 +114,12 @@ def test_runs_that_are_set_otherwise_or_saw_other_text_are_not_mixed(found: Call
 
 def test_the_content_of_a_model_counts_and_not_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHAMELEON_DATA", "/data")
-    for name, content, written in (("one", b"abc", 1), ("two", b"abc", 2), ("three", b"abd", 1)):  # two as a model of the hub is kept
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
-        (tmp_path / name / "model.safetensors").write_bytes(bytes(65 << 20) + content + bytes(2 << 20))
-        if name == "two":
-            write_record(str(tmp_path / name), "pretrained", "0", {})
-        os.utime(tmp_path / name / "model.safetensors", (written, written))
+    digests = {"one": "abc", "two": "abc", "three": "abd"}
 
     def setting(base: str, *overrides: str) -> Setting:
         job = finetune.REPOSITORY / "jobs" / "finetune_wiki40b.yaml"
         experiment = load_experiment(job, [f"@{finetune.REPOSITORY}/jobs/local/wiki7.yaml", f"base.model.pretrained={tmp_path}/{base}", *overrides])
-        backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(address=name, digest=name)))
+        backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(digest=digests[Path(name).name])))
         return setting_of(experiment, backend)
 
     one = setting("one")
