@@ -46,7 +46,7 @@ class Chameleon(Method):
     `prior` is what the weights are where the embeddings say nothing: `uniform`, `tokens` (the domains' shares of the train tokens), or shares by name.
 
     `quality` counts each domain less, in front of its scores, by how poor its text looks (text_quality.py), which embeddings do not say; `proxy.stop` watches
-    the weights without it. Where a domain gains although it looks poor there is a warning in any case.
+    the weights without it, and without `targets`. Where a domain gains although it looks poor there is a warning in any case.
 
     `targets`: name of a domain, or of a target of the corpus -> by how much the odds of such text are multiplied, its neighbours' rising too; when finetuning
     how many times a domain counts, which lowers its neighbours (target.py).
