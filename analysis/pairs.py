@@ -126,9 +126,9 @@ def _without_places(value: Any, contents: Mapping[str, str]) -> Any:
     """Of settings, what is read and not where it lies; and nothing of how it is computed."""
     if isinstance(value, Mapping):
         kept = {key: _without_places(each, contents) for key, each in value.items() if key not in (*NOT_IN_DIGEST, "allow_remote_code")}
-        files = {key: [_last(each) for each in value[key]] for key in ("files", "heldout") if isinstance(value.get(key), list)}
+        files = {key: [_last(each) for each in value[key]] for key in ("files", "heldout", "of") if isinstance(value.get(key), list)}
         name = value.get("pretrained")
-        return {**kept, **files, **({"pretrained": contents.get(name, _last(name))} if name else {})}
+        return {**kept, **files, **({"pretrained": contents.get(name, _last(name))} if isinstance(name, str) else {})}
     return [_without_places(each, contents) for each in value] if isinstance(value, list) else value
 
 

@@ -26,7 +26,7 @@ from chameleon_ray.ray_backend import RayBackend, longest
 from chameleon_ray.records import is_complete
 from chameleon_ray.training.pace import Shape
 
-READING_BYTES = 128 << 20  # of a process that reads and tokenizes, above what it takes at rest (analysis/results/scale.md)
+READING_BYTES = 128 << 20  # of all processes that read and tokenize on a small machine, above what they take at rest (analysis/results/scale.md)
 
 Kind = Literal["read", "train", "trial", "swarm", "forward", "measure", "report"]
 

@@ -126,8 +126,7 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _points_exist(self) -> Experiment:
-        for point in self.sweep.points() if self.sweep else ():
-            self.at(point)
+        self.points()
         return self
 
     @model_validator(mode="after")
@@ -183,12 +182,16 @@ class Experiment(Settings):
             return None
         if wanted != "auto":
             return Reads(wanted)
-        points = [self, *(self.at(point) for point in (self.sweep.points() if self.sweep else ()))]
+        points = [self, *self.points()]
         runs = [run for each in points for run in (each.base, *(run for label in each.methods for run in each.mixer(label).trainings(each.proxy)))]
         rows = max(each.embedding.samples_per_domain for each in points)
         longest = max(run.steps * run.batch_rows for run in runs)
         row_tokens = max(each.corpus.row_tokens for each in points)
         return Reads(rows * row_tokens, longest * row_tokens, SMALL_TEXT_BYTES)
+
+    def points(self) -> list[Experiment]:
+        """The experiment at every point of its sweep; none without one. Raises what `at` raises."""
+        return [self.at(point) for point in self.sweep.points()] if self.sweep else []
 
     def at(self, point: Mapping[str, Any]) -> Experiment:
         """The experiment with a sweep's values in place.

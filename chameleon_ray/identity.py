@@ -40,7 +40,7 @@ VERSIONS: dict[str, int] = {
     "proxy": 4,  # one run of a swarm, and its measurement
     "embeddings": 5,  # layer, samples, pooling, groups
     "losses": 2,  # held-out losses by document
-    "foreign": 2,  # a model that others trained
+    "foreign": 3,  # a model that others trained
     "mixture": 6,  # what is around a method; the method has a version of its own
     "report": 11,  # what is shown of the results
 }

@@ -143,7 +143,7 @@ def averaged(fits: Sequence[Mixture]) -> Mixture:
     first, *others = fits
     if not others:
         return first
-    different = len({tuple(fit.weights.values()) for fit in fits})
+    different = len({tuple(tuple(values.values()) for values in (fit.weights, fit.unconstrained or {}, fit.scores or {})) for fit in fits})
     weights, weights_stderr = _mean_and_error([fit.weights for fit in fits])
     scores, scores_stderr = _mean_and_error([fit.scores for fit in fits if fit.scores is not None]) if first.scores is not None else (None, None)
     total = math.fsum(weights.values())

@@ -76,7 +76,7 @@ class RayBackend:
             from chameleon_ray.corpus.ray_tokenize import tokenize
 
             self._start()
-            return tokenize(config, sources, seed, place.address, self.reporter)
+            return tokenize(config, sources, seed, place.address, self.reporter, clusters)
 
         once(place.address, "corpus", place.digest, make)
         storage.remove(storage.join(place.address, "scratch"))
@@ -241,7 +241,10 @@ class RayBackend:
         found = described(replace(TrainedModel.load(place), allow_remote_code=allow_remote_code), where)
         base = base_of(storage.local_directory(place)) if "adapters_of" in found.details else None  # the file says it: people may correct the place there
         if base is not None and self._find(base, where, allow_remote_code).digest != found.details["start"]:
-            raise UserError(f"{where}: {base} is not what it was when the adapters in {name} were trained beside it; put that model back, or train them again")
+            told = " (code lies beside it: whether that was run then, --allow-remote-code, counts too)" if storage.glob(storage.join(base, "*.py")) else ""
+            raise UserError(
+                f"{where}: {base} is not what it was when the adapters in {name} were trained beside it{told}; put that model back, or train them again"
+            )
         return found
 
     def _start(self) -> None:

@@ -381,7 +381,7 @@ def fingerprint(address: str) -> str:
 def content_hash(path: str) -> str:
     """sha256 of all that is in a file on this machine: the same for a copy of it anywhere.
 
-    Cost: some seconds per GB, once: that of a file beyond 64 MiB is kept in the cache of this machine until the file is written again.
+    Cost: some seconds per GB, once: that of a file beyond 64 MiB is kept in the cache of this machine until the file is written or replaced.
     """
     state = os.stat(path)
 
@@ -394,7 +394,9 @@ def content_hash(path: str) -> str:
 
     if state.st_size <= WHOLE_BYTES:
         return hashed()
-    key = hashlib.sha256(json.dumps(["sha256", os.path.abspath(path), state.st_size, state.st_mtime_ns]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps(["sha256", os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]).encode()).hexdigest()[
+        :24
+    ]
     return Path(local_copy(key, "sha256", 64, keep)).read_text()
 
 

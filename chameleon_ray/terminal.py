@@ -74,7 +74,8 @@ def show_forecast(console: Console, found: Forecast) -> None:
     grid.add_row("all that is missing", *_forecast_cells(sums[0], sums[1], found.memory_bytes, sums[2], found.seconds), style="bold")
     console.print(grid)
     if missing:
-        _say(console, f"Time by {found.how}, with what it takes to start things; memory is the most that one process takes, disk what is kept.")
+        told = "memory is the most that one process takes (reading: all together), disk what is kept"
+        _say(console, f"Time by {found.how}, with what it takes to start things; {told}.")
     else:
         _say(console, "Everything is done: the command returns at once.")
 

@@ -115,6 +115,23 @@ def test_the_mixture_of_several_fits_is_their_mean_with_the_error_over_fits() ->
     assert averaged(fits[:1]) is fits[0]
 
 
+def test_fits_that_limits_alone_make_equal_are_several() -> None:
+    fits = [
+        Mixture(
+            "m",
+            {"a": 0.5, "b": 0.5},
+            unconstrained={"a": a, "b": 1 - a},
+            scores={"a": a, "b": 1.0},
+            scores_stderr={"a": 0.9, "b": 0.9},
+            budget={"a": 5, "b": 5},
+            provenance={"seed": i},
+        )
+        for i, a in enumerate((0.2, 0.4))
+    ]
+    found = averaged(fits)
+    assert found.provenance["fits"] == 2 and found.budget == {} and found.scores_stderr == pytest.approx({"a": 0.1, "b": 0.0})
+
+
 def test_fits_that_a_seed_does_not_change_keep_their_own_errors() -> None:
     fits = [Mixture("m", {"a": 0.2, "b": 0.8}, weights_stderr={"a": 0.01, "b": 0.02}, budget={"a": 2, "b": 8}, provenance={"seed": i}) for i in range(3)]
     found = averaged(fits)

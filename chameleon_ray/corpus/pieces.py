@@ -51,8 +51,9 @@ class PieceWriter:
     def write_index(self) -> None:
         """Write where every batch lies; the last thing that is written."""
         entries = np.array(self._index, "<i8").reshape(-1, 4)
-        self._sink.write(entries.tobytes())
-        self._sink.write(np.array([len(entries)], "<i8").tobytes())
+        with storage.telling(self._address):
+            self._sink.write(entries.tobytes())
+            self._sink.write(np.array([len(entries)], "<i8").tobytes())
 
 
 def read_pieces(address: str, schema: pa.Schema, slots: range) -> Iterator[tuple[int, pa.RecordBatch]]:

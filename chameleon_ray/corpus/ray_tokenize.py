@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chameleon_ray import storage
-from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.artifacts import Clusters, TokenCorpus
 from chameleon_ray.corpus.buckets import Contents, count, read_counts
 from chameleon_ray.corpus.documents import DomainStats
 from chameleon_ray.corpus.gather import condense_rest, gather_lane, gather_rest
@@ -40,7 +40,7 @@ from chameleon_ray.progress import Phase, Reporter
 from chameleon_ray.settings import listed
 
 
-def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address: str, reporter: Reporter) -> dict[str, Any]:
+def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address: str, reporter: Reporter, clusters: Clusters | None = None) -> dict[str, Any]:
     """Make the corpus of the sources at `address`; what its record is to hold. The folder `scratch` there may then be removed.
 
     Raises:
@@ -56,7 +56,7 @@ def tokenize(config: CorpusConfig, sources: Sequence[Source], seed: int, address
         domains = _write_rows(config, spec, reading, phase)
     targets = tuple(config.targets)
     corpus = TokenCorpus(address, "", names, domains, config.row_tokens, spec.vocab_size, spec.end_of_document, spec.tokenizer_sha256, targets)
-    _say(corpus, config, reporter)
+    _say(replace(corpus, domains=clusters.estimated(domains)) if clusters else corpus, config, reporter)
     return {**corpus.content(), "seconds": time.perf_counter() - started, "sources": reading.manifest}
 
 
@@ -236,13 +236,12 @@ def _say(corpus: TokenCorpus, config: CorpusConfig, reporter: Reporter) -> None:
         reporter.say(f"trained on and not measured, for lack of held-out text: {listed(unmeasured)}")
     reporter.say(f"{len(corpus.names)} domains: {tokens:,} train tokens in {rows:,} rows of {corpus.row_tokens}; left out: {copies:,} copies{left_out}")
     if isinstance(wanted := config.tokens_per_domain, int):
-        is_found = config.domains_from is not None and config.domains_from.clusters is not None  # among documents that may be a sample
         short = [name for name in corpus.names if corpus.domains[name].train.tokens < wanted]
-        whole = [name for name in short if corpus.domains[name].excerpt is None and not is_found]
+        whole = [name for name in short if corpus.domains[name].excerpt is None]
         if whole:
             reporter.say(f"fewer than corpus.tokens_per_domain ({wanted:,}), all that there is: {listed(whole)}")
         if rest := [name for name in short if name not in whole]:
-            told = "for copies and held-out text, or because documents of it are too rare to be found"
+            told = "for copies and held-out text, or because too few documents of it are in what was read"
             reporter.say(f"fewer than corpus.tokens_per_domain ({wanted:,}), {told}; raise it if that is too little: {listed(rest)}")
     excerpts = {name: found for name in corpus.names if (found := corpus.domains[name].excerpt)}
     if excerpts:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.counts import DomainCounts
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixture import check_weights
 from chameleon_ray.settings import listed
@@ -53,9 +54,9 @@ def read_over(corpus: TokenCorpus, runs: Iterable[tuple[Mapping[str, float], int
                 often[name] = times
     if not often:
         return []
-    read = {name: corpus.domains[name].train.tokens for name in stored}
+    read = {name: _tokens_read(corpus.domains[name]) for name in stored}
     if corpus.clusters is not None:  # a number is asked of all found domains together
-        tokens = math.ceil(sum(read.values()) / len(corpus.names) * max(often.values()) / MANY_EPOCHS)
+        tokens = math.ceil(sum(read.values()) / len(read) * max(often.values()) / MANY_EPOCHS)
     else:
         tokens = math.ceil(max(read[name] * times / MANY_EPOCHS for name, times in often.items()))
     told = listed([f"{name} {times:,.0f} times" if times >= 10 else f"{name} {times:.2g} times" for name, times in often.items()])
@@ -63,3 +64,9 @@ def read_over(corpus: TokenCorpus, runs: Iterable[tuple[Mapping[str, float], int
         f"Only part of the text was read, and base models read {told}, though there is more: beyond {MANY_EPOCHS} epochs repeated text is worth less. "
         f"Set corpus.tokens_per_domain to {tokens:,} or more."
     ]
+
+
+def _tokens_read(counts: DomainCounts) -> float:
+    """Of a domain that was read in part: with the copies and what is held out, as `corpus.tokens_per_domain` counts."""
+    assert counts.excerpt is not None
+    return counts.train.tokens * max(1.0, counts.excerpt.read_bytes / max(1, counts.train.text_bytes))

@@ -7,6 +7,7 @@ that is allowed.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from dataclasses import asdict, replace
@@ -244,6 +245,10 @@ def _convert(file: Path, address: str) -> None:
     model.config.__dict__.pop("quantization_config", None)
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
+        config = Path(folder, "config.json")
+        settings = json.loads(config.read_text())
+        settings.pop("transformers_version", None)  # the same file is the same model, whichever version reads it
+        config.write_text(json.dumps(settings, indent=2, sort_keys=True))
         storage.publish(folder, address)
     write_tensors(storage.join(address, "model.safetensors"), kept)
     save_tokenizer(tokenizer.backend_tokenizer, int(tokenizer.eos_token_id), address)

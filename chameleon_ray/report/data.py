@@ -60,8 +60,9 @@ class ReportData:
 
     @property
     def refitted(self) -> bool:
-        """Whether mixtures were fitted anew with every seed, and that made a difference."""
-        return any(mixture.provenance.get("fits", 1) > 1 for mixture in self.mixtures.values())
+        """Whether mixtures were fitted anew with every seed, and that made a difference, or only a fit of a later seed is left."""
+        first = self.experiment.seeds[0]
+        return any(mixture.provenance.get("fits", 1) > 1 or mixture.provenance.get("seed", first) != first for mixture in self.mixtures.values())
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def mixture_table(data: ReportData) -> Table:
     rows.append(text_row("effective number of domains", (fixed(spread["effective_domains"], 2) for spread in spreads)))
     errors = " ± standard error, where the method has one." if any(mixture.weights_stderr for mixture in data.mixtures.values()) else ""
     if data.refitted:
-        errors = " Means over the fits with every seed ± standard error over these fits (of a single one that is left, its own); "
+        errors = " Means over the fits with every seed ± standard error over these fits (its own where they are one, or one is left); "
         errors += "what else is shown of a fit (spectrum, affinity, weights while a proxy trained) is that of the first."
     note = f"Fraction of training tokens.{errors} Uniform is {number(1 / len(data.names), 3)}. The effective number of domains is exp(entropy)."
     return Table(("domain", *labels), tuple(rows), note, 2)

@@ -78,9 +78,13 @@ def test_a_folder_is_used_where_it_lies(family: str, corpus: TokenCorpus, tmp_pa
     weights = tmp_path / "copy" / "model.safetensors"
     os.utime(weights, (1, 1))
     monkeypatch.setattr(storage, "WHOLE_BYTES", 1)
+    monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
     for _ in range(2):  # a copy of a large model, written at another time
         assert open_pretrained(str(tmp_path / "copy"), str(tmp_path), "here").digest == model.digest
+    size = weights.stat().st_size
     family_model(family, corpus.vocab_size, seed=1).save_pretrained(tmp_path / "copy")
+    os.utime(weights, (1, 1))
+    assert weights.stat().st_size == size
     assert open_pretrained(str(tmp_path / "copy"), str(tmp_path), "here").digest != model.digest
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from chameleon_ray.config import BudgetConfig
 from chameleon_ray.counts import Excerpt
+from chameleon_ray.mixing.budget import MANY_EPOCHS
 from chameleon_ray.report import corpus_tables, write_report
 from chameleon_ray.report.numbers import epoch_numbers
 from chameleon_ray.report.verdict import warnings
@@ -60,7 +61,7 @@ def test_epochs_in_a_budget(make_data) -> None:
 
 def test_a_sample_that_base_models_read_over_and_over_is_warned_of(make_data) -> None:
     plain = corpus(NAMES)
-    sampled = {name: replace(counts, excerpt=Excerpt(2_500_000, 2, 9, 5e9, 1e9, None)) for name, counts in plain.domains.items()}
+    sampled = {name: replace(counts, excerpt=Excerpt(3_000_000, 2, 9, 5e9, 1e9, None)) for name, counts in plain.domains.items()}
     data = make_data({"uniform": [[20, 40]]}, names=NAMES, corpus=replace(plain, domains=sampled))
     shorter, longer = (
         replace(data, experiment=data.experiment.model_copy(update={"base": data.experiment.base.model_copy(update={"steps": steps, "batch_rows": 100})}))
@@ -68,6 +69,8 @@ def test_a_sample_that_base_models_read_over_and_over_is_warned_of(make_data) ->
     )
     (found,) = [text for text in warnings(longer) if "Only part of the text was read" in text]
     assert "books" in found and "code" in found and "Set corpus.tokens_per_domain to" in found
+    asked, epochs = int(found.split("tokens_per_domain to ")[1].split(" ")[0].replace(",", "")), 100_000 * max(data.mixtures["uniform"].weights.values()) / 1250
+    assert asked == pytest.approx(640_000 * epochs / MANY_EPOCHS * 3_000_000 / 2_380_000, rel=1e-6), "a fifth of what was read is no train text"
     assert not any("Only part" in text for text in warnings(shorter))
     whole = replace(longer, corpus=plain)
     assert not any("Only part" in text for text in warnings(whole)), "who reads everything knows"

@@ -33,7 +33,7 @@ def test_a_page_says_what_its_intervals_cover(many_methods: Callable[..., Report
     assert "the fit of the mixtures, made anew with every seed" in anew
     assert "Every mixture was fitted anew with every seed, so that other seeds mean other fits too" in anew
     assert "Mixtures: each with the seed of the base model that trains on it; the corpus: seed 0." in anew
-    assert "Means over the fits with every seed ± standard error over these fits (of a single one that is left, its own)" in anew
+    assert "Means over the fits with every seed ± standard error over these fits (its own where they are one, or one is left)" in anew
     assert "A mixture's fits with every seed count together." in anew
     assert "fitted once" not in anew and "made once" not in anew
 
