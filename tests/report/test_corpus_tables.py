@@ -69,7 +69,7 @@ def test_a_sample_that_base_models_read_over_and_over_is_warned_of(make_data) ->
     )
     (found,) = [text for text in warnings(longer) if "Only part of the text was read" in text]
     assert "books" in found and "code" in found and "Set corpus.tokens_per_domain to" in found
-    asked, epochs = int(found.split("tokens_per_domain to ")[1].split(" ")[0].replace(",", "")), 100_000 * max(data.mixtures["uniform"].weights.values()) / 1250
+    asked, epochs = int(found.split("tokens_per_domain to ")[1].split(" ")[0].replace(",", "")), 100_000 * data.mixtures["chameleon"].weights["code"] / 1250
     assert asked == pytest.approx(640_000 * epochs / MANY_EPOCHS * 3_000_000 / 2_380_000, rel=1e-6), "a fifth of what was read is no train text"
     assert not any("Only part" in text for text in warnings(shorter))
     whole = replace(longer, corpus=plain)
