@@ -33,7 +33,7 @@ KEYS = {
     "doremi_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "regmix_swarm": {"model", "batch", "threads", "swarm_proxies_per_minute", "pool_proxies_per_minute", "alone_proxies_per_minute"},
 }
-SHORT = {"small_model", "plan_vs_training", "krls_100k", "weigh_100k"}
+SHORT = {"krls_100k", "weigh_100k"}
 
 
 @pytest.mark.parametrize("name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in BENCHMARKS])

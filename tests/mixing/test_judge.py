@@ -227,6 +227,7 @@ def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "a, nats" in printed and "average perplexity" not in printed
 
 
+@pytest.mark.long
 def test_the_command_at_a_size_without_runs(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(files)
     for name, content in swarm_files(larger()).items():

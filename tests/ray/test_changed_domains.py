@@ -60,6 +60,7 @@ def test_names_change_and_nothing_is_embedded(extended: Any, experiment: Experim
     assert found["domains"]["cooking"]["tokens"] == proxy.domains["recipes"].tokens
 
 
+@pytest.mark.long
 def test_a_proxy_that_has_not_embedded_the_known_domains_embeds_them_for_the_change(extended: Any, passed: list[tuple[str, int]]) -> None:
     status, found = extended({"cooking": {"rename": "recipes"}, "letters": None}, "embedding.samples_per_domain=16")
     assert status == 0 and found["provenance"]["embedded_rows"] == {"cooking": 16, "numbers": 16, "letters (left out)": 16}

@@ -92,6 +92,7 @@ def test_compare_prints_what_was_asked_and_returns_at_once_the_second_time(exper
     assert found["mixtures"]["chameleon"]["cost"]["flops"] > 0
 
 
+@pytest.mark.long
 def test_a_plan_has_the_numbers_that_the_run_recorded(
     experiment_file: Path, experiment: Experiment, backend: RayBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +161,8 @@ def load_storage(experiment_file: Path) -> str:
     return str(yaml.safe_load(experiment_file.read_text())["storage"])
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("times", [1, 2])
 def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(experiment: Experiment, corpus: TokenCorpus, tmp_path: Path, times: int) -> None:
     slow = {"model": {"layers": 2, "heads": 2, "width": 64}, "steps": 120 * times, "batch_rows": 16, "checkpoint_every_steps": 20, "zero_stage": 1}
     training = experiment.base.model_validate({**slow, "learning_rate": 1e-2, "min_learning_rate": 1e-3})

@@ -32,6 +32,7 @@ def asked(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> d
     return document
 
 
+@pytest.mark.long
 def test_a_pretrained_proxy_is_taken_as_it_is(asked: dict) -> None:
     experiment = parse_experiment(asked)
     backend = RayBackend(experiment.storage, experiment.resources, Reporter.silent())

@@ -161,6 +161,7 @@ def test_the_same_is_found_by_any_number_of_workers_from_files_in_any_order(mixe
     assert labelled(one) == labelled(two) and one.names == two.names and len(one.names) == 3
 
 
+@pytest.mark.long
 def test_a_column_is_divided_within_its_values_and_rare_ones_are_one_domain(mixed: Path, proxy: str, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     rare = [json.dumps({"text": f"{' '.join(TEXTS['letters'].split()[i:])} again " * 12 + "yours", "kind": f"rare{i % 2}"}) for i in range(2)]
@@ -174,6 +175,7 @@ def test_a_column_is_divided_within_its_values_and_rare_ones_are_one_domain(mixe
     assert {row["source"] for row in Clusters.load(str(corpus.clusters)).table().to_pylist()} == {*TEXTS, "other"}
 
 
+@pytest.mark.long
 def test_more_documents_than_the_sample(mixed: Path, proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "SAMPLE_DOCUMENTS", 40)
     monkeypatch.setattr(clusters, "BATCH_DOCUMENTS", 64)
@@ -204,6 +206,7 @@ def test_values_with_too_little_text_come_together_or_are_left_out(tmp_path: Pat
     assert target[[2, 4, 5]].tolist() == ([2, 2, 2] if pooled else [-1, -1, -1])
 
 
+@pytest.mark.long
 def test_an_interrupted_search_goes_on_where_it_was(mixed: Path, proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_of(mixed, tmp_path / "runs", {"embed": proxy})
     with monkeypatch.context() as patch:
