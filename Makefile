@@ -13,7 +13,7 @@ quickstart: install
 	$(BIN)/chameleon compare jobs/quickstart.yaml
 
 test: install-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --no-loadscope-reorder
 
 test-long: install-dev
 	$(BIN)/python -m pytest -m long --timeout=3000

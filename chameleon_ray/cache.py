@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ from chameleon_ray.errors import Unavailable, UserError
 SHARE_OF_DISK = 0.25
 ROOM = 0.1
 GRACE_SECONDS = 600.0
+HASHED_EACH_TIME_BYTES = 64 << 20
 _COPY = re.compile(r"(?P<key>[0-9a-f]{24})-(?P<size>\d+)(?P<partial>\.\w+\.partial)?")
 
 
@@ -58,6 +61,28 @@ def local_copy(key: str, name: str, size_bytes: int, fetch: Callable[[str], None
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return str(copy / name)
+
+
+def content_hash(path: str) -> str:
+    """sha256 of all that is in a file on this machine: the same for a copy of it anywhere.
+
+    Cost: some seconds per GB, once: that of a file beyond 64 MiB is kept in the cache of this machine until the file is written or replaced.
+    """
+    state = os.stat(path)
+
+    def hashed() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def keep(target: str) -> None:
+        Path(target).write_text(hashed())
+
+    if state.st_size <= HASHED_EACH_TIME_BYTES:
+        return hashed()
+    key = hashlib.sha256(json.dumps(["sha256", os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]).encode()).hexdigest()[
+        :24
+    ]
+    return Path(local_copy(key, "sha256", 64, keep)).read_text()
 
 
 def check_cache() -> None:

@@ -35,7 +35,6 @@ _CREDENTIALS = (
 _REMOTE = ("s3://", "gs://", "gcs://")
 _HUB = "hf://"
 HUB_BLOCK_BYTES = 1 << 20  # read at once from the hub, where nothing is kept between reads
-WHOLE_BYTES = 64 << 20  # a file up to this size is told from others by reading it whole each time
 _NO_BUCKET = "there is no bucket {bucket!r}; create it or correct the address"
 QUICK_SECONDS = 10
 P = ParamSpec("P")
@@ -365,7 +364,7 @@ def fingerprint(address: str) -> str:
     filesystem, path = resolve(address)
     info = filesystem.get_file_info(path)
     hasher = hashlib.sha256(str(info.size).encode())
-    if info.size <= WHOLE_BYTES:
+    if info.size <= 64 << 20:
         at_once = 1 << (20 if is_remote(address) else 17)  # a remote read is a request; small blocks are given back once freed
         with filesystem.open_input_file(path) as file:
             while chunk := file.read(at_once):
@@ -376,28 +375,6 @@ def fingerprint(address: str) -> str:
             hasher.update(file.read_at(1 << 20, info.size - (1 << 20)))
         hasher.update(str(info.mtime_ns).encode())
     return hasher.hexdigest()
-
-
-def content_hash(path: str) -> str:
-    """sha256 of all that is in a file on this machine: the same for a copy of it anywhere.
-
-    Cost: some seconds per GB, once: that of a file beyond 64 MiB is kept in the cache of this machine until the file is written or replaced.
-    """
-    state = os.stat(path)
-
-    def hashed() -> str:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def keep(target: str) -> None:
-        Path(target).write_text(hashed())
-
-    if state.st_size <= WHOLE_BYTES:
-        return hashed()
-    key = hashlib.sha256(json.dumps(["sha256", os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]).encode()).hexdigest()[
-        :24
-    ]
-    return Path(local_copy(key, "sha256", 64, keep)).read_text()
 
 
 def _check_credentials(address: str) -> None:

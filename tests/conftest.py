@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,30 @@ import yaml
 from chameleon_ray.cli import main
 from chameleon_ray.ray_backend import RayBackend
 from tests.experiments import Refused, document
+
+RAY = "tests/ray/"
+
+
+def pytest_configure() -> None:
+    """Processes side by side share the cores, and models of tests are too small for several threads."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what shares the Ray session: of several processes one has it to do, and it takes longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(RAY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: the tests of a file run in one process, and so do all that share the Ray session."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return RAY if nodeid.startswith(RAY) else str(super()._split_scope(nodeid))
+
+    return ByFile(config, log)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TrainedModel
+from chameleon_ray.cache import content_hash
 from chameleon_ray.corpus.data_sets import refusal
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 from chameleon_ray.errors import UserError, one_line
@@ -51,7 +52,7 @@ def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = 
     config = read_config(folder, where, allow_remote_code)
     endings = ("*.safetensors", *(["*.py"] if allow_remote_code else []))
     files = [str(file) for ending in endings for file in sorted(Path(folder).glob(ending))]
-    digest = foreign_digest(storage.content_hash(f"{folder}/config.json"), [storage.content_hash(file) for file in files])
+    digest = foreign_digest(content_hash(f"{folder}/config.json"), [content_hash(file) for file in files])
     sha256 = tokenizer_sha256(*load_tokenizer(address))
     found = TrainedModel(address, digest, {}, int(config.vocab_size), sha256, Cost(), {"pretrained": name}, allow_remote_code)
     return described(found, where)
@@ -215,7 +216,7 @@ def _from_gguf(file: str, root: str, where: str) -> str:
     if not storage.exists(file):
         raise UserError(f"{where}: no file {file}; check the path")
     copy = storage.local_file(file)
-    digest = foreign_digest(storage.content_hash(copy), [GGUF])
+    digest = foreign_digest(content_hash(copy), [GGUF])
     address = storage.join(root, "pretrained", f"{Path(file).stem}-{digest}")
 
     def convert() -> dict[str, Any]:

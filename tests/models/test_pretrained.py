@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MixtralConfig, T5Config, T5ForConditionalGeneration
 
-from chameleon_ray import storage
+from chameleon_ray import cache
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.config import ModelConfig, Resources
 from chameleon_ray.corpus.tokenizer import load_tokenizer, tokenizer_sha256
@@ -77,7 +77,7 @@ def test_a_folder_is_used_where_it_lies(family: str, corpus: TokenCorpus, tmp_pa
     assert backend.open_model(str(tmp_path / "copy"), corpus).digest == model.digest
     weights = tmp_path / "copy" / "model.safetensors"
     os.utime(weights, (1, 1))
-    monkeypatch.setattr(storage, "WHOLE_BYTES", 1)
+    monkeypatch.setattr(cache, "HASHED_EACH_TIME_BYTES", 1)
     monkeypatch.setenv("CHAMELEON_CACHE", str(tmp_path / "cache"))
     for _ in range(2):  # a copy of a large model, written at another time
         assert open_pretrained(str(tmp_path / "copy"), str(tmp_path), "here").digest == model.digest
