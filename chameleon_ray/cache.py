@@ -79,9 +79,8 @@ def content_hash(path: str) -> str:
 
     if state.st_size <= HASHED_EACH_TIME_BYTES:
         return hashed()
-    key = hashlib.sha256(json.dumps(["sha256", os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]).encode()).hexdigest()[
-        :24
-    ]
+    what = ["sha256", os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
     return Path(local_copy(key, "sha256", 64, keep)).read_text()
 
 

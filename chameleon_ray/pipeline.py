@@ -214,11 +214,12 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
 
 def open_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
     """The experiment's corpus; that a pretrained model cannot be used, here or at a point of a sweep, is better known before any text is read."""
-    for section, training in (pair for at in (experiment, *experiment.points()) for pair in (("base", at.base), ("proxy", at.proxy))):
-        if training.model.pretrained is not None:
-            where = f"{section}.model.pretrained"
-            model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
-            check_reads(model, experiment.corpus.tokenizer, where)
-            if training.model.lora is not None:
-                adapted_maps(training.model.lora, model)
+    for at in (experiment, *experiment.points()):
+        for section, training in (("base", at.base), ("proxy", at.proxy)):
+            if training.model.pretrained is not None:
+                where = f"{section}.model.pretrained"
+                model = backend.find_model(training.model.pretrained, at.corpus.row_tokens, where, training.model.allow_remote_code)
+                check_reads(model, at.corpus.tokenizer, where)
+                if training.model.lora is not None:
+                    adapted_maps(training.model.lora, model)
     return read_corpus(experiment, backend)

@@ -102,7 +102,8 @@ def changed_embeddings(
     parts = [*before, *after]
     read = [(known, {old: name for name, olds in arrangement.kept.items() for old in olds})] if known else []
     read += [(new, {name: name for name in new.names})] if new else []
-    aims, aims_before, aims_rows = _aims(experiment, found, known, others, backend) if others and known else (None, (), {})
+    aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
+    aims_rows = rows_of_targets(aims) if aims and not aims_before else {}
     return Changed(
         embeddings=Embeddings.concat([part.embeddings for part in parts]),
         texts={name: text for part in parts for name, text in part.texts.items()},
@@ -118,14 +119,12 @@ def changed_embeddings(
     )
 
 
-def _aims(
-    experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, names: Sequence[str], backend: Backend
-) -> tuple[Embeddings, tuple[str, ...], dict[str, int]]:
-    """The targets' embeddings; of their ledger what was there already, or the rows that were embedded for them now."""
+def _aims(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, names: Sequence[str], backend: Backend) -> tuple[Embeddings, tuple[str, ...]]:
+    """The targets' embeddings, and of their ledger what was there already."""
     model = _opened(proxy, corpus, backend)
     were_there = backend.has_embedded(model, corpus, experiment.embedding, names)
     found = backend.embed(model, corpus, experiment.embedding, names)
-    return (found, tuple(found.ledger), {}) if were_there else (found, (), rows_of_targets(found))
+    return found, tuple(found.ledger) if were_there else ()
 
 
 def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:

@@ -44,6 +44,14 @@ def test_another_tokenizer_is_found_out_before_the_corpus_is_read() -> None:
         compare(fitting, Found())  # type: ignore[arg-type]
 
 
+def test_models_of_a_sweep_each_bring_their_tokenizer() -> None:
+    base = {"model": {"pretrained": "someone/tiny"}, "steps": 4}
+    sweep = {"each": {"base.model.pretrained": ["someone/small"]}, "train_base": True}
+    asked = parse_experiment({"name": "x", "stage": "finetune", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "base": base, "sweep": sweep})
+    with pytest.raises(AttributeError, match="tokenize"):  # neither is refused: the next thing is to read text
+        compare(asked, Found())  # type: ignore[arg-type]
+
+
 def test_finetuning_weights_are_refused_before_the_corpus_is_read() -> None:
     backend = FakeBackend()  # which can tokenize nothing
     asked = experiment(uniform={}, mine={"method": "chameleon", "stage": "finetune"})
