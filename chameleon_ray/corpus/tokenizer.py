@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
+from chameleon_ray.corpus.byte_pairs import byte_pairs
 from chameleon_ray.corpus_config import TokenizerConfig
 from chameleon_ray.errors import UserError, one_line
 
@@ -116,20 +117,26 @@ def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[NDArray[n
     """Tokens of each document, without any special token.
 
     Long documents are cut into pieces where white space begins, which GPT-2's pre-tokenization never joins with what stands before it, so
-    that the tokens are those of the whole; memory stays flat also for a 50 MB line. Text that spells a special token stays text.
+    that the tokens are those of the whole; memory stays flat also for a 50 MB line. Text that spells a special token stays text. Plain byte-level
+    BPE is run by tiktoken, with equal tokens (`corpus.byte_pairs`).
     """
+    merges = byte_pairs(tokenizer)
+    if merges:
+        for text in documents:
+            yield np.concatenate([merges.encode(piece) for piece in _pieces(text)])
+        return
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
     for group in _batches(documents):
         pieces = [list(_pieces(text)) for text in group]
         flat = [piece for parts in pieces for piece in parts]
-        found = iter(_encode_flat(tokenizer, flat))
+        found = iter(_encode_by_library(tokenizer, flat))
         for parts in pieces:
             yield np.concatenate([next(found) for _ in parts])
 
 
-def _encode_flat(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
+def _encode_by_library(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
     step = max(1, BATCH_CHARACTERS // PIECE_CHARACTERS)
     batches = [pieces] if sum(map(len, pieces)) <= BATCH_CHARACTERS else [pieces[i : i + step] for i in range(0, len(pieces), step)]
     for batch in batches:
