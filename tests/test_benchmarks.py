@@ -27,13 +27,16 @@ KEYS = {
     "plan_vs_training": {"model", "batch", "threads", "stream_rows_per_second", "training_rows_per_second", "many_ranks", "many_domains"},
     "krls_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "beside"},
     "weigh_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "domains", "width", "groups", "beside"},
+    "encode_text": {"text_megabytes", "our_megabytes_per_second", "library_megabytes_per_second", "ratios"},
+    "sample_reads": {"read_megabytes", "wanted_megabytes", "requests", "train_tokens"},
+    "cluster_documents": {"model", "documents", "threads", "search_documents_per_second", "alone_documents_per_second"},
     "tokenize_memory": {"text_megabytes", "used_megabytes", "runs"},
     "doge_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "doge_step_k17": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "doremi_step_k7": {"model", "batch", "threads", "plain_seconds", "rule_seconds"},
     "regmix_swarm": {"model", "batch", "threads", "swarm_proxies_per_minute", "pool_proxies_per_minute", "alone_proxies_per_minute"},
 }
-SHORT = {"krls_100k", "weigh_100k"}
+SHORT = {"encode_text", "krls_100k", "weigh_100k"}
 
 
 @pytest.mark.parametrize("name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in BENCHMARKS])

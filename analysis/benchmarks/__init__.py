@@ -11,6 +11,7 @@ BENCHMARKS = (
     "plan_vs_training",
     "krls_100k",
     "weigh_100k",
+    "encode_text",
     "tokenize_memory",
     "sample_reads",
     "cluster_documents",
