@@ -59,7 +59,7 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     """Note down what `compare` does; a base model whose mixture is not known yet is one to be trained."""
     experiment, corpus = _opened(experiment, dry, checked_corpus)
     jobs, swept = mixture_jobs(experiment, corpus, dry)
-    check_points(compared(jobs, swept), corpus, dry)
+    check_points(jobs, swept, corpus, dry)
     fits = refits([*jobs, *swept])
     dry.parts += [dry.part, *(job.name for job in fits)]
     possible = [job for job in fits if _is_possible(job, dry)]

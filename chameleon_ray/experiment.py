@@ -36,7 +36,7 @@ SMALL_TEXT_BYTES = 256 << 20  # a corpus of so much text is read in less time th
 
 class Sweep(Settings):
     """Other values for dotted keys: every combination (`grid`), or one key at a time (`each`). Every method is fitted at every point, so far as the point
-    changes it; base models only with `train_base`."""
+    changes it; base models only with `train_base`, and where the text and its tokens are the same."""
 
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     each: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)

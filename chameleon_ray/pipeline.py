@@ -18,7 +18,7 @@ from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.corpus_config import CorpusChanges
 from chameleon_ray.discovery import read_corpus, transferred_from
 from chameleon_ray.errors import UserError, naming
-from chameleon_ray.experiment import Experiment
+from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits
 from chameleon_ray.mixing.methods import Weigher
 from chameleon_ray.mixing.question import Question
@@ -53,7 +53,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     """
     corpus = checked_corpus(experiment, backend)
     jobs, swept = mixture_jobs(experiment, corpus, backend)
-    check_points(compared(jobs, swept), corpus, backend)
+    check_points(jobs, swept, corpus, backend)
     fits, failures = fit_all(refits([*jobs, *swept]), backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
     bases = {
@@ -91,10 +91,16 @@ def common_start(experiments: Sequence[Experiment], corpus: TokenCorpus, backend
     return next(iter(starts.values())) if len(starts) == 1 else None
 
 
-def check_points(jobs: Sequence[MixtureJob], corpus: TokenCorpus, backend: Backend) -> None:
-    """Raise what training the base model at one of a sweep's points would begin with."""
-    for at in {job.point: job.experiment for job in jobs if job.point}.values():
+def check_points(jobs: Sequence[MixtureJob], swept: Sequence[MixtureJob], corpus: TokenCorpus, backend: Backend) -> None:
+    """Raise what training the base model at one of a sweep's points would begin with; say which of them have none."""
+    trained = {job.point: job.experiment for job in compared(jobs, swept) if job.point}
+    for at in trained.values():
         _check_bases(at, corpus, backend)
+    if jobs[0].experiment.sweep and jobs[0].experiment.sweep.train_base:
+        for point in dict.fromkeys(job.point for job in swept if job.point not in trained):
+            logging.getLogger(__name__).warning(
+                "sweep at %s: other text, or other tokens of it, on which base models cannot be compared; its weights only", point
+            )
 
 
 def checked_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
@@ -214,12 +220,19 @@ def base_job(experiment: Experiment, corpus: TokenCorpus, mixture: Mixture, seed
 
 def open_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
     """The experiment's corpus; that a pretrained model cannot be used, here or at a point of a sweep, is better known before any text is read."""
-    for at in (experiment, *experiment.points()):
-        for section, training in (("base", at.base), ("proxy", at.proxy)):
-            if training.model.pretrained is not None:
-                where = f"{section}.model.pretrained"
-                model = backend.find_model(training.model.pretrained, at.corpus.row_tokens, where, training.model.allow_remote_code)
-                check_reads(model, at.corpus.tokenizer, where)
-                if training.model.lora is not None:
-                    adapted_maps(training.model.lora, model)
+    _check_pretrained(experiment, backend)
+    for point in experiment.sweep.points() if experiment.sweep else ():
+        at = experiment.at(point)
+        with naming(f"sweep at {describe(point)}"):
+            _check_pretrained(at, backend)
     return read_corpus(experiment, backend)
+
+
+def _check_pretrained(experiment: Experiment, backend: Backend) -> None:
+    for section, training in (("base", experiment.base), ("proxy", experiment.proxy)):
+        if training.model.pretrained is not None:
+            where = f"{section}.model.pretrained"
+            model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
+            check_reads(model, experiment.corpus.tokenizer, where)
+            if training.model.lora is not None:
+                adapted_maps(training.model.lora, model)

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 PACKAGE = "chameleon_ray"
-SHOWN = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "datasets", "numpy", "scipy", "pyarrow", "pydantic")
+SHOWN = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "tiktoken", "datasets", "numpy", "scipy", "pyarrow", "pydantic")
 MIN_FREE_MEMORY = 4 << 30
 MIN_FREE_DISK = 5 << 30
 MIN_SHARED_MEMORY = 1 << 30

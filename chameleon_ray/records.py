@@ -82,7 +82,7 @@ def read_table(address: str) -> pa.Table:
 def versions() -> dict[str, str]:
     """Versions of what computes, and the git commit of a checkout, for records."""
     found = {"python": platform.python_version()}
-    for package in ("chameleon_ray", "ray", "torch", "transformers", "deepspeed", "tokenizers", "numpy", "pyarrow", "datasets"):
+    for package in ("chameleon_ray", "ray", "torch", "transformers", "deepspeed", "tokenizers", "tiktoken", "numpy", "pyarrow", "datasets"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -27,7 +27,7 @@ KEYS = {
     "plan_vs_training": {"model", "batch", "threads", "stream_rows_per_second", "training_rows_per_second", "many_ranks", "many_domains"},
     "krls_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "beside"},
     "weigh_100k": {"seconds", "bytes", "bound_seconds", "bound_bytes", "domains", "width", "groups", "beside"},
-    "encode_text": {"text_megabytes", "our_megabytes_per_second", "library_megabytes_per_second", "ratios"},
+    "encode_text": {"threads", "made", "python"},
     "sample_reads": {"read_megabytes", "wanted_megabytes", "requests", "train_tokens"},
     "cluster_documents": {"model", "documents", "threads", "search_documents_per_second", "alone_documents_per_second"},
     "tokenize_memory": {"text_megabytes", "used_megabytes", "runs"},

@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pydantic")
+NEEDED = ("torch", "transformers", "tokenizers", "tiktoken", "safetensors", "numpy", "pyarrow", "pydantic")
 
 
 def with_dependencies(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
+from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
+from chameleon_ray.fitting import compared, mixture_jobs
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.pipeline import compare, evaluate, mix, train
+from chameleon_ray.pipeline import check_points, compare, evaluate, mix, train
 from tests.fakes import FakeBackend, make_corpus
 
 
@@ -21,9 +24,12 @@ def experiment(**methods: object) -> Experiment:
 
 @dataclass
 class Found(FakeBackend):
-    """Which can open a model of others and no text."""
+    """Which can open a model of others and no text; `asked` are names and row lengths."""
+
+    asked: list[tuple[str, int]] = field(default_factory=list)
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
+        self.asked.append((name, row_tokens))
         return TrainedModel(name, "d", {}, 300, "0" * 64, Cost(), {"pretrained": name})
 
 
@@ -46,10 +52,13 @@ def test_another_tokenizer_is_found_out_before_the_corpus_is_read() -> None:
 
 def test_models_of_a_sweep_each_bring_their_tokenizer() -> None:
     base = {"model": {"pretrained": "someone/tiny"}, "steps": 4}
-    sweep = {"each": {"base.model.pretrained": ["someone/small"]}, "train_base": True}
+    sweep = {"each": {"base.model.pretrained": ["someone/small"], "corpus.row_tokens": [64]}, "train_base": True}
     asked = parse_experiment({"name": "x", "stage": "finetune", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "base": base, "sweep": sweep})
+    backend = Found()
     with pytest.raises(AttributeError, match="tokenize"):  # neither is refused: the next thing is to read text
-        compare(asked, Found())  # type: ignore[arg-type]
+        compare(asked, backend)  # type: ignore[arg-type]
+    rows = asked.corpus.row_tokens
+    assert set(backend.asked) == {("someone/tiny", rows), ("someone/small", rows), ("someone/tiny", 64)}
 
 
 def test_finetuning_weights_are_refused_before_the_corpus_is_read() -> None:
@@ -63,8 +72,21 @@ def test_finetuning_weights_are_refused_before_the_corpus_is_read() -> None:
 class Reading(FakeBackend):
     """Which has a corpus."""
 
-    def tokenize(self, config: object, seed: int, reads: object = None) -> TokenCorpus:
-        return make_corpus({"a": 10, "b": 10})
+    def tokenize(self, config: CorpusConfig, seed: int, reads: object = None) -> TokenCorpus:
+        return replace(make_corpus({"a": 10, "b": 10}), digest=f"of rows of {config.row_tokens}")
+
+
+def test_points_that_read_other_text_have_no_base_models(caplog: pytest.LogCaptureFixture) -> None:
+    training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
+    sweep = {"each": {"corpus.row_tokens": [64], "base.steps": [5]}, "train_base": True}
+    asked = parse_experiment({"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, "sweep": sweep})
+    backend: Any = Reading()
+    corpus = backend.tokenize(asked.corpus, 0)
+    jobs, swept = mixture_jobs(asked, corpus, backend)
+    check_points(jobs, swept, corpus, backend)
+    assert {job.point for job in swept} == {"corpus.row_tokens=64", "base.steps=5"}
+    assert {job.point for job in compared(jobs, swept)} == {"", "base.steps=5"}
+    assert caplog.messages == ["sweep at corpus.row_tokens=64: other text, or other tokens of it, on which base models cannot be compared; its weights only"]
 
 
 def test_weights_of_another_tokenizer_are_used_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

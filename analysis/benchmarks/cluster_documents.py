@@ -21,7 +21,7 @@ from analysis.benchmarks import synthetic
 from analysis.benchmarks.measure import Outcome, interleaved, main, ratios
 from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.config import ModelConfig, Resources
-from chameleon_ray.corpus.tokenizer import encode, load_tokenizer
+from chameleon_ray.corpus.tokenizer import Encoder, load_tokenizer
 from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.embedding.documents import CHUNK_DOCUMENTS
 from chameleon_ray.models.architecture import middle_layer
@@ -61,7 +61,7 @@ def search_seconds(folder: Path, model: TrainedModel, row_tokens: int, storage: 
 
 def batches_of(texts: list[str], folder: str, row_tokens: int) -> list[np.ndarray]:
     """Token rows as the actors batch them."""
-    tokens = [found[:row_tokens] for found in encode(load_tokenizer(folder)[0], texts)]
+    tokens = [found[:row_tokens] for found in Encoder(load_tokenizer(folder)[0]).encode(texts)]
     batches = []
     for start in range(0, len(tokens), CHUNK_DOCUMENTS):
         waiting = sorted(tokens[start : start + CHUNK_DOCUMENTS], key=lambda found: -len(found))

@@ -16,7 +16,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.config import ModelConfig
 from chameleon_ray.corpus.packing import pack
 from chameleon_ray.corpus.rows import write_shard
-from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, save_tokenizer, tokenizer_sha256, train_tokenizer
+from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, Encoder, save_tokenizer, tokenizer_sha256, train_tokenizer
 from chameleon_ray.corpus.unigrams import entropy_nats
 from chameleon_ray.counts import DomainCounts, SplitCounts
 from chameleon_ray.identity import digest_of
@@ -84,9 +84,9 @@ def make_model(folder: str, model: ModelConfig, corpus: TokenCorpus) -> None:
 def _write_split(folder: str, split: str, domain: str, text: DomainText, tokenizer: Tokenizer, num_rows: int, row_tokens: int) -> tuple[SplitCounts, float]:
     """One shard, and the unigram entropy of its tokens."""
     end = np.array([tokenizer.get_vocab()[END_OF_DOCUMENT]], np.uint32)
-    fragments: list[np.ndarray] = []
+    encoder, fragments = Encoder(tokenizer), list[np.ndarray]()
     while sum(map(len, fragments)) < num_rows * row_tokens:
-        fragments += [np.concatenate([tokens, end]) for tokens in encode(tokenizer, [text.document() for _ in range(50)])]
+        fragments += [np.concatenate([tokens, end]) for tokens in encoder.encode([text.document() for _ in range(50)])]
     packed, _ = pack(fragments, range(len(fragments)), row_tokens, tokenizer.get_vocab_size())
     rows = packed.take(np.arange(num_rows))
     write_shard(storage.join(folder, split, quote(domain, safe=""), "shard-00000.arrow"), domain, rows)

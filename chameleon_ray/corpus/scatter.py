@@ -25,7 +25,7 @@ from chameleon_ray.corpus.layout import Lanes
 from chameleon_ray.corpus.packing import pack
 from chameleon_ray.corpus.pieces import GIVEN_BACK_BYTES, PieceWriter, give_back, write_pieces
 from chameleon_ray.corpus.rows import Rows, token_dtype
-from chameleon_ray.corpus.tokenizer import encode
+from chameleon_ray.corpus.tokenizer import Encoder
 from chameleon_ray.records import done_once
 
 _PIECE_BYTES = 1 << 21
@@ -161,7 +161,7 @@ def _encode(spec: TokenizeSpec, places: Sequence[int], texts: list[pa.Array]) ->
 
     tokens = np.empty(sum(chunk.nbytes for chunk in texts) // 2, token_dtype(spec.vocab_size))  # memory that nothing is written to is not taken
     filled = 0
-    for document, found in zip(order.tolist(), encode(_tokenizer(spec.address, spec.tokenizer_sha256), read()), strict=True):
+    for document, found in zip(order.tolist(), _encoder(spec.address, spec.tokenizer_sha256).encode(read()), strict=True):
         starts[document], sizes[document] = filled, len(found) + 1
         filled += len(found) + 1
         if filled > len(tokens):
@@ -250,6 +250,6 @@ def rest_batch(spec: TokenizeSpec, pieces: Iterable[tuple[int, bool, int, int, N
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(address: str, sha256: str) -> Tokenizer:
+def _encoder(address: str, sha256: str) -> Encoder:
     """One per process and content: `tokenizers` never gives back all that loading one takes (4 MB)."""
-    return Tokenizer.from_file(storage.local_file(storage.join(address, "tokenizer", "tokenizer.json")))
+    return Encoder(Tokenizer.from_file(storage.local_file(storage.join(address, "tokenizer", "tokenizer.json"))))

@@ -8,7 +8,7 @@ from chameleon_ray.corpus.documents import Document
 from chameleon_ray.corpus.sampling import SourceSample
 from chameleon_ray.corpus.sources import Source
 from chameleon_ray.corpus.stretches import StretchReading
-from chameleon_ray.corpus.tokenizer import encode, load_tokenizer, train_tokenizer
+from chameleon_ray.corpus.tokenizer import Encoder, load_tokenizer, train_tokenizer
 from chameleon_ray.corpus_config import TokenizerConfig
 from chameleon_ray.errors import UserError
 
@@ -43,7 +43,8 @@ def bytes_per_token(sources: Sequence[Source], text_column: str, config: Tokeniz
     else:
         assert config.train is not None
         tokenizer = train_tokenizer(config.train.vocab_size, texts)
-    return {name: sum(len(text.encode()) for text in found) / sum(len(tokens) + 1 for tokens in encode(tokenizer, found)) for name, found in texts.items()}
+    encoder = Encoder(tokenizer)
+    return {name: sum(len(text.encode()) for text in found) / sum(len(tokens) + 1 for tokens in encoder.encode(found)) for name, found in texts.items()}
 
 
 def _first_documents(source: Source, text_column: str) -> Iterator[Document]:

@@ -113,35 +113,42 @@ def check_reads(model: TrainedModel, config: TokenizerConfig, where: str) -> Non
         raise UserError(f"{where}: {model.address} has another tokenizer than the corpus; set corpus.tokenizer: {{pretrained: {model.address}}}")
 
 
-def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
-    """Tokens of each document, without any special token.
+class Encoder:
+    """Documents to tokens, by a tokenizer as it is when this is made.
 
     Long documents are cut into pieces where white space begins, which GPT-2's pre-tokenization never joins with what stands before it, so
     that the tokens are those of the whole; memory stays flat also for a 50 MB line. Text that spells a special token stays text. Plain byte-level
     BPE is run by tiktoken, with equal tokens (`corpus.byte_pairs`).
     """
-    merges = byte_pairs(tokenizer)
-    if merges:
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._merges = byte_pairs(tokenizer)
+
+    def encode(self, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
+        """Tokens of each document, without any special token."""
+        if self._merges is None:
+            yield from self._by_library(documents)
+            return
         for text in documents:
-            yield np.concatenate([merges.encode(piece) for piece in _pieces(text)])
-        return
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    for group in _batches(documents):
-        pieces = [list(_pieces(text)) for text in group]
-        flat = [piece for parts in pieces for piece in parts]
-        found = iter(_encode_by_library(tokenizer, flat))
-        for parts in pieces:
-            yield np.concatenate([next(found) for _ in parts])
+            yield np.concatenate([self._merges.encode(piece) for piece in _pieces(text)])
 
+    def _by_library(self, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
+        for group in _batches(documents):
+            pieces = [list(_pieces(text)) for text in group]
+            found = iter(self._encoded([piece for parts in pieces for piece in parts]))
+            for parts in pieces:
+                yield np.concatenate([next(found) for _ in parts])
 
-def _encode_by_library(tokenizer: Tokenizer, pieces: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
-    step = max(1, BATCH_CHARACTERS // PIECE_CHARACTERS)
-    batches = [pieces] if sum(map(len, pieces)) <= BATCH_CHARACTERS else [pieces[i : i + step] for i in range(0, len(pieces), step)]
-    for batch in batches:
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            yield np.array(encoding.ids, np.uint32)
+    def _encoded(self, pieces: Sequence[str]) -> Iterator[NDArray[np.uint32]]:
+        step = max(1, BATCH_CHARACTERS // PIECE_CHARACTERS)
+        batches = [pieces] if sum(map(len, pieces)) <= BATCH_CHARACTERS else [pieces[i : i + step] for i in range(0, len(pieces), step)]
+        for batch in batches:
+            for encoding in self._tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                yield np.array(encoding.ids, np.uint32)
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from chameleon_ray import storage
 from chameleon_ray.corpus.buckets import BucketDocuments, Contents, read_bucket
-from chameleon_ray.corpus.tokenizer import encode, load_tokenizer
+from chameleon_ray.corpus.tokenizer import Encoder, load_tokenizer
 from chameleon_ray.embedding.clusters import Directions, nearest, vocabulary, words_of
 from chameleon_ray.records import done_once
 from chameleon_ray.tensors import read_tensors, write_tensors
@@ -119,7 +119,8 @@ class DocumentWorker:
         self._spec, self._count = spec, 0
         self._read: tuple[int, BucketDocuments] | None = None  # parts of one bucket come one after the other
         self._tokens = FORWARD_TOKENS[hardware.device.type]
-        self._tokenizer, self._end = load_tokenizer(spec.model)
+        tokenizer, self._end = load_tokenizer(spec.model)
+        self._encoder = Encoder(tokenizer)
         self._embed = MeanHiddenState(load_truncated(storage.local_directory(spec.model), layer, hardware, allow_remote_code), layer)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class DocumentWorker:
     def _next_tokens(self, texts: Iterator[str]) -> list[NDArray[np.uint32]]:
         """The first tokens of the next documents; nothing at the end. A document that has none is its end."""
         most = CHARACTERS_PER_TOKEN * self._spec.row_tokens
-        tokens = [found[: self._spec.row_tokens] for found in encode(self._tokenizer, [text[:most] for text in islice(texts, CHUNK_DOCUMENTS)])]
+        tokens = [found[: self._spec.row_tokens] for found in self._encoder.encode([text[:most] for text in islice(texts, CHUNK_DOCUMENTS)])]
         return [found if len(found) else np.array([self._end], np.uint32) for found in tokens]
 
     def _vectors(self, tokens: Sequence[NDArray[np.uint32]]) -> NDArray[np.float32]:

@@ -16,19 +16,20 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import SPLITS, TokenCorpus
 from chameleon_ray.config import Resources
 from chameleon_ray.corpus import gather, scatter, tokenizer
 from chameleon_ray.corpus.buckets import Contents
+from chameleon_ray.corpus.byte_pairs import byte_pairs
 from chameleon_ray.corpus.layout import Lanes, Layout
 from chameleon_ray.corpus.packing import deal, pack, pack_all
 from chameleon_ray.corpus.pieces import read_pieces, write_pieces
 from chameleon_ray.corpus.rows import RowReader, Rows
 from chameleon_ray.corpus.scatter import TokenizeSpec
-from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, encode, train_tokenizer
+from chameleon_ray.corpus.tokenizer import END_OF_DOCUMENT, Encoder, train_tokenizer
 from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
@@ -86,9 +87,13 @@ def test_dealing_gives_two_halves_within_one_document_and_under_the_bound(tokens
     assert taken == [bound, bound] or sum(map(len, bounded)) == len(tokens), "what is left out is left out because both are full"
 
 
-@pytest.fixture(scope="module")
-def bpe() -> Tokenizer:
-    return train_tokenizer(400, {"words": [" ".join(WORDS)], "code": ["def f(x):\n    return x + 12\n"], "other": ["漢字 e\u0301 don't ..."]})
+@pytest.fixture(scope="module", params=["plain", "of the library"])
+def bpe(request: pytest.FixtureRequest) -> Tokenizer:
+    made = train_tokenizer(400, {"words": [" ".join(WORDS)], "code": ["def f(x):\n    return x + 12\n"], "other": ["漢字 e\u0301 don't ..."]})
+    if request.param != "plain":
+        made.normalizer = normalizers.Replace("no such text", "")
+    assert (byte_pairs(made) is not None) is (request.param == "plain")
+    return made
 
 
 def whole(bpe: Tokenizer, text: str) -> list[int]:
@@ -106,7 +111,7 @@ def test_cutting_long_documents_changes_no_token(bpe: Tokenizer, texts: list[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer, "PIECE_CHARACTERS", piece)
         patch.setattr(tokenizer, "BATCH_CHARACTERS", 3 * piece)
-        found = list(encode(bpe, texts))
+        found = list(Encoder(bpe).encode(texts))
         pieces = [list(tokenizer._pieces(text)) for text in texts]
     assert len(found) == len(texts)
     for text, tokens, parts in zip(texts, found, pieces, strict=True):
@@ -120,34 +125,37 @@ def test_cutting_long_documents_changes_no_token(bpe: Tokenizer, texts: list[str
 def test_a_long_document_has_the_tokens_of_the_whole(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch, separator: str) -> None:
     monkeypatch.setattr(tokenizer, "PIECE_CHARACTERS", 101)
     text = separator.join(WORDS * 50)
-    (tokens,) = encode(bpe, [text])
+    (tokens,) = Encoder(bpe).encode([text])
     assert tokens.tolist() == whole(bpe, text)
 
 
 def test_a_document_without_any_space_keeps_its_text(bpe: Tokenizer) -> None:
     text = "漢字" * (tokenizer.PIECE_CHARACTERS + 7)
-    (tokens,) = encode(bpe, [text])
+    (tokens,) = Encoder(bpe).encode([text])
     assert bpe.decode(tokens.tolist()) == text
 
 
 def test_text_that_spells_a_special_token_stays_text(bpe: Tokenizer) -> None:
-    (tokens,) = encode(bpe, [f"before{END_OF_DOCUMENT} after"])
+    (tokens,) = Encoder(bpe).encode([f"before{END_OF_DOCUMENT} after"])
     assert bpe.token_to_id(END_OF_DOCUMENT) not in tokens
     assert bpe.decode(tokens.tolist()) == f"before{END_OF_DOCUMENT} after"
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("normalizer", ["None", "normalizers.Replace('no such text', '')"], ids=["plain", "of the library"])
 @pytest.mark.parametrize("line", ["' '.join(WORDS * 500_000)[:50_000_000]", "'YmFzZTY0'*6_250_000"])
-def test_a_line_of_50_mb_is_tokenized_in_bounded_memory(line: str) -> None:
+def test_a_line_of_50_mb_is_tokenized_in_bounded_memory(line: str, normalizer: str) -> None:
     code = f"""
 import resource, sys, time
 WORDS = {WORDS}
-from chameleon_ray.corpus.tokenizer import encode, train_tokenizer
+from tokenizers import normalizers
+from chameleon_ray.corpus.tokenizer import Encoder, train_tokenizer
 bpe = train_tokenizer(400, {{"words": [" ".join(WORDS)]}})
+bpe.normalizer = {normalizer}
 text = {line}
 assert len(text) == 50_000_000
 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-(tokens,) = encode(bpe, [text])
+(tokens,) = Encoder(bpe).encode([text])
 print(len(tokens), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time() - started)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

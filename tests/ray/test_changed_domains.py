@@ -83,6 +83,18 @@ def test_new_domains_alone_are_embedded(
     assert len(set(Path(experiment.storage, "embeddings").iterdir()) - before) == 1
 
 
+@pytest.mark.long
+def test_rows_of_a_target_are_counted_when_they_are_embedded(extended: Any, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "aim.jsonl").write_text("\n".join(json.dumps({"text": f"sun moon star cloud rain wind snow {i} " * 20}) for i in range(40)) + "\n")
+    aimed = (f"corpus.targets={{aim: {{files: [{tmp_path / 'aim.jsonl'}]}}}}", "methods.chameleon={variant: paper, targets: {aim: 4.0}}")
+    status, found = extended({"letters": None}, *aimed)
+    assert status == 0, found
+    assert found["provenance"]["embedded_rows"]["aim (target)"] > 0 and found["extra"]["flops"] > 0
+    status, again = extended({"letters": None}, *aimed)
+    assert status == 0 and again["provenance"]["embedded_rows"] == {} and again["extra"]["flops"] == 0
+    assert again["weights"] == found["weights"]
+
+
 def test_domains_are_merged_by_how_much_text_they_have(extended: Any, proxy: Mixture) -> None:
     status, found = extended({"prose": {"merge": ["recipes", "letters"]}})
     assert status == 0 and list(found["weights"]) == ["numbers", "prose"]

@@ -152,7 +152,7 @@ def test_adapters_of_a_model_that_was_changed_are_refused(finetuning: dict[str, 
         ("base.model.lora={targets: [c_attn]}", r"error: base.model.lora.targets: no linear map of .* is called 'c_attn'; there are self_attn.q_proj, "),
         (
             "sweep={train_base: true, each: {base.model.lora.targets: [[q_proj], [c_attn]]}}",
-            r"error: base.model.lora.targets: no linear map of .* is called 'c_attn'",
+            r"error: sweep at base.model.lora.targets=\[c_attn\]: base.model.lora.targets: no linear map of .* is called 'c_attn'",
         ),
         ("corpus.row_tokens=64", r"error: base.model.pretrained: .* reads at most 32 tokens and corpus.row_tokens is 64; lower corpus.row_tokens"),
         ("base.model.pretrained=null", r"error: .*: base.model: stage finetune goes on from a model that is trained already"),
