@@ -39,7 +39,7 @@ def expected(bpe: Tokenizer, text: str) -> list[int]:
     return list(bpe.encode(text, add_special_tokens=False).ids)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.text(max_size=80)
     | st.lists(st.sampled_from([*"aA1 .'\n\t\r é漢", "  ", "'ll", "'s", "'S", "the", " re", END_OF_DOCUMENT, "\u00a0", "\u2028"])).map("".join)
@@ -195,7 +195,7 @@ def test_merges_out_of_order_are_run_by_the_library(merges: tuple[tuple[str, str
     assert tokens.tolist() == expected(made, text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=8),
     st.lists(st.text("abc", max_size=12) | st.text("abc", min_size=600, max_size=1000), max_size=4),
