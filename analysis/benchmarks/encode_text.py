@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.benchmarks.measure import Outcome, interleaved, main, rate, ratios
 from analysis.benchmarks.synthetic import DomainText
-from chameleon_ray.corpus.tokenizer import BATCH_CHARACTERS, PIECE_CHARACTERS, Encoder, train_tokenizer
+from chameleon_ray.corpus.tokenizer import PIECE_CHARACTERS, Encoder, batches, train_tokenizer
 
 BOUND = 2.0
 DOMAINS, WORDS, VOCAB_SIZE = 4, 50_000, 8192
@@ -36,17 +36,12 @@ def measured(texts: Sequence[str], repetitions: int) -> dict[str, Any]:
     """Both sides in turns."""
     tokenizer = train_tokenizer(VOCAB_SIZE, {"text": texts[: len(texts) // 4]})
     encoder = Encoder(tokenizer)
-    batches: list[list[str]] = [[]]
-    for text in texts:
-        if sum(map(len, batches[-1])) + len(text) > BATCH_CHARACTERS:
-            batches.append([])
-        batches[-1].append(text)
 
     def ours() -> list[NDArray[np.uint32]]:
         return list(encoder.encode(texts))
 
     def library() -> list[NDArray[np.uint32]]:
-        return [np.array(found.ids, np.uint32) for batch in batches for found in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        return [np.array(found.ids, np.uint32) for batch in batches(texts) for found in tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
 
     assert all(np.array_equal(*pair) for pair in zip(ours(), library(), strict=True)), "the tokens must be equal"
     megabytes = sum(len(text.encode()) for text in texts) / 1e6

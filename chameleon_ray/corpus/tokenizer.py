@@ -137,7 +137,7 @@ class Encoder:
             yield np.concatenate([self._merges.encode(piece) for piece in _pieces(text)])
 
     def _by_library(self, documents: Iterable[str]) -> Iterator[NDArray[np.uint32]]:
-        for group in _batches(documents):
+        for group in batches(documents):
             pieces = [list(_pieces(text)) for text in group]
             found = iter(self._encoded([piece for parts in pieces for piece in parts]))
             for parts in pieces:
@@ -151,7 +151,8 @@ class Encoder:
                 yield np.array(encoding.ids, np.uint32)
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents by so many as have `BATCH_CHARACTERS` together; a longer one is alone."""
     batch: list[str] = []
     characters = 0
     for text in documents:

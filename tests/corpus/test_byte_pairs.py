@@ -56,18 +56,18 @@ def test_every_character_is_cut_into_words_alike() -> None:
     Every character of the first two planes, but every 64th of ideographs and syllables, which fill whole ranges, and of the other planes.
     """
     kinds = "a1.Ġ"
-    following = sorted({byte_level(chr(code))[0] for code in assigned(range(0x110000))})
+    following = sorted({byte_level(chr(code))[0] for code in without_surrogates(range(0x110000))})
     made = merging(*((kind, byte) for kind in kinds for byte in following))
     assert byte_pairs(made)
-    characters = [chr(code) for code in assigned(range(0x20000)) if unicodedata.category(chr(code)) != "Lo" or code % 64 == 0]
-    characters += [chr(code) for code in assigned(range(0x20000, 0x110000, 64))]
+    characters = [chr(code) for code in without_surrogates(range(0x20000)) if unicodedata.category(chr(code)) != "Lo" or code % 64 == 0]
+    characters += [chr(code) for code in without_surrogates(range(0x20000, 0x110000, 64))]
     for start in range(0, len(characters), 2000):
         text = "\n".join(f"a{c} {c}1{c}.{c}" for c in characters[start : start + 2000])
         (tokens,) = Encoder(made).encode([text])
         assert tokens.tolist() == expected(made, text), f"from U+{ord(characters[start]):x}"
 
 
-def assigned(codes: Iterable[int]) -> list[int]:
+def without_surrogates(codes: Iterable[int]) -> list[int]:
     """Code points that text may have."""
     return [code for code in codes if not 0xD800 <= code < 0xE000]
 
