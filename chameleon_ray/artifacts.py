@@ -119,7 +119,7 @@ class TokenCorpus:
     that is unique to the document of the row's first token within domain and split; held-out documents are numbered in the order they are packed).
 
     `names` are the domains that are trained on, `targets` texts that are only measured; `domains` has the counts of both. `clusters` is the address of the
-    clusters that the domains are, where they are that.
+    clusters that the domains are, where they are that; `measured_tokens` how much of each held-out split base models are measured on, where not on all.
     """
 
     address: str
@@ -132,6 +132,7 @@ class TokenCorpus:
     tokenizer_sha256: str
     targets: tuple[str, ...] = ()
     clusters: str | None = None
+    measured_tokens: int | None = None
 
     def shard_address(self, split: str, domain: str, shard: int) -> str:
         return storage.join(self.address, split, quote(domain, safe=""), f"shard-{shard:05d}.arrow")
@@ -169,6 +170,11 @@ class TokenCorpus:
         return (*self.measured, *self.targets)
 
     @property
+    def measured_rows(self) -> int | None:
+        """At most so many rows of each held-out split are measured; all by default."""
+        return self.measured_tokens and max(1, self.measured_tokens // self.row_tokens)
+
+    @property
     def unmeasured(self) -> tuple[str, ...]:
         """The domains that are only trained on."""
         return tuple(name for name in self.names if not self.domains[name].is_measured)
@@ -204,7 +210,7 @@ class TokenCorpus:
     def content(self) -> dict[str, Any]:
         """What the record holds."""
         fields = asdict(self)
-        del fields["clusters"]
+        del fields["clusters"], fields["measured_tokens"]
         return {**fields, "names": list(self.names), "targets": list(self.targets)}
 
 

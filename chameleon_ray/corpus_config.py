@@ -137,7 +137,8 @@ class TokenizerConfig(Settings):
 
 
 class CorpusConfig(Settings):
-    """The text, how it becomes tokens, and what is held out: at most `heldout_tokens` of each domain in each of valid and test.
+    """The text, how it becomes tokens, and what is held out: at most `heldout_tokens` of each domain in each of valid and test. Base models are measured on
+    at most `measured_tokens` of these, in rows at even distances: fewer tokens of as many documents.
 
     `tokens_per_domain` is how much of a domain is read to be trained on, beside what is held out: a number; null, all of it; or auto, what the experiment
     needs of it (`Experiment.reads`).
@@ -158,6 +159,7 @@ class CorpusConfig(Settings):
     row_tokens: Annotated[int, Field(ge=8, le=1_048_576)] = 512
     heldout_fraction: Fraction = 0.05
     heldout_tokens: Annotated[int, Field(ge=2)] = 1 << 20
+    measured_tokens: PositiveInt | None = None
     require_heldout: bool = False
     max_repetition: PositiveFloat | None = None
 

@@ -187,7 +187,7 @@ class DryBackend:
         models = {key: self._model(corpus, job) for key, (job, _) in jobs.items()}
         for key, model in models.items():
             unknown = None if jobs[key][1] else f"{key} measured"
-            self._measure(model, corpus, splits, None, "held-out losses of the base models", measuring, max(1, missing), unknown)
+            self._measure(model, corpus, splits, corpus.measured_rows, "held-out losses of the base models", measuring, max(1, missing), unknown)
         return models
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
@@ -232,7 +232,7 @@ class DryBackend:
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Note held-out losses; nothing is known of them."""
-        self.measure(models, corpus, splits)
+        self.measure(models, corpus, splits, corpus.measured_rows)
         return []
 
     def measure(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None, what: str = "") -> None:

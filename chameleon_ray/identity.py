@@ -39,7 +39,7 @@ VERSIONS: dict[str, int] = {
     "family": 2,  # models that are the beginning of one run
     "proxy": 4,  # one run of a swarm, and its measurement
     "embeddings": 5,  # layer, samples, pooling, groups
-    "losses": 2,  # held-out losses by document
+    "losses": 3,  # held-out losses by document
     "foreign": 3,  # a model that others trained
     "mixture": 7,  # what is around a method; the method has a version of its own
     "report": 12,  # what is shown of the results

@@ -80,7 +80,7 @@ class RayBackend:
 
         once(place.address, "corpus", place.digest, make)
         storage.remove(storage.join(place.address, "scratch"))
-        corpus = TokenCorpus.load(place.address)
+        corpus = replace(TokenCorpus.load(place.address), measured_tokens=config.measured_tokens)
         if clusters is not None:
             corpus = replace(corpus, clusters=clusters.address, domains=clusters.estimated(corpus.domains))
         if config.require_heldout:
@@ -151,7 +151,7 @@ class RayBackend:
         """Held-out losses of every model on every domain of some splits."""
         for model in models:
             check_tokenizer(model, corpus)
-        places = {model.address: self.places.losses(model.digest, corpus, splits) for model in models}
+        places = {model.address: self.places.losses(model.digest, corpus, splits, corpus.measured_rows) for model in models}
         missing = [address for address, place in places.items() if not place.is_complete]
         if missing:
             from chameleon_ray.evaluation.ray_evaluate import evaluate
@@ -159,7 +159,7 @@ class RayBackend:
             self._start()
             with self.reporter.phase(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as phase:
                 trusted = frozenset(model.address for model in models if model.allow_remote_code)
-                found = evaluate(missing, corpus, splits, self.resources, phase, self._pool_actors, trusted)
+                found = evaluate(missing, corpus, splits, self.resources, phase, self._pool_actors, trusted, corpus.measured_rows)
             for address, losses in zip(missing, found, strict=True):
                 place = places[address]
                 write_table(storage.join(place.address, "documents.parquet"), document_table(losses))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.corpus.rows import RowReader, Rows
@@ -15,7 +16,8 @@ from chameleon_ray.corpus.rows import RowReader, Rows
 
 @dataclass(frozen=True)
 class Chunk:
-    """Stored rows of one domain and split for one model, from `start` to `stop` in steps; `number` is the place of the result."""
+    """Some of the rows of one domain and split, for one model: of `used` rows at even distances among those stored (`even_rows`) those from `start` to
+    `stop`. `number` is the place of the result."""
 
     number: int
     model: str
@@ -23,7 +25,12 @@ class Chunk:
     domain: str
     start: int
     stop: int
-    step: int = 1
+    used: int
+    stored: int
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Of its rows."""
+        return even_rows(self.stored, self.used)[self.start : self.stop]
 
 
 def chunks_of(
@@ -42,9 +49,14 @@ def chunks_of(
             if only is not None and name not in only:
                 continue
             used = min(rows, rows_at_most or rows)
-            step = 1 if split == "train" or not used else rows // used
-            spans += [(model, split, name, start * step, min(start + chunk_rows, used) * step, step) for start in range(0, used, chunk_rows)]
+            stored = used if split == "train" else rows
+            spans += [(model, split, name, start, min(start + chunk_rows, used), used, stored) for start in range(0, used, chunk_rows)]
     return [Chunk(number, *span) for number, span in enumerate(spans)]
+
+
+def even_rows(stored: int, used: int) -> NDArray[np.int64]:
+    """Numbers of so many of the stored rows, at even distances."""
+    return np.arange(used) * stored // max(1, used)
 
 
 def embedded_rows(corpus: TokenCorpus, names: Sequence[str] | None = None) -> dict[str, int]:
@@ -62,6 +74,7 @@ class ChunkReader:
 
     def read(self, batch: dict[str, Any]) -> Rows:
         """The rows of the one chunk in a batch."""
-        split = str(batch["split"][0])
+        chunk = Chunk(**{field.name: batch[field.name][0] for field in fields(Chunk)})
+        split = str(chunk.split)
         reader = self._readers.get(split) or self._readers.setdefault(split, RowReader(self._corpus, split))
-        return reader.read(str(batch["domain"][0]), np.arange(batch["start"][0], batch["stop"][0], batch["step"][0]))
+        return reader.read(str(chunk.domain), chunk.numbers())

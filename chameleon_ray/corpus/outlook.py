@@ -36,7 +36,8 @@ def outlook(config: CorpusConfig, sources: Sequence[Source], address: str, diges
     usual = sum(sizes.values()) / len(sizes) if sizes else float(BYTES_PER_TOKEN)
     domains = {name: _counts(config, there, read, held, sizes.get(name, usual)) for name, (there, read, held) in text_bytes.items()}
     names = tuple(name for name in domains if name not in config.targets)
-    return TokenCorpus(address, digest, names, domains, config.row_tokens, vocab_size, 0, tokenizer_sha256, tuple(config.targets))
+    corpus = TokenCorpus(address, digest, names, domains, config.row_tokens, vocab_size, 0, tokenizer_sha256, tuple(config.targets))
+    return replace(corpus, measured_tokens=config.measured_tokens)
 
 
 def _to_look_at(source: Source) -> list[Source]:

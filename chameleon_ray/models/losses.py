@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from chameleon_ray.artifacts import TokenCorpus
+from chameleon_ray.corpus.chunks import even_rows
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.head import TokenLosses
@@ -22,7 +23,7 @@ def measured_rows(corpus: TokenCorpus, split: str, tokens_per_domain: int) -> di
     """
     stored = {name: corpus.rows(split)[name] for name in corpus.heldout}
     counts = {name: min(rows, max(1, tokens_per_domain // corpus.row_tokens)) for name, rows in stored.items()}
-    return {name: np.arange(count) * stored[name] // count for name, count in counts.items()}
+    return {name: even_rows(stored[name], count) for name, count in counts.items()}
 
 
 def domain_losses(model: TokenLosses, corpus: TokenCorpus, split: str, chosen: Mapping[str, NDArray[np.int64]], hardware: Hardware) -> dict[str, float]:

@@ -20,6 +20,8 @@ is summed over domains by k.
    keeps 93 to 97 % whatever the shares of the two parts.
 4. Skewness gamma = M_d / V^(3/2). With Hall's transformation, x(z) = 3 / gamma (cbrt(1 + gamma (z - gamma / 6)) - 1) and z = 1.96, the interval of a
    difference D is D - half x(z) / z to D - half x(-z) / z: D -+ half without skewness, and longer towards the side where a rare document would pull.
+   gamma counts up to .4 only, where the longer side is 1.63 and the shorter .79 of half: near .49 the cube root passes zero, infinitely steep, so that
+   one end would hang on the third digit of a third moment of few documents. Simulated coverage is the same with and without that bound.
 
 With noise in seeds alone this is Student's t interval over seeds; with one seed only documents count. Simulated coverage: tests/report/test_coverage.py.
 
@@ -44,6 +46,7 @@ Array = NDArray[np.float64]
 METRICS = ("mean_perplexity", "mean_loss_nats")
 CONFIDENCE = 0.95
 MIN_SKEWNESS = 1e-6  # under it the transformation is the identity to 1e-6, and its formula 0 / 0
+MAX_SKEWNESS = 0.4
 
 
 @dataclass(frozen=True)
@@ -149,5 +152,6 @@ def _half_width(of_seeds: Array, seeds: int, of_documents: Array, documents: Arr
 
 def _unskewed(z: float, skewness: Array) -> Array:
     """x(z) of step 4."""
+    skewness = np.clip(skewness, -MAX_SKEWNESS, MAX_SKEWNESS)
     gamma = np.where(np.abs(skewness) > MIN_SKEWNESS, skewness, 1)
     return np.where(np.abs(skewness) > MIN_SKEWNESS, 3 / gamma * (np.cbrt(1 + gamma * (z - gamma / 6)) - 1), z)

@@ -90,10 +90,12 @@ def test_held_out_rows_are_taken_at_even_distances(in_process: Callable[[int], N
     rows = corpus.rows("valid")["letters"]
     assert rows > 6
     (found,) = (chunk for chunk in chunks_of(corpus, ["m"], ["valid"], 64, rows_at_most=3) if chunk.domain == "letters")
-    taken = list(range(found.start, found.stop, found.step))
-    assert len(taken) == 3 and taken[-1] >= 2 * (rows // 3)
-    everything = [row for chunk in chunks_of(corpus, ["m"], ["valid"], 2) if chunk.domain == "letters" for row in range(chunk.start, chunk.stop, chunk.step)]
-    assert everything == list(range(rows))
+    assert found.numbers().tolist() == [0, rows // 3, 2 * rows // 3]
+    for most, expected in ((None, list(range(rows))), (rows - 1, [i * rows // (rows - 1) for i in range(rows - 1)])):
+        chunks = [chunk for chunk in chunks_of(corpus, ["m"], ["valid"], 2, rows_at_most=most) if chunk.domain == "letters"]
+        assert [number for chunk in chunks for number in chunk.numbers().tolist()] == expected
+    first = [chunk for chunk in chunks_of(corpus, ["m"], ["train"], 2, rows_at_most=3) if chunk.domain == "good"]
+    assert [number for chunk in first for number in chunk.numbers().tolist()] == [0, 1, 2], "train rows are stored shuffled"
 
 
 def test_a_discovered_domain_of_the_same_name_is_refused(refused: Refused, tmp_path: Path) -> None:
