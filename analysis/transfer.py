@@ -23,7 +23,7 @@ GOING_ON = [
     "base.batch_rows=13",
     "base.learning_rate=1.0e-4",
     "base.min_learning_rate=1.0e-5",
-    "corpus.heldout_tokens=4096",
+    "corpus.measured_tokens=4096",
     "resources.cpus_per_worker=2",
 ]
 

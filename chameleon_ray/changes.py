@@ -18,7 +18,8 @@ from chameleon_ray.counts import DomainCounts, DomainSize
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.text_quality import TextQuality
 
-WHERE = "corpus file: domains"
+FILE = "corpus file"
+WHERE = f"{FILE}: domains"
 COVERED = 0.02  # of a domain's text: what its parts may have more or less
 
 
@@ -139,6 +140,13 @@ def merged_quality(texts: Mapping[str, TextQuality], olds: Sequence[str], shares
     structure = None if any(each.structure is None for _, each in found) else math.fsum(share * (each.structure or 0.0) for share, each in found)
     compression, repeated = (math.fsum(share * getattr(each, field) for share, each in found) for field in ("compression", "repeated"))
     return TextQuality(compression, repeated, structure, sum(each.sample_bytes for _, each in found))
+
+
+def merged_bytes(parts: Sequence[TextBytes]) -> TextBytes:
+    """How much text several domains have together."""
+    sizes = [part.size for part in parts]
+    whole = None if any(size is None for size in sizes) else math.fsum(size or 0.0 for size in sizes)
+    return TextBytes(whole, math.hypot(*(part.stderr for part in parts)), math.fsum(part.copies for part in parts))
 
 
 def merged_size(sizes: Sequence[DomainSize]) -> DomainSize:

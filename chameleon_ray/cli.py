@@ -167,7 +167,13 @@ def evaluate(
 def extend(
     experiment: ExperimentFile,
     proxy: Annotated[str, typer.Option(help="A trained proxy: its folder, a GGUF file or a hub name.")],
-    corpus: Annotated[str, typer.Option(help="YAML file with a section `domains`: new ones, `name: null`, and renamed, merged or split ones.")],
+    corpus: Annotated[
+        list[str],
+        typer.Option(
+            help="YAML file with a section `domains`: new ones, `name: null`, and renamed, merged or split ones. Several, in their order, when domains changed "
+            "more than once: what an earlier one embedded is not embedded again."
+        ),
+    ],
     overrides: Overrides = None,
     only: Annotated[bool, typer.Option("--only", help="Take the new domains alone.")] = False,
     method: Annotated[str, typer.Option(help="A chameleon method's label.")] = "chameleon",
@@ -184,7 +190,7 @@ def extend(
     loaded = load_experiment(experiment, overrides or ())
     _check_method(loaded, method)
     check_out(out)
-    changes = load_changes(corpus)
+    changes = [load_changes(path) for path in corpus]
     if is_plan(dry_run, mfu, device):
         show_plan(loaded, partial(plan_extend, loaded, proxy, changes, method, only=only, allow_remote_code=allow_remote_code), mfu, device, as_json)
         return

@@ -143,7 +143,8 @@ class CorpusConfig(Settings):
     `tokens_per_domain` is how much of a domain is read to be trained on, beside what is held out: a number; null, all of it; or auto, what the experiment
     needs of it (`Experiment.reads`).
 
-    `replace`: pieces of text -> what stands for each from reading on, in this order: markers of a data set, for instance.
+    `bytes_literals`: text that is written as Python prints bytes, b'caf\\xc3\\xa9', is read as these bytes. `replace`: pieces of text -> what stands for each
+    from reading on, in this order: markers of a data set, for instance.
 
     A domain with fewer than two distinct held-out documents is trained on and not measured, or with `require_heldout` refused. `targets` are texts that every
     model is measured on and none is trained on.
@@ -153,6 +154,7 @@ class CorpusConfig(Settings):
     domains_from: DomainsFrom | None = None
     targets: dict[DomainName, TargetConfig] = Field(default_factory=dict)
     text_column: str = "text"
+    bytes_literals: bool = False
     replace: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
     tokens_per_domain: Literal["auto"] | PositiveInt | None = "auto"
     tokenizer: TokenizerConfig = TokenizerConfig(train=TokenizerTraining())

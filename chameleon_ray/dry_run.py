@@ -5,7 +5,7 @@ Every command is planned by the code that carries it out, with a backend that on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -112,7 +112,7 @@ def plan_evaluate(experiment: Experiment, model: str, dry: DryBackend, allow_rem
 
 
 def plan_extend(
-    experiment: Experiment, proxy: str, changes: CorpusChanges, label: str, dry: DryBackend, only: bool = False, allow_remote_code: bool = False
+    experiment: Experiment, proxy: str, changes: Sequence[CorpusChanges], label: str, dry: DryBackend, only: bool = False, allow_remote_code: bool = False
 ) -> None:
     """Note down what `extend` does."""
     method = weigher_of(experiment, label)

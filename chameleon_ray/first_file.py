@@ -50,6 +50,7 @@ def experiment_text(place: str, found: Survey, machine: Machine, file: str) -> s
         "corpus:",
         *_domains(place, found),
         f"  text_column: {json.dumps(found.text_column, ensure_ascii=False)}",
+        *(["  bytes_literals: true  # the text is written as Python prints bytes, b'…'"] if found.bytes_literals else []),
         "  tokens_per_domain: auto  # read as much of each domain as this experiment needs, spread over all of it; null: everything",
         *_models(machine),
         "methods:",

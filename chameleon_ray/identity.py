@@ -78,7 +78,7 @@ def corpus_digest(
         "sources": [list(source) for source in sources],
         "reads": asdict(reads) if reads else None,
         "seed": seed,
-        **_replaced(config),
+        **_cleaned(config),
     }
     return digest_of("corpus", content)
 
@@ -98,14 +98,15 @@ def clusters_digest(
         "layer": layer,
         "reads": asdict(reads) if reads else None,
         "seed": seed,
-        **_replaced(config),
+        **_cleaned(config),
     }
     return digest_of("clusters", content)
 
 
-def _replaced(config: CorpusConfig) -> dict[str, Any]:
-    """Pieces of the text that others stand for, in their order."""
-    return {"replace": [list(pair) for pair in config.replace.items()]} if config.replace else {}
+def _cleaned(config: CorpusConfig) -> dict[str, Any]:
+    """What is made of the text as it is stored: pieces that others stand for, in their order."""
+    literals = {"bytes_literals": True} if config.bytes_literals else {}
+    return literals | ({"replace": [list(pair) for pair in config.replace.items()]} if config.replace else {})
 
 
 def model_digest(job: TrainJob, corpus: TokenCorpus) -> str:

@@ -160,7 +160,7 @@ def model_to_evaluate(experiment: Experiment, model: str, backend: Backend, allo
 def extend(
     experiment: Experiment,
     proxy: str,
-    changes: CorpusChanges,
+    changes: CorpusChanges | Sequence[CorpusChanges],
     backend: Backend,
     only: bool = False,
     label: str = "chameleon",
@@ -170,16 +170,18 @@ def extend(
 
     Args:
         proxy: folder of the model.
-        changes: new domains, `name: null` to leave one of the experiment's out, and those that are renamed, merged or split.
+        changes: new domains, `name: null` to leave one of the experiment's out, and those that are renamed, merged or split; or several such, each of what
+            the one before left, so that nothing is embedded again when domains change once more.
         only: take the new domains alone.
         allow_remote_code: run code that lies beside the proxy.
     Returns:
-        A mixture whose `extra` cost is that of the change; `provenance["embedded_rows"]` says what was embedded for it, by domain.
+        A mixture whose `extra` cost is that of the (last) change; `provenance["embedded_rows"]` says what was embedded for it, by domain.
     Raises:
         UserError: a method that weighs no embeddings, or what `changed_embeddings` raises.
     """
     method = weigher_of(experiment, label)
-    changed = changed_embeddings(experiment, proxy, changes, backend, only, method.looked_at(experiment.corpus.targets), allow_remote_code)
+    several = [changes] if isinstance(changes, CorpusChanges) else changes
+    changed = changed_embeddings(experiment, proxy, several, backend, only, method.looked_at(experiment.corpus.targets), allow_remote_code)
     with naming(f"methods.{label}"):
         mixture = method.weigh(changed.embeddings, changed.tokens, changed.texts, changed.others)
     question = Question.of(experiment.question, tuple(mixture.weights), changed.tokens, is_changed=True, estimates=changed.estimates)

@@ -287,7 +287,7 @@ def _trained(run: Run) -> TrainedModel:
     start = run.job.start
     if run.job.training.steps == 0:
         assert start is not None, "the configuration lets no job without a start have no steps"
-        return start
+        return replace(start, cost=Cost())  # what its training took, where that was ours, bought no weights here
     return replace(TrainedModel.load(run.address), allow_remote_code=start is not None and start.allow_remote_code)
 
 

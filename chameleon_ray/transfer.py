@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
-from chameleon_ray.backend import Backend
-from chameleon_ray.changes import Arrangement, check_covered, merged_quality, merged_size, rearranged, shares_of, train_bytes
+from chameleon_ray.backend import Backend, Transfer
+from chameleon_ray.changes import (
+    FILE,
+    Arrangement,
+    TextBytes,
+    check_covered,
+    merged_bytes,
+    merged_quality,
+    merged_size,
+    rearranged,
+    shares_of,
+    train_bytes,
+)
 from chameleon_ray.corpus.chunks import embedded_rows
 from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.corpus_config import CorpusChanges, CorpusConfig, DomainConfig
 from chameleon_ray.counts import DomainSize
-from chameleon_ray.discovery import read_corpus, told_by
+from chameleon_ray.discovery import read_corpus, told_by, transferred_from
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
-from chameleon_ray.mixing.proxy import rows_of_targets
+from chameleon_ray.mixing.proxy import embeddings_by, rows_of_targets, texts_to_embed
 from chameleon_ray.mixing.question import estimated
 from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
 from chameleon_ray.records import is_complete
@@ -48,23 +59,31 @@ class Changed:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Part:
-    """What some domains have in common that lie in one corpus; `embedded` and `there_before` as in `Changed`."""
+    """Some domains; fields as in `Changed`."""
 
     embeddings: Embeddings
     texts: Mapping[str, TextQuality]
     tokens: Mapping[str, float]
     sizes: Mapping[str, DomainSize]
-    looking: Mapping[str, Cost] = field(default_factory=dict)
-    embedded: Mapping[str, int] = field(default_factory=dict)
+    looking: Mapping[str, Cost]
+    embedded: Mapping[str, int]
     there_before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One of several changes, and the text of the domains that are new with it."""
+
+    arrangement: Arrangement
+    new: TokenCorpus | None
 
 
 def changed_embeddings(
     experiment: Experiment,
     proxy: str,
-    changes: CorpusChanges,
+    changes: Sequence[CorpusChanges],
     backend: Backend,
     only: bool,
     others: Sequence[str] = (),
@@ -74,7 +93,8 @@ def changed_embeddings(
 
     Args:
         proxy: a model: a folder of ours, or any that `find_model` finds.
-        changes: new domains, `name: null` to leave one of the experiment's out, and those that are renamed, merged or split.
+        changes: one after the other, each of what the one before left: new domains, `name: null` to leave one out, and those that are renamed, merged or
+            split. What was embedded for an earlier change is not embedded again for a later one.
         only: take the new domains alone.
         others: targets of the corpus to embed too.
         allow_remote_code: run code that lies beside the proxy; also run where the experiment allows it for the same model.
@@ -84,37 +104,33 @@ def changed_embeddings(
     """
     allowed = allow_remote_code or (experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained)
     found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
+    known = None
     if only:
         _check_new(changes, others)
-        known = None
     else:
         check_reads(found, experiment.corpus.tokenizer, "--proxy")
         known = read_corpus(experiment, backend)
         _opened(found, known, backend)
-    arrangement = Arrangement.of(changes.domains, known.names if known else ())
-    if not arrangement.kept and not arrangement.added:
-        raise UserError("corpus file: every domain is left out; keep or add at least one")
-    check_targets(arrangement, experiment.corpus)
-    new = _tokenized(experiment, arrangement, found, backend) if arrangement.added else None
-    told = _covered(experiment, arrangement, known, new)
-    before = [_known(experiment, found, known, arrangement, backend)] if known and arrangement.kept else []
-    after = [_looked_at(experiment, found, new, new.names, backend)] if new else []
-    parts = [*before, *after]
-    read = [(known, {old: name for name, olds in arrangement.kept.items() for old in olds})] if known else []
-    read += [(new, {name: name for name in new.names})] if new else []
+    arrangements = _arranged(changes, known.names if known else (), experiment.corpus)
+    steps = [_Step(each, _tokenized(experiment, each, _number(i, changes), found, backend) if each.added else None) for i, each in enumerate(arrangements)]
+    told = _covered(experiment, known, steps)
+    part = _known(experiment, found, known, backend) if known and any(arrangements[0].kept.values()) else None
+    for number, step in enumerate(steps, 1):
+        part = _after(experiment, found, part, step, backend, is_last=number == len(steps))
+    assert part is not None
     aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
     aims_rows = rows_of_targets(aims) if aims and not aims_before else {}
     return Changed(
-        embeddings=Embeddings.concat([part.embeddings for part in parts]),
-        texts={name: text for part in parts for name, text in part.texts.items()},
-        tokens={name: tokens for part in parts for name, tokens in part.tokens.items()},
-        sizes={name: size for part in parts for name, size in part.sizes.items()},
+        embeddings=part.embeddings,
+        texts=part.texts,
+        tokens=part.tokens,
+        sizes=part.sizes,
         tokenizer_sha256=found.tokenizer_sha256,
-        there_before=(*(digest for part in parts for digest in part.there_before), *aims_before),
-        looking={digest: cost for part in parts for digest, cost in part.looking.items()},
-        embedded={name: rows for part in parts for name, rows in part.embedded.items()} | aims_rows,
+        there_before=(*part.there_before, *aims_before),
+        looking=part.looking,
+        embedded={**part.embedded, **aims_rows},
         others=aims,
-        estimates=tuple(text for corpus, names in read for text in estimated(corpus, names)),
+        estimates=tuple(text for corpus, names in _called(known, steps) for text in estimated(corpus, names)),
         warnings=tuple(told),
     )
 
@@ -127,13 +143,34 @@ def _aims(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, name
     return found, tuple(found.ledger) if were_there else ()
 
 
-def _check_new(changes: CorpusChanges, others: Sequence[str]) -> None:
-    for name, change in changes.domains.items():
-        if change is None or not (change.files or change.huggingface):
-            what = "null" if change is None else "a change of the experiment's domains"
-            raise UserError(f"corpus file: domains.{name} is {what}, and --only takes the new domains alone; remove it, or leave --only out")
+def _number(place: int, changes: Sequence[CorpusChanges]) -> str:
+    """What a change is called: of several files their places tell them apart."""
+    return f"{FILE} {place + 1}" if len(changes) > 1 else FILE
+
+
+def _check_new(changes: Sequence[CorpusChanges], others: Sequence[str]) -> None:
+    for i, each in enumerate(changes):
+        for name, change in each.domains.items():
+            if change is None or not (change.files or change.huggingface):
+                what = "null" if change is None else "a change of the experiment's domains"
+                where = f"{_number(i, changes)}: domains.{name}"
+                raise UserError(f"{where} is {what}, and --only takes the new domains alone; remove it, or leave --only out")
     if others:
         raise UserError(f"targets.{others[0]}: with --only the experiment's own text is not read; leave --only out, or the target")
+
+
+def _arranged(changes: Sequence[CorpusChanges], known: Sequence[str], corpus: CorpusConfig) -> list[Arrangement]:
+    """Every change of what the one before left."""
+    found, names = [], tuple(known)
+    for i, change in enumerate(changes):
+        with told_by([(FILE, _number(i, changes))]):
+            arrangement = Arrangement.of(change.domains, names)
+            if not arrangement.kept and not arrangement.added:
+                raise UserError(f"{FILE}: every domain is left out; keep or add at least one")
+            check_targets(arrangement, corpus)
+        found.append(arrangement)
+        names = (*arrangement.kept, *arrangement.added)
+    return found
 
 
 def check_targets(arrangement: Arrangement, corpus: CorpusConfig) -> None:
@@ -142,68 +179,113 @@ def check_targets(arrangement: Arrangement, corpus: CorpusConfig) -> None:
         source = arrangement.added.get(name)
         for target, text in corpus.targets.items():
             if target == name or (source and (text.files, text.huggingface) == (source.files, source.huggingface)):
-                raise UserError(
-                    f"corpus file: {arrangement.place(name)} is corpus.targets.{target} of the experiment, which is never trained on; leave one out"
-                )
+                raise UserError(f"{FILE}: {arrangement.place(name)} is corpus.targets.{target} of the experiment, which is never trained on; leave one out")
 
 
-def _covered(experiment: Experiment, arrangement: Arrangement, known: TokenCorpus | None, new: TokenCorpus | None) -> list[str]:
+def _covered(experiment: Experiment, known: TokenCorpus | None, steps: Sequence[_Step]) -> list[str]:
     """What cannot be told of domains that were split; raises `UserError` for parts that have less text or more. Of text that is not read
     yet nothing is said."""
-    if known is None or new is None or not (is_complete(known.address) and is_complete(new.address)):
-        return []
-    told = []
-    for name, pieces in arrangement.parts.items():
-        source = experiment.corpus.domains.get(name)
-        parts = {piece: train_bytes(new.domains[piece], _is_held_out_apart(arrangement.added[piece])) for piece in pieces}
-        told.append(check_covered(name, train_bytes(known.domains[name], source is not None and _is_held_out_apart(source)), parts))
+    told, there = [], dict[str, TextBytes]()
+    if known is not None and is_complete(known.address):
+        there = {name: _bytes_of(known, name, experiment.corpus.domains.get(name)) for name in known.names}
+    for arrangement, new in ((step.arrangement, step.new) for step in steps):
+        read = new is not None and is_complete(new.address)
+        added = {name: _bytes_of(new, name, source) for name, source in arrangement.added.items()} if new is not None and read else {}
+        for name, pieces in arrangement.parts.items():
+            if read and name in there:
+                told.append(check_covered(name, there[name], {piece: added[piece] for piece in pieces}))
+        kept = {name: merged_bytes([there[old] for old in olds]) for name, olds in arrangement.kept.items() if all(old in there for old in olds)}
+        there = kept | added
     return [each for each in told if each]
 
 
-def _is_held_out_apart(source: DomainConfig) -> bool:
-    return bool(source.heldout or source.heldout_split)
+def _bytes_of(corpus: TokenCorpus, name: str, source: DomainConfig | None) -> TextBytes:
+    return train_bytes(corpus.domains[name], source is not None and bool(source.heldout or source.heldout_split))
 
 
-def _tokenized(experiment: Experiment, arrangement: Arrangement, proxy: TrainedModel, backend: Backend) -> TokenCorpus:
+def _called(known: TokenCorpus | None, steps: Sequence[_Step]) -> list[tuple[TokenCorpus, dict[str, str]]]:
+    """Every corpus with what its domains, those that are left, are called after all changes."""
+    found: list[tuple[TokenCorpus, dict[str, str]]] = [(known, {name: name for name in known.names})] if known else []
+    for step in steps:
+        now = {old: name for name, olds in step.arrangement.kept.items() for old in olds}
+        found = [(corpus, {first: now[name] for first, name in names.items() if name in now}) for corpus, names in found]
+        if step.new is not None:
+            found.append((step.new, {name: name for name in step.new.names}))
+    return found
+
+
+def _tokenized(experiment: Experiment, arrangement: Arrangement, where: str, proxy: TrainedModel, backend: Backend) -> TokenCorpus:
     """The text of new domains in the proxy's tokens."""
     section = experiment.corpus.model_dump(exclude={"domains", "domains_from", "targets"})
     section |= {"domains": {name: source.model_dump() for name, source in arrangement.added.items()}, "tokenizer": {"pretrained": proxy.address}}
     reads = experiment.reads and replace(experiment.reads, run_tokens=0)  # nothing is trained on them
-    with told_by([(f"corpus.domains.{name}", f"corpus file: {arrangement.place(name)}") for name in arrangement.added]):
-        return backend.tokenize(validate(CorpusConfig, section, "corpus file"), experiment.seeds[0], reads)
+    with told_by([(f"corpus.domains.{name}", f"{where}: {arrangement.place(name)}") for name in arrangement.added]):
+        return backend.tokenize(validate(CorpusConfig, section, where), experiment.seeds[0], reads)
 
 
 def _opened(proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> TrainedModel:
     return backend.open_model(proxy.address, corpus, "--proxy", proxy.allow_remote_code)
 
 
-def _looked_at(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, names: Sequence[str], backend: Backend) -> _Part:
-    """Some domains of a corpus as they are."""
-    model = _opened(proxy, corpus, backend)
-    embeddings = backend.embed(model, corpus, experiment.embedding).select(names)
+def _known(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> _Part:
+    """The experiment's own domains, as comparing embeds them."""
+    return _embedded(experiment, proxy, corpus, transferred_from(experiment, backend), backend, for_the_change=False)
+
+
+def _embedded(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, transfer: Transfer | None, backend: Backend, for_the_change: bool) -> _Part:
+    """The domains of a corpus as they are. What was there is not part of what a change takes, unless it is there `for_the_change` itself: asked for again,
+    that took what it took."""
+    model, spec = _opened(proxy, corpus, backend), experiment.embedding
+    missing, there = [], list[str]()
+    for text in texts_to_embed(corpus, transfer):
+        if for_the_change or not backend.has_embedded(model, text.corpus, spec, text.names):
+            missing.append(text)
+        else:
+            there += backend.embed(model, text.corpus, spec, text.names).ledger
+    embeddings, _ = embeddings_by(model, corpus, transfer, spec, backend)
     losses, looking = losses_of(model, corpus, backend)
-    wanted, sizes = set(names), corpus.sizes()
-    texts = {name: text for name, text in text_quality(corpus, losses).items() if name in wanted}
-    tokens = {name: count for name, count in corpus.tokens().items() if name in wanted}
-    rows = {name: min(count, experiment.embedding.samples_per_domain) for name, count in embedded_rows(corpus).items()}
-    return _Part(embeddings, texts, tokens, {name: sizes[name] for name in names}, looking, rows)
+    old = {theirs: name for name, theirs in transfer.same.items()} if transfer else {}
+    rows: dict[str, int] = {}
+    for text in missing:
+        mine = embedded_rows(text.corpus, text.names)
+        called = old if transfer is not None and text.corpus is transfer.corpus else {name: name for name in mine}
+        rows |= {called.get(name, f"{name} (left out)"): min(count, spec.samples_per_domain) for name, count in mine.items()}
+    there += [] if missing else looking
+    return _Part(embeddings, text_quality(corpus, losses), corpus.tokens(), corpus.sizes(), looking, rows, tuple(there))
 
 
-def _known(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, arrangement: Arrangement, backend: Backend) -> _Part:
-    """The domains that are made of known ones, and whether these had been embedded by the proxy before."""
-    were_embedded = backend.has_embedded(_opened(proxy, corpus, backend), corpus, experiment.embedding)
-    found = _looked_at(experiment, proxy, corpus, [old for olds in arrangement.kept.values() for old in olds], backend)
-    texts, tokens, sizes = {}, {}, {}
+def _after(experiment: Experiment, proxy: TrainedModel, before: _Part | None, step: _Step, backend: Backend, is_last: bool) -> _Part:
+    """The domains after a change: those that are made of others, and new ones."""
+    parts = [_rearranged(before, step.arrangement)] if before is not None and step.arrangement.kept else []
+    if step.new is not None:
+        parts.append(_embedded(experiment, proxy, step.new, None, backend, for_the_change=is_last))
+    first, *rest = parts
+    for part in rest:
+        first = _Part(
+            Embeddings.concat([first.embeddings, part.embeddings]),
+            {**first.texts, **part.texts},
+            {**first.tokens, **part.tokens},
+            {**first.sizes, **part.sizes},
+            {**first.looking, **part.looking},
+            {**first.embedded, **part.embedded},
+            (*first.there_before, *part.there_before),
+        )
+    return first
+
+
+def _rearranged(part: _Part, arrangement: Arrangement) -> _Part:
+    """Domains that are made of others."""
+    texts, tokens, sizes, rows = {}, {}, {}, {}
     for name, olds in arrangement.kept.items():
-        shares = shares_of(name, olds, found.tokens) if len(olds) > 1 else {olds[0]: 1.0}
-        if (quality := merged_quality(found.texts, olds, shares)) is not None:
+        shares = shares_of(name, olds, part.tokens) if len(olds) > 1 else {olds[0]: 1.0}
+        if (quality := merged_quality(part.texts, olds, shares)) is not None:
             texts[name] = quality
-        if all(old in found.tokens for old in olds):
-            tokens[name] = sum(found.tokens[old] for old in olds)
-        sizes[name] = merged_size([found.sizes[old] for old in olds]) if len(olds) > 1 else found.sizes[olds[0]]
-    embeddings = rearranged(found.embeddings, arrangement.kept, found.tokens)
-    if were_embedded:
-        return _Part(embeddings, texts, tokens, sizes, found.looking, there_before=(*embeddings.ledger, *found.looking))
-    left = dict(found.embedded)
-    rows = {name: sum(left.pop(old) for old in olds) for name, olds in arrangement.kept.items()}
-    return _Part(embeddings, texts, tokens, sizes, found.looking, rows | {f"{old} (left out)": count for old, count in left.items()})
+        if all(old in part.tokens for old in olds):
+            tokens[name] = sum(part.tokens[old] for old in olds)
+        sizes[name] = merged_size([part.sizes[old] for old in olds]) if len(olds) > 1 else part.sizes[olds[0]]
+        if any(old in part.embedded for old in olds):
+            rows[name] = sum(part.embedded.get(old, 0) for old in olds)
+    used = {old for olds in arrangement.kept.values() for old in olds}
+    left = {f"{name} (left out)" if name in part.sizes else name: count for name, count in part.embedded.items() if name not in used}
+    embeddings = rearranged(part.embeddings, arrangement.kept, part.tokens)
+    return replace(part, embeddings=embeddings, texts=texts, tokens=tokens, sizes=sizes, embedded={**rows, **left})

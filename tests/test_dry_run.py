@@ -178,7 +178,7 @@ def test_train_evaluate_and_extend_are_planned(texts: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="is only in the corpus"):
         plan_train(experiment, Mixture("fixed", {"law": 0.5, "poems": 0.5}), dry)
     with pytest.raises(UserError, match="need a method that weighs embeddings"):
-        plan_extend(experiment, "nowhere", load_changes(_changes(texts, tmp_path)), "uniform", dry)
+        plan_extend(experiment, "nowhere", [load_changes(_changes(texts, tmp_path))], "uniform", dry)
     model, corpus = tmp_path / "model", synthetic.make_corpus(str(tmp_path / "corpus"), 3, 4, 32)
     synthetic.make_model(str(model), experiment.proxy.model, corpus)
     content = document(texts, tmp_path / "runs")
@@ -188,7 +188,7 @@ def test_train_evaluate_and_extend_are_planned(texts: Path, tmp_path: Path) -> N
     plan_evaluate(experiment, str(model), dry)
     assert [item.kind for item in dry.items] == ["read", "forward"]
     dry = DryBackend(RayBackend(experiment.storage, experiment.resources, Reporter.silent()))
-    plan_extend(experiment, str(model), load_changes(_changes(texts, tmp_path)), "chameleon", dry)
+    plan_extend(experiment, str(model), [load_changes(_changes(texts, tmp_path))], "chameleon", dry)
     assert [item.kind for item in dry.items].count("read") == 2 and not (tmp_path / "runs").exists()
 
 
@@ -349,7 +349,7 @@ def test_a_split_is_planned_though_how_much_text_there_is_can_only_be_guessed(te
     (tmp_path / "changes.yaml").write_text(yaml.safe_dump({"domains": {"law": {"split": parts}, "meals": {"rename": "food"}}}))
     experiment = parse_experiment(content)
     dry = DryBackend(RayBackend(experiment.storage, experiment.resources, Reporter.silent()))
-    plan_extend(experiment, str(tmp_path / "model"), load_changes(str(tmp_path / "changes.yaml")), "chameleon", dry)
+    plan_extend(experiment, str(tmp_path / "model"), [load_changes(str(tmp_path / "changes.yaml"))], "chameleon", dry)
     assert [item.kind for item in dry.items].count("read") == 2
     with pytest.raises(UserError, match=r"domains\.law is a change of the experiment's domains, and --only takes the new domains alone"):
-        plan_extend(experiment, str(tmp_path / "model"), load_changes(str(tmp_path / "changes.yaml")), "chameleon", dry, only=True)
+        plan_extend(experiment, str(tmp_path / "model"), [load_changes(str(tmp_path / "changes.yaml"))], "chameleon", dry, only=True)

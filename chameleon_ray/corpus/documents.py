@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -68,13 +69,20 @@ def add_up(stats: Iterable[Mapping[str, DomainStats]]) -> dict[str, DomainStats]
     return total
 
 
-def make_document(domain: str, heldout: bool, value: bytes | str | None, replace: Iterable[tuple[str, str]] = ()) -> Document | Skip:
+def make_document(
+    domain: str, heldout: bool, value: bytes | str | None, replace: Iterable[tuple[str, str]] = (), bytes_literals: bool = False
+) -> Document | Skip:
     """The document a stored value holds, with pieces of it replaced, or why it holds none; None, a null in the data, counts as empty.
 
     Bytes are decoded strictly: replacement characters would train the model on what nobody wrote.
+
+    Args:
+        bytes_literals: take text that is written as Python prints bytes for these bytes.
     """
     try:
         text = value.decode() if isinstance(value, bytes) else value or ""
+        if bytes_literals and (held := bytes_of_literal(text)) is not None:
+            text = held.decode()
         for piece, other in replace:
             text = text.replace(piece, other)
         text = normalise(text)
@@ -86,6 +94,17 @@ def make_document(domain: str, heldout: bool, value: bytes | str | None, replace
     if "\0" in text:
         return Skip(domain, Skipped.NUL)
     return Document(domain, heldout, text) if text else Skip(domain, Skipped.EMPTY)
+
+
+def bytes_of_literal(text: str) -> bytes | None:
+    """The bytes of a text that is written as Python prints them, b'caf\\xc3\\xa9'; None for any other. Nothing is evaluated but the literal."""
+    if not text.startswith(("b'", 'b"')) or not text.endswith(text[1]):
+        return None
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError):
+        return None
+    return found if isinstance(found, bytes) else None
 
 
 def normalise(text: str) -> str:

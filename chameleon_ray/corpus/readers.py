@@ -79,7 +79,7 @@ def documents(origin: Origin, records: Iterable[Record]) -> Iterator[Document | 
         domain = origin.domain if record.domain is None else record.domain
         assert domain is not None
         if not origin.only or domain in origin.only:
-            yield make_document(domain, origin.heldout, record.value, origin.replace)
+            yield make_document(domain, origin.heldout, record.value, origin.replace, origin.bytes_literals)
 
 
 def _records(part: Part, file: File, columns: Columns) -> Iterator[Record]:

@@ -53,7 +53,7 @@ class Origin:
         kind: "files" are read by their extension; of "environment" each file is one document; "stream" is a data set that `datasets` reads.
         only: the domains that are wanted, where records name them; all when empty.
         options: of "stream": name, data_dir, split, revision, num_shards; the address of a file ends with the number of its shard.
-        replace: pieces of text, and what stands for each.
+        bytes_literals: whether text that is written as Python prints bytes stands for these. replace: pieces of text, and what stands for each.
     """
 
     domain: str | None
@@ -62,6 +62,7 @@ class Origin:
     domain_column: str | None = None
     only: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    bytes_literals: bool = False
     replace: tuple[tuple[str, str], ...] = ()
 
 
@@ -154,6 +155,7 @@ def documents_of(config: CorpusConfig) -> CorpusConfig:
     assert found
     given = {
         "text_column": config.text_column,
+        "bytes_literals": config.bytes_literals,
         "replace": config.replace,
         "tokenizer": config.tokenizer.model_dump(exclude_none=True),
         "row_tokens": config.row_tokens,
@@ -285,7 +287,8 @@ class _Plan:
         """
         if not files:
             return
-        source = Source(len(self.sources), replace(origin, replace=tuple(self._corpus.replace.items())), tuple(files))
+        cleaned = replace(origin, bytes_literals=self._corpus.bytes_literals, replace=tuple(self._corpus.replace.items()))
+        source = Source(len(self.sources), cleaned, tuple(files))
         wanted = self._wanted(source, num_domains, splits)
         if origin.kind != "stream":
             with ThreadPoolExecutor(8) as pool:

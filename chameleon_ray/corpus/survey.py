@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from chameleon_ray import storage
 from chameleon_ray.corpus.data_sets import find_data_set
+from chameleon_ray.corpus.documents import bytes_of_literal
 from chameleon_ray.corpus.formats import KNOWN, file_format, likely_text_bytes
 from chameleon_ray.corpus.readers import decompressed
 from chameleon_ray.corpus_config import HuggingFaceSource, check_domain_name
@@ -49,7 +50,7 @@ class Survey:
     Attributes:
         domains: by name, where folders or names of files divide the text; of a single one where nothing does.
         column: of the domain, where that divides it: then `files` or `data_set` say where it is, and `values` how often each was seen.
-        text_column: with the text.
+        text_column: with the text. bytes_literals: whether that is written as Python prints bytes.
     """
 
     domains: Mapping[str, Text]
@@ -59,6 +60,7 @@ class Survey:
     files: tuple[str, ...] = ()
     data_set: str | None = None
     split: str = "train"
+    bytes_literals: bool = False
 
     @property
     def likely_bytes(self) -> int:
@@ -107,6 +109,7 @@ def _root(place: str, files: Sequence[storage.Stored]) -> str:
 def _of_files(root: str, files: Sequence[storage.Stored]) -> Survey:
     records = [record for file in _some(files) for record in peek(file.address)]
     text_column = _text_column(records, root) if records else "text"
+    literals = _are_literals(records, text_column)
     labels = {file.address: _labels(file.address.removeprefix(f"{root}/")) for file in files}
     nested = [file for file in files if "/" in file.address.removeprefix(f"{root}/")]
     # What lies beside folders of text (a README, a list of files) is no domain.
@@ -117,12 +120,12 @@ def _of_files(root: str, files: Sequence[storage.Stored]) -> Survey:
                 groups.setdefault(labels[file.address][0][level] if level < len(labels[file.address][0]) else "", []).append(file)
             if len(groups) < 2 or "" in groups or (members is files and nested):
                 continue
-            return Survey({name: _text(root, mine, labels) for name, mine in sorted(groups.items())}, text_column)
+            return Survey({name: _text(root, mine, labels) for name, mine in sorted(groups.items())}, text_column, bytes_literals=literals)
     if (column := _domain_column(records, text_column)) is not None:
         values = Counter(value for record in records if (value := _value(record, column)))
         whole = _text(root, files, labels)
-        return Survey({"all": whole}, text_column, column, dict(values.most_common()), whole.files)
-    return Survey({"all": _text(root, files, labels)}, text_column)
+        return Survey({"all": whole}, text_column, column, dict(values.most_common()), whole.files, bytes_literals=literals)
+    return Survey({"all": _text(root, files, labels)}, text_column, bytes_literals=literals)
 
 
 def _of_data_set(name: str, otherwise: str = "") -> Survey:
@@ -136,7 +139,8 @@ def _of_data_set(name: str, otherwise: str = "") -> Survey:
     text = Text((), (), len(files), sum(likely_text_bytes(file.address, file.size_bytes) for file in files))
     column = _domain_column(records, text_column)
     values = Counter(value for record in records if column and (value := _value(record, column)))
-    return Survey({"all": text}, text_column, column, dict(values.most_common()) if column else None, data_set=name)
+    seen, literals = dict(values.most_common()) if column else None, _are_literals(records, text_column)
+    return Survey({"all": text}, text_column, column, seen, data_set=name, bytes_literals=literals)
 
 
 def _labels(relative: str) -> tuple[list[str], str]:
@@ -242,6 +246,12 @@ def _text_column(records: Sequence[Mapping[str, Any]], where: str) -> str:
         raise UserError(f"{where}: no record has a column of strings, found {', '.join(map(str, records[0])) or 'no keys'}; give text in JSON lines or Parquet")
     longest, most = total.most_common(1)[0]
     return next((name for name in TEXT_COLUMNS if total[name] > most / 2), longest)
+
+
+def _are_literals(records: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether most of the text is written as Python prints bytes."""
+    texts = [text for record in records if (text := _value(record, column))]
+    return 2 * sum(bytes_of_literal(text) is not None for text in texts) > len(texts)
 
 
 def _domain_column(records: Sequence[Mapping[str, Any]], text_column: str) -> str | None:

@@ -138,7 +138,7 @@ class Chameleon(Method):
         return Work(
             trains=(job,),
             embeds=job,
-            texts=(*texts_to_embed(context), *((Text(corpus, aims),) if aims else ())),
+            texts=(*texts_to_embed(context.corpus, context.transfer), *((Text(corpus, aims),) if aims else ())),
             glance_tokens=GLANCE_TOKENS if seen_at_last < GLANCE_TOKENS * len(corpus.names) else 0,
         )
 

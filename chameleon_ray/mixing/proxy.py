@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from chameleon_ray.artifacts import Embeddings, TrainedModel
-from chameleon_ray.backend import FitContext, Text, TrainJob
+from chameleon_ray.artifacts import Embeddings, TokenCorpus, TrainedModel
+from chameleon_ray.backend import Backend, FitContext, Text, TrainJob, Transfer
+from chameleon_ray.config import EmbeddingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, uniform
@@ -47,9 +48,8 @@ def rows_of_targets(found: Embeddings) -> dict[str, int]:
     return {f"{name} (target)": int(rows) for name, rows in zip(found.names, found.group_counts.sum(axis=1), strict=True)}
 
 
-def texts_to_embed(context: FitContext) -> tuple[Text, ...]:
+def texts_to_embed(corpus: TokenCorpus, transfer: Transfer | None) -> tuple[Text, ...]:
     """What a proxy embeds: all domains; of a transferred one those that it was trained on, and of the domains to weigh only those that are not among them."""
-    transfer, corpus = context.transfer, context.corpus
     if transfer is None:
         return (Text(corpus),)
     new = tuple(name for name in corpus.names if name not in transfer.same)
@@ -63,16 +63,28 @@ def embedded(context: FitContext, job: TrainJob) -> Embedded:
         UserError: a domain without samples.
     """
     (proxy,) = context.backend.train_many(context.corpus, [job])
-    transfer, parts = context.transfer, []
-    there_before = [proxy.run] if transfer else []
-    for text in texts_to_embed(context):
-        found = context.backend.embed(proxy, text.corpus, context.embedding, text.names)
+    embeddings, there_before = embeddings_by(proxy, context.corpus, context.transfer, context.embedding, context.backend)
+    return Embedded(proxy, embeddings, (*([proxy.run] if context.transfer else []), *there_before))
+
+
+def embeddings_by(
+    proxy: TrainedModel, corpus: TokenCorpus, transfer: Transfer | None, spec: EmbeddingConfig, backend: Backend
+) -> tuple[Embeddings, tuple[str, ...]]:
+    """The embedding of every domain of a corpus by a trained proxy, and the digests of those among them that are of the domains that the proxy was
+    trained on, where those are others.
+
+    Raises:
+        UserError: a domain without samples.
+    """
+    parts, there_before = [], list[str]()
+    for text in texts_to_embed(corpus, transfer):
+        found = backend.embed(proxy, text.corpus, spec, text.names)
         if transfer is not None and text.corpus is transfer.corpus:
             there_before += found.ledger
             found = replace(found.select(list(transfer.same.values())), names=tuple(transfer.same))
         parts.append(found)
     embeddings = Embeddings.concat(parts) if len(parts) > 1 else parts[0]
-    for name in context.corpus.names:
+    for name in corpus.names:
         if name not in embeddings.names:
             raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
-    return Embedded(proxy, embeddings.select(context.corpus.names) if transfer else embeddings, tuple(there_before))
+    return embeddings.select(corpus.names) if transfer else embeddings, tuple(there_before)

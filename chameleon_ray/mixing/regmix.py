@@ -156,7 +156,7 @@ class RegMix(Method):
             return Work()
         prior = self._prior(names) or token_shares(context.corpus.tokens(), names, f"methods.{context.label}.prior")
         swarm, _ = self._swarm(context, prior)
-        texts = texts_to_embed(context) if embedding else ()
+        texts = texts_to_embed(context.corpus, context.transfer) if embedding else ()
         return Work(trains=tuple(embedding), swarm=tuple(swarm), valid_tokens=self.valid_tokens, embeds=embedding[0] if embedding else None, texts=texts)
 
     def _swarm(self, context: FitContext, prior: Mapping[str, float]) -> tuple[list[TrainJob], Array]:

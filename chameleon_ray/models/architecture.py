@@ -24,7 +24,7 @@ class Architecture:
         block_products: multiply-adds per token of the linear maps of one block.
         query_width: heads times their size. Attention costs 4 T times that per token and block, over all T positions: what dense kernels compute; a causal
             kernel does half of it.
-        last_products, last_width: multiply-adds per token, and width of the input, of a block's last projection; 0 where its mean cannot be taken first.
+        last_products, last_width: multiply-adds per token, and width of the input, of a block's last projection; 0 where it is not known which that is.
         head_products: multiply-adds per token of the output head.
         kept_numbers: what autograd keeps of a token in one block.
         adapter_products: multiply-adds per token of the low-rank adapters of one block, and their parameters; where there are any, nothing else is trained.
@@ -94,10 +94,16 @@ class Architecture:
     def embedding_flops(self, layer: int, row_tokens: int) -> float:
         """Operations of all matrix products that embed a row at a layer (`pooling.py`), per token.
 
-        The last projection runs on a row's mean instead of its tokens; the means over tokens, of the states and of its inputs, are products too.
+        The last projection runs on a row's mean instead of its tokens; the means over tokens, of the states and of its inputs, are products too. (Families
+        that scale or normalise what it gives, Gemma 2, OLMo 2 and Granite, run it on all tokens: a few percent more than is counted.)
         """
         blocks = self.forward_flops(row_tokens, head=False, layers=layer)
         return blocks - 2 * self.last_products * (1 - 1 / row_tokens) + 2 * (self.width + self.last_width)
+
+    def recompute_flops(self, row_tokens: int) -> float:
+        """Operations of computing activations again in the backward pass, per token: all blocks up to what goes into their last projections, since nothing
+        needs what these give; the output head keeps its own."""
+        return self.forward_flops(row_tokens, head=False) - 2.0 * self.layers * self.last_products
 
     def training_flops(self, tokens: int, row_tokens: int) -> float:
         """Operations of training on so many tokens, output head included: forward, and in backward two products for each of its own.

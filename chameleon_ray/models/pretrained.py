@@ -100,7 +100,8 @@ def laid_out(config: Any, where: str, allow_remote_code: bool = False) -> Any:
     """The causal LM of a configuration without memory for its weights.
 
     Raises:
-        UserError: a model that is no decoder with a list of blocks, so that there is no hidden state to embed with.
+        UserError: a model that is no decoder with a list of blocks, so that there is no hidden state to embed with; an encoder that fills in masked tokens: it
+            sees the token that it is asked for.
     Cost: seconds for models of tens of blocks.
     """
     import torch
@@ -115,7 +116,19 @@ def laid_out(config: Any, where: str, allow_remote_code: bool = False) -> Any:
         _head_width(config)
     except (ValueError, AttributeError, StopIteration, ImportError):
         raise UserError(f"{where}: {config.model_type} is no decoder with a list of blocks, so that it has no hidden states to embed with") from None
+    if _looks_ahead(model):
+        raise UserError(
+            f"{where}: {config.model_type} reads text in both directions, so that every position sees the token that it is to predict; give a causal model "
+            "(or set is_decoder in its config.json, if it was trained as one)"
+        )
     return model
+
+
+def _looks_ahead(model: Any) -> bool:
+    """Whether attention sees later tokens, as in encoders, which have classes for causal models too. Most families say so module by module, the others by a
+    setting that is there for that alone."""
+    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    return True not in causal and (False in causal or getattr(model.config, "is_decoder", None) is False)
 
 
 def linear_maps(model: Any) -> dict[str, int]:

@@ -167,7 +167,7 @@ def run_flops(worker: Worker, steps: int) -> tuple[float, float]:
     signal, corpus = signal_of(worker.job), worker.corpus
     tokens = steps * worker.job.training.batch_rows * corpus.row_tokens
     plain = worker.architecture.training_flops(tokens, corpus.row_tokens)
-    again = worker.architecture.forward_flops(corpus.row_tokens) * tokens if worker.micro_batch.recompute else 0.0
+    again = worker.architecture.recompute_flops(corpus.row_tokens) * tokens if worker.micro_batch.recompute else 0.0
     return plain, plain + again + (signal.flops(worker, steps) if signal else 0.0)
 
 

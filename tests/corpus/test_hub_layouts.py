@@ -36,6 +36,8 @@ def wiki40b(tmp_path: Path, offline: None) -> str:  # noqa: F811
     for language in ("fr", "de"):
         for split in ("train", "validation", "test"):
             rows = [{"wikidata_id": f"Q{i}", "text": MARKED.format(f"{language} {split} {i}"), "version_id": "1"} for i in range(3)]
+            if language == "de":  # as the hub has it for every language but English
+                rows = [{key: str(f"{value}, K{quote}ln".encode()) for key, value in row.items()} for row, quote in zip(rows, ("ö", "'", '"'), strict=True)]
             path = folder / language / f"{split}-00000-of-00001.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.Table.from_pylist(rows), path)
@@ -47,7 +49,9 @@ def wiki40b(tmp_path: Path, offline: None) -> str:  # noqa: F811
 
 def of_job(job: str, path: str, names: tuple[str, ...]) -> CorpusConfig:
     """The corpus of a job with local folders in place of the hub's name."""
-    corpus = load_experiment(REPOSITORY / "jobs" / job).corpus.model_dump(mode="json", include={"domains", "text_column", "replace", "row_tokens"})
+    corpus = load_experiment(REPOSITORY / "jobs" / job).corpus.model_dump(
+        mode="json", include={"domains", "text_column", "bytes_literals", "replace", "row_tokens"}
+    )
     corpus["domains"] = {name: corpus["domains"][name] for name in names}
     for source in corpus["domains"].values():
         source["huggingface"]["path"] = path
@@ -61,13 +65,17 @@ def test_wiki40b_is_read_by_language_without_its_markers_and_its_own_splits_are_
     assert [(item.domain, item.heldout) for item in items] == [*[("fr", False)] * 3, *[("fr", True)] * 6, *[("de", False)] * 3, *[("de", True)] * 6]
     assert items[0].text == "fr train 0\n\nDebut\nUn paragraphe.fr train 0\nUn autre."
     assert items[3].text.startswith("fr validation 0") and items[6].text.startswith("fr test 0")
+    german = [item.text for item in items if item.domain == "de" and not item.heldout]
+    assert german == [f"de train {i}\n\nDebut\nUn paragraphe.de train {i}\nUn autre., K{quote}ln" for i, quote in enumerate("ö'\"")]
+    stored = corpus.model_copy(update={"bytes_literals": False})
+    assert texts(read(parts_of(plan_sources(stored))))[9].startswith("b'\\n_START_ARTICLE_"), "what would be trained on otherwise"
     (entry,) = manifest(sources[0], sources[0].files)
     assert json.loads(json.dumps(entry))["replace"] == [list(pair) for pair in corpus.replace.items()]
     kept = corpus.model_copy(update={"replace": {}})
     assert "_START_SECTION_" in texts(read(parts_of(plan_sources(kept))))[0]
     known = [("fr", False, source.fingerprint) for source in sources]
     turned = corpus.model_copy(update={"replace": dict(reversed(corpus.replace.items()))})
-    assert len({corpus_digest(each, known, "tokenizer", 0) for each in (corpus, kept, turned)}) == 3, "also their order counts"
+    assert len({corpus_digest(each, known, "tokenizer", 0) for each in (corpus, kept, turned, stored)}) == 4, "also their order counts"
 
 
 def test_the_stack_is_read_by_folder(tmp_path: Path, offline: None) -> None:  # noqa: F811

@@ -95,6 +95,27 @@ def test_a_text_that_cannot_be_a_document_says_why(value: bytes | str | None, re
     assert make_document("web", False, value) == Skip("web", reason)
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (str("caf\u00e9 'x'".encode()), "caf\u00e9 'x'"),
+        (str(b"it's"), "it's"),
+        (repr(b"both ' and \""), "both ' and \""),
+        ("b'open", "b'open"),
+        ("b'a' + b'b'", "b'a' + b'b'"),
+        ("b'' if x else b''", "b'' if x else b''"),
+        ("plain b'x'", "plain b'x'"),
+        ("b", "b"),
+    ],
+)
+def test_text_that_is_a_literal_of_bytes_is_these_bytes(value: str, text: str) -> None:
+    found = make_document("web", False, value, (("caf\u00e9", "tea"),), bytes_literals=True)
+    assert isinstance(found, Document) and found.text == text.replace("caf\u00e9", "tea")
+    kept = make_document("web", False, value)
+    assert isinstance(kept, Document) and kept.text == value
+    assert make_document("web", False, str(b"\xff"), bytes_literals=True) == Skip("web", Skipped.INVALID_UTF8)
+
+
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("extension", [".jsonl", ".json"])
 def test_json_lines_round_trip(tmp_path: Path, extension: str, compression: str) -> None:

@@ -182,6 +182,16 @@ def test_the_file_is_for_the_machine(tmp_path: Path, gpus: int) -> None:
     assert (experiment.base.model.preset == "684M") == (gpus == 8)
 
 
+def test_text_that_is_written_as_python_prints_bytes_is_seen(tmp_path: Path) -> None:
+    for name in ("fr", "de"):
+        write(tmp_path / "data" / f"{name}.parquet", [{**record, "text": str(f"{record['text']} \u00e9".encode())} for record in records(name=name)])
+    found = survey(str(tmp_path / "data"))
+    assert found.bytes_literals
+    path = tmp_path / "mine.yaml"
+    path.write_text(experiment_text(str(tmp_path / "data"), found, Machine(0, 2), "mine.yaml"))
+    assert load_experiment(path).corpus.bytes_literals
+
+
 def test_domains_are_to_be_found_where_nothing_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "one" / "a.jsonl", records(3000))
     out = tmp_path / "mine.yaml"

@@ -41,7 +41,7 @@ def test_the_scaled_rows_and_the_lemma_s_literal_form_are_the_same(rows: Array) 
     assert np.abs(ordinary - literal).max() < 1e-12
 
 
-def test_primal_and_dual_form_agree(rows: Array) -> None:
+def test_dimensions_that_are_zero_everywhere_change_nothing(rows: Array) -> None:
     eta = np.array([1.0, 2.5, 0.3, 1.0, 4.0, 1.0])
     wide = np.concatenate([rows, np.zeros((K, 20))], axis=1)  # more dimensions than domains, and the same inner products
     assert np.abs(scored(rows, eta) - scored(wide, eta)).max() < 1e-12
@@ -137,10 +137,12 @@ def test_the_own_logit_rises_by_the_boost_and_no_neighbour_s_falls(variant: str,
     assert aimed.weights["d2"] > plain.weights["d2"]
 
 
-def test_text_like_a_domain_lifts_that_domain_as_if_it_were_the_target() -> None:
-    like = {"use": SPREAD["d4"]}
-    outside, inside = (weights_of(SPREAD, like, variant="paper", targets=targets) for targets in ({"use": 3}, {"d4": 3}))
-    assert outside.weights == pytest.approx(inside.weights, abs=1e-9)
+@pytest.mark.parametrize("variant", ["paper", "calibrated"])
+@pytest.mark.parametrize("prior", ["uniform", {name: (1.0 + i) / 28 for i, name in enumerate(SPREAD)}])
+def test_text_like_a_domain_lifts_that_domain_as_if_it_were_the_target(variant: str, prior: Any) -> None:
+    like, settings = {"use": SPREAD["d4"]}, {"variant": variant, "prior": prior}
+    plain, outside, inside = (weights_of(SPREAD, like, **settings, targets=targets) for targets in ({}, {"use": 1.2}, {"d4": 1.2}))
+    assert outside.weights == pytest.approx(inside.weights, abs=1e-9) != pytest.approx(plain.weights, abs=1e-3)
 
 
 def test_text_that_counts_without_end_takes_everything_to_the_domain_like_it(rows: Array) -> None:
@@ -155,6 +157,22 @@ def test_finetuning_lifts_the_target_and_lowers_what_it_explains() -> None:
     assert plain.scores and aimed.scores
     assert aimed.scores["d1"] > plain.scores["d1"] and aimed.scores["near"] < plain.scores["near"]
     assert aimed.weights["d1"] > plain.weights["d1"] and aimed.weights["near"] < plain.weights["near"]
+
+
+@pytest.mark.parametrize("prior", [None, {name: (1.0 + i) / 28 for i, name in enumerate(SPREAD)}])
+def test_when_finetuning_ridge_floor_temperature_and_cap_are_those_without_a_target(prior: Any) -> None:
+    settings = {"stage": "finetune", "cap": 1.1, **({"prior": prior} if prior else {})}
+    plain, aimed = (weights_of(SPREAD, noise=0.3, **settings, **more) for more in ({}, {"targets": {"d2": 3}}))
+    assert plain.scores and aimed.scores and all(plain.details[key] == aimed.details[key] for key in ("ridge", "temperature"))
+    shares, reliable = prior or dict.fromkeys(SPREAD, 1 / 7), plain.details["reliability"]
+    mean = sum(shares[name] * plain.scores[name] for name in SPREAD)
+    floor = mean * (0.5 + (1 - reliable) / reliable)
+    capped = {name for name in SPREAD if aimed.scores[name] > 1.1 * (mean + floor) - floor}
+    assert "d2" in capped and len(capped) < 7 and plain.scores["d2"] < aimed.scores["d2"]
+    logits = {name: math.log(shares[name]) + min(aimed.scores[name] + floor, 1.1 * (mean + floor)) / plain.details["temperature"] for name in SPREAD}
+    total = sum(map(math.exp, logits.values()))
+    expected = {name: math.exp(logit) / total for name, logit in logits.items()}
+    assert aimed.weights == pytest.approx(expected, abs=1e-9)
 
 
 def test_error_bars_are_of_the_scores_that_look_towards_the_target() -> None:

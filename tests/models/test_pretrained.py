@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, MixtralConfig, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, MixtralConfig, RobertaConfig, T5Config, T5ForConditionalGeneration
 
 from chameleon_ray import cache
 from chameleon_ray.artifacts import Cost, TokenCorpus
@@ -129,6 +129,14 @@ def test_what_cannot_be_used_is_refused_in_one_line(corpus: TokenCorpus, tmp_pat
     folder = tmp_path / "translator"
     T5ForConditionalGeneration(T5Config(vocab_size=320, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)).save_pretrained(folder)
     assert told(folder) == "proxy.model.pretrained: t5 is no decoder with a list of blocks, so that it has no hidden states to embed with"
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 40}
+    for is_decoder in (False, True):
+        folder = Path(publish("llama", corpus, tmp_path / f"roberta-{is_decoder}"))
+        AutoModelForCausalLM.from_config(RobertaConfig(vocab_size=320, is_decoder=is_decoder, **shape)).save_pretrained(folder)
+        if is_decoder:
+            assert backend.open_model(str(folder), corpus).details["context"] == 40
+        else:
+            assert told(folder).startswith("proxy.model.pretrained: roberta reads text in both directions, so that every position sees the token that it is to")
     other = make_corpus(tmp_path / "other", seed=1)
     assert "trained with another tokenizer than the corpus" in told(Path(publish("llama", other, tmp_path / "stranger")))
     assert told(tmp_path / "none.gguf").startswith("proxy.model.pretrained: no file ")

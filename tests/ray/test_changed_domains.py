@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from chameleon_ray.corpus_config import CorpusChanges
 from chameleon_ray.experiment import Experiment, parse_experiment
 from chameleon_ray.mixing.text_quality import GLANCE_TOKENS
 from chameleon_ray.mixture import Mixture
-from chameleon_ray.pipeline import compare, mix
+from chameleon_ray.pipeline import compare, extend, mix
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.settings import validate
 from tests.ray.test_end_to_end import run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session")]
@@ -29,10 +31,12 @@ def proxy(experiment: Experiment) -> Mixture:
 def extended(experiment_file: Path, proxy: Mixture, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """`chameleon extend` with some changes: exit status, the mixture or what standard error said."""
 
-    def extend(changes: dict[str, Any], *more: str) -> tuple[int, Any]:
-        (tmp_path / "changes.yaml").write_text(yaml.safe_dump({"domains": changes}))
-        arguments = ("extend", experiment_file, "--proxy", proxy.provenance["proxy_address"], "--corpus", tmp_path / "changes.yaml", "--json", *more)
-        status, out, err = run(capsys, *arguments)
+    def extend(changes: dict[str, Any], *more: str, then: dict[str, Any] | None = None) -> tuple[int, Any]:
+        arguments: list[Any] = []
+        for i, each in enumerate([changes, then] if then else [changes]):
+            (tmp_path / f"changes{i}.yaml").write_text(yaml.safe_dump({"domains": each}))
+            arguments += ["--corpus", tmp_path / f"changes{i}.yaml"]
+        status, out, err = run(capsys, "extend", experiment_file, "--proxy", proxy.provenance["proxy_address"], *arguments, "--json", *more)
         return status, json.loads(out) if status == 0 else err.strip().splitlines()[-1]
 
     return extend
@@ -72,8 +76,11 @@ def test_new_domains_alone_are_embedded(
     extended: Any, experiment: Experiment, proxy: Mixture, texts: Path, tmp_path: Path, passed: list[tuple[str, int]]
 ) -> None:
     before = set(Path(experiment.storage, "embeddings").iterdir())
-    (tmp_path / "new.jsonl").write_text("\n".join(json.dumps({"text": f"sun moon star cloud rain wind snow {i} " * 20}) for i in range(60)) + "\n")
-    status, found = extended({"new": {"files": [str(tmp_path / "new.jsonl")]}})
+    changes = {}
+    for name, words in (("new", "sun moon star cloud rain wind snow"), ("newer", "oak elm ash fir yew pine larch")):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": f"{words} {i} " * 20}) for i in range(60)) + "\n")
+        changes[name] = {"files": [str(tmp_path / f"{name}.jsonl")]}
+    status, found = extended({"new": changes["new"]})
     assert status == 0 and list(found["weights"]) == ["recipes", "letters", "numbers", "new"]
     (rows,) = found["provenance"]["embedded_rows"].values()
     assert 0 < rows <= experiment.embedding.samples_per_domain and [each for _, each in passed] == [rows]
@@ -81,6 +88,11 @@ def test_new_domains_alone_are_embedded(
     assert {name: found["provenance"]["samples"][name] for name in samples} == samples, "the others' rows are those that were embedded before"
     assert rows * row_tokens <= found["extra"]["tokens"] <= rows * row_tokens + GLANCE_TOKENS, "what is new, and a look at its text"
     assert len(set(Path(experiment.storage, "embeddings").iterdir()) - before) == 1
+    status, later = extended({"new": changes["new"]}, then={"letters": None, "newer": changes["newer"], "sky": {"rename": "new"}})
+    assert status == 0 and list(later["weights"]) == ["recipes", "numbers", "sky", "newer"]
+    assert list(later["provenance"]["embedded_rows"]) == ["newer"] and [each for _, each in passed] == [rows, later["provenance"]["embedded_rows"]["newer"]]
+    assert later["extra"]["tokens"] <= passed[-1][1] * row_tokens + GLANCE_TOKENS, "what the first change took is not charged again"
+    assert later["scores"]["sky"] != found["scores"]["new"] and later["domains"]["sky"] == found["domains"]["new"]
 
 
 @pytest.mark.long
@@ -149,7 +161,7 @@ def test_a_proxy_with_another_tokenizer_is_refused_with_the_remedy(
 
 
 @pytest.mark.long
-def test_a_comparison_takes_its_proxy_from_other_domains(experiment: Experiment, texts: Path, tmp_path: Path) -> None:
+def test_a_comparison_takes_its_proxy_from_other_domains(experiment: Experiment, texts: Path, tmp_path: Path, passed: list[tuple[str, int]]) -> None:
     document = experiment.model_dump(mode="json")
     old = {name: document["corpus"]["domains"][name] for name in ("recipes", "letters")}
     document |= {"storage": str(tmp_path / "runs"), "transfer": {"domains": {**old, "gone": document["corpus"]["domains"]["numbers"]}}}
@@ -165,3 +177,7 @@ def test_a_comparison_takes_its_proxy_from_other_domains(experiment: Experiment,
     assert set(proxy.weights) == {"recipes", "letters", "gone"} and proxy.tokenizer_sha256 == found.data.corpus.tokenizer_sha256
     assert "What came on top when the domains changed" in Path(found.report).read_text()
     assert compare(moved, backend).report == found.report
+    seen = len(passed)
+    again = extend(moved, proxy.address, validate(CorpusChanges, {"domains": {"food": None}}, ""), backend)
+    assert list(again.weights) == ["letters", "first"] and len(passed) == seen, "what the comparison embedded is there"
+    assert again.provenance["embedded_rows"] == {} and again.extra.flops == 0

@@ -15,6 +15,7 @@ from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS
 from chameleon_ray.models.hardware import Hardware
 from chameleon_ray.models.load import load_losses
 from chameleon_ray.progress import Reporter
@@ -85,6 +86,10 @@ def test_a_base_of_our_own_is_finetuned_whole(
     assert after["numbers", "test"] < losses["numbers", "test"] - 0.2, "and learns them by finetuning"
     ft, pt = (found.data.mixtures[label] for label in ("alpha_ft", "alpha_pt"))
     assert ft.provenance["proxy"] == pt.provenance["proxy"] == TrainedModel.load(own_base).digest, "the base itself embeds"
+    corpus, samples = found.data.corpus, finetuning["embedding"]["samples_per_domain"]
+    embedded = sum(min(rows, samples) for rows in corpus.rows().values()) * corpus.row_tokens
+    glanced = sum(min(rows, GLANCE_TOKENS // corpus.row_tokens) for rows in corpus.rows("valid").values()) * corpus.row_tokens
+    assert ft.cost.tokens == embedded + glanced and TrainedModel.load(own_base).cost.tokens > 0, "what trained the base bought no weights"
     distinct = max(ft.weights, key=lambda name: ft.weights[name])
     assert ft.weights[distinct] > 1 / 3 > pt.weights[distinct], "the odd one out gets more when finetuning"
     assert [address for address, _ in passed] == [own_base], "the sweep embeds once"

@@ -176,11 +176,21 @@ def test_adapters_beside_adapters(corpus: TokenCorpus, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = whole(input_ids=tokens).logits
     whole.save_pretrained(tmp_path / "merged")
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
-        assert torch.allclose(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(input_ids=tokens).logits, logits, atol=1e-5)
+        assert torch.allclose(merged(input_ids=tokens).logits, logits, atol=1e-5)
     assert not whole.config.use_cache and any(parameter.requires_grad for parameter in whole.parameters())
+    again = run_world(tmp_path / "twice", 1, **settings(corpus, folder))
+    assert again["exit"] == [0], again["output"]
+    second = tmp_path / "twice" / "model"
+    assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == folder
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(merged, second)(input_ids=tokens).logits
+        assert torch.allclose(load_to_train(str(second))(input_ids=tokens).logits, expected, atol=1e-5)
+    assert not torch.allclose(expected, logits, atol=1e-3), "the second adapters learned something"
 
 
 def test_targets_that_match_nothing_are_told_with_those_that_exist(corpus: TokenCorpus, tmp_path: Path) -> None:

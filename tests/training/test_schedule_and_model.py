@@ -13,9 +13,12 @@ from chameleon_ray.config import ModelConfig, TrainingConfig
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.models.build import build_model
 from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.models.head import TokenLosses
 from chameleon_ray.models.pooling import MeanHiddenState
+from chameleon_ray.models.pretrained import architecture_of
 from chameleon_ray.presets import PRESETS
 from chameleon_ray.training.schedule import learning_rate
+from tests.families import family_model
 
 TINY = ModelConfig(layers=2, heads=2, width=32)
 CPU = Hardware(torch.device("cpu"), torch.float32, "test")
@@ -47,6 +50,20 @@ def test_parameters_and_operations_are_counted_right() -> None:
         model(input_ids=tokens).logits.sum().backward()
     assert shape.training_flops(48, 16) == pytest.approx(counter.get_total_flops(), rel=0.02)
     assert shape.forward_flops(16, head=False) == 2 * (24 * 32**2 + 4 * 16 * 32)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox", "opt"])
+def test_operations_of_computing_activations_again_are_those_that_are_run(family: str) -> None:
+    found = []
+    for recompute in (False, True):
+        model = build_model(TINY, 101, 16, 0, seed=0) if family == "gpt2" else family_model(family, 101)
+        model.set_attn_implementation("eager")
+        if recompute:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with FlopCounterMode(display=False) as counter:
+            TokenLosses(model.train())(torch.ones(3, 16, dtype=torch.int64)).sum().backward()
+        found.append(counter.get_total_flops())
+    assert architecture_of(model).recompute_flops(16) * 48 == found[1] - found[0] > 0
 
 
 @pytest.mark.parametrize("layer", [1, 2])

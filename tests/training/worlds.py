@@ -99,9 +99,10 @@ def main(request: str) -> None:
 
     from chameleon_ray.artifacts import TokenCorpus, TrainedModel
     from chameleon_ray.backend import TrainJob
-    from chameleon_ray.config import TrainingConfig
+    from chameleon_ray.config import Resources, TrainingConfig
     from chameleon_ray.models.hardware import Hardware
-    from chameleon_ray.models.pretrained import open_pretrained
+    from chameleon_ray.progress import Reporter
+    from chameleon_ray.ray_backend import RayBackend
     from chameleon_ray.training.run import Run
     from chameleon_ray.training.signals import excess_losses
     from chameleon_ray.training.worker import train_run
@@ -114,7 +115,8 @@ def main(request: str) -> None:
     training = TrainingConfig.model_validate(asked["training"])
     training = training.model_copy(update={"micro_batch_rows": asked.get("micro_batch_rows")})
     rule, reference = _rule(asked)
-    start = open_pretrained(asked["start"], asked["folder"], "start") if "start" in asked else None
+    backend = RayBackend(asked["folder"], Resources(), Reporter.silent())
+    start = backend.find_model(asked["start"], corpus.row_tokens, "start") if "start" in asked else None
     job = TrainJob("base", training, asked["weights"], asked.get("seed", 0), rule, reference, start)
     if "domain_tokens" in asked:
         excess_losses.DOMAIN_TOKENS["cpu"] = asked["domain_tokens"]
