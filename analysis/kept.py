@@ -30,8 +30,8 @@ class Kept:
 
     Attributes:
         setting: what they have in common.
-        losses: method, seed, precision, target (whether the domain is one that nothing is trained on), split, domain, document, nats, tokens; method
-            `BEFORE` is the model that all go on from.
+        losses: method, seed, corpus (its digest), precision, target (whether the domain is one that nothing is trained on), split, domain, document, nats,
+            tokens; method `BEFORE` is the model that all go on from.
         weights: method, seed, domain, weight, stderr.
     """
 
@@ -71,7 +71,8 @@ class Kept:
                 raise UserError(f"name: what was kept by this name had another {name} ({json.dumps(old)}, and now {json.dumps(new)}); give it another name")
 
     def with_newer(self, newer: Kept) -> Kept:
-        """Both, with the newer run where a method has one of the same seed in both.
+        """Both, with the newer run where a method has one of the same seed in both. Older runs of a seed that read a corpus of another seed are left out: they
+        are no pairs of the newer ones, since rows come in another order.
 
         Raises:
             UserError: they were set otherwise, or measured on other documents.
@@ -80,12 +81,19 @@ class Kept:
         if _documents(self.losses) != _documents(newer.losses):
             raise UserError("name: what was kept by this name was measured on other documents or in other tokens; give it another name")
         again = {(row["method"], row["seed"]) for table in (newer.losses, newer.weights) for row in table.select(["method", "seed"]).to_pylist()}
+        corpora = dict(zip(newer.losses["seed"].to_pylist(), newer.losses["corpus"].to_pylist(), strict=True))
+        again |= {run for run, corpus in self._corpora().items() if corpora.get(run[1], corpus) != corpus}
         kept = []
         for table in (self.losses, self.weights):
             old = [run not in again for run in zip(table["method"].to_pylist(), table["seed"].to_pylist(), strict=True)]
             kept.append(table.filter(pa.array(old, pa.bool_())))
         setting = {**newer.setting, "methods": {**self.setting["methods"], **newer.setting["methods"]}}
         return Kept(setting, *(pa.concat_tables(both) for both in zip(kept, (newer.losses, newer.weights), strict=True)))
+
+    def _corpora(self) -> dict[tuple[str, int], str]:
+        """(method, seed) -> digest of the corpus that it was trained on."""
+        rows = self.losses.group_by(["method", "seed", "corpus"], use_threads=False).aggregate([]).to_pylist()
+        return {(row["method"], row["seed"]): row["corpus"] for row in rows}
 
     def save(self, folder: Path, seeds: Sequence[int]) -> None:
         """Write the tables of some seeds."""
@@ -110,22 +118,24 @@ def kept_of(found: Comparison, setting: Setting) -> Kept:
     """What a comparison found: of every base model its losses, and the weights that it was trained on."""
     data = found.data
     fits = {(label, seed): found.fits[label, data.experiment.fit_seed(seed)] for label, seed in data.losses}
-    runs = [(label, seed, data.precisions[label, seed], losses) for (label, seed), losses in data.losses.items()]
+    head = {"corpus": data.corpus.digest}
+    runs = [({"method": label, "seed": seed, **head, "precision": data.precisions[label, seed]}, losses) for (label, seed), losses in data.losses.items()]
     if data.before_losses:
-        runs += [(BEFORE, seed, "", data.before_losses) for seed in dict.fromkeys(seed for _, seed in data.losses)]
+        seeds = dict.fromkeys(seed for _, seed in data.losses)
+        runs += [({"method": BEFORE, "seed": seed, **head, "precision": ""}, data.before_losses) for seed in seeds]
     rows = [
         {"method": label, "seed": seed, "domain": domain, "weight": weight, "stderr": (fit.weights_stderr or {}).get(domain)}
         for (label, seed), fit in fits.items()
         for domain, weight in fit.weights.items()
     ]
-    return Kept(setting, pa.concat_tables(_rows(*run, tuple(data.corpus.targets)) for run in runs), pa.Table.from_pylist(rows, WEIGHTS))
+    return Kept(setting, pa.concat_tables(_rows(*run, data.corpus.targets) for run in runs), pa.Table.from_pylist(rows, WEIGHTS))
 
 
-def _rows(label: str, seed: int, precision: str, losses: SplitLosses, targets: Sequence[str]) -> pa.Table:
+def _rows(head: Mapping[str, Any], losses: SplitLosses, targets: Sequence[str]) -> pa.Table:
     table = document_table(losses)
     is_target = pc.is_in(table["domain"], pa.array(targets, pa.string()))
-    head = {"method": [label] * len(table), "seed": pa.array([seed] * len(table), pa.int64()), "precision": [precision] * len(table), "target": is_target}
-    return pa.table({**head, **{name: table[name] for name in table.column_names}})
+    columns = {name: pa.array([value] * len(table), pa.int64() if name == "seed" else pa.string()) for name, value in head.items()}
+    return pa.table({**columns, "target": is_target, **{name: table[name] for name in table.column_names}})
 
 
 def _documents(losses: pa.Table) -> set[tuple[str, str, int, int]]:

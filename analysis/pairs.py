@@ -1,8 +1,9 @@
 """Tables of comparisons whose methods share seeds, for `analysis/results`: what differences they can find, the weights, perplexities, paired intervals.
 
-Methods are fitted anew with every seed. The power table says how far a difference between two mixtures moves from seed to seed (standard deviation of
-the paired differences on valid, and what it is at most with 95 % confidence), and the smallest difference that so many pairs find four times in five at the
-5 % level (two-sided t test), by the one and by the other: to be read before the comparison.
+Methods are fitted anew with every seed. The power table says how far a difference between two mixtures moves from seed to seed on the valid documents that
+there are (standard deviation of the paired differences, and what it is at most with 95 % confidence), and the smallest difference that so many pairs find
+four times in five at the 5 % level (two-sided t test), by the one and by the other: to be read before the comparison. It says nothing of other documents:
+the intervals of the comparison do, and are wider for it, the more so the fewer documents a domain has.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def document(kept: Kept) -> str:
         _on_valid(valid, labels, kept.names(targets=False)),
         _power(valid, labels, kept.seeds),
         _weights(kept, losses, labels),
+        _documents(kept),
         _perplexities(kept, losses, labels),
         _paired(kept, labels),
     ]
@@ -173,8 +175,11 @@ def _on_valid(losses: Means, labels: Sequence[str], names: Sequence[str]) -> str
 def _power(losses: Means, labels: Sequence[str], seeds: Sequence[int]) -> str:
     """Paired differences from uniform in percent of geometric-mean perplexity: their mean, spread over seeds, and what more pairs would find; empty where no
     method has two pairs."""
-    lines = ["| valid, against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |" + "".join(f" {n} pairs find |" for n in PAIRS)]
-    lines.append("|---" * (4 + len(PAIRS)) + "|")
+    most_pairs = max((len(shared_seeds(losses, label, seeds)) for label in labels if label != "uniform"), default=0)
+    pairs_asked = sorted({*PAIRS, *([most_pairs] if most_pairs > 2 else [])})
+    head = "| valid, over seeds, against uniform, % of geometric-mean perplexity | mean | SD of a pair | SE |"
+    lines = [head + "".join(f" {n} pairs find |" for n in pairs_asked)]
+    lines.append("|---" * (4 + len(pairs_asked)) + "|")
     for label in labels:
         shared = shared_seeds(losses, label, seeds)
         if label == "uniform" or len(shared) < 2:
@@ -182,7 +187,7 @@ def _power(losses: Means, labels: Sequence[str], seeds: Sequence[int]) -> str:
         pairs = np.array([100 * math.expm1(losses[label, seed, "all"] - losses["uniform", seed, "all"]) for seed in shared])
         spread, n = float(pairs.std(ddof=1)), len(pairs)
         most = spread * math.sqrt((n - 1) / chi2.ppf(0.05, n - 1))
-        found = (f"{smallest(n) * spread:.2f} to {smallest(n) * most:.2f}" for n in PAIRS)
+        found = (f"{smallest(n) * spread:.2f} to {smallest(n) * most:.2f}" for n in pairs_asked)
         cells = [f"{pairs.mean():+.2f}", f"{spread:.2f}, at most {most:.2f}", f"{spread / math.sqrt(n):.2f}", *found]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
@@ -220,6 +225,12 @@ def _weights(kept: Kept, losses: Means, labels: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _documents(kept: Kept) -> str:
+    """How many stand behind a test perplexity: the fewer, the wider the intervals."""
+    (first, *_) = kept.runs("test").values()
+    return "Test documents: " + ", ".join(f"{name} {len(loss.document)}" for name, loss in first.items()) + "."
+
+
 def _perplexities(kept: Kept, losses: Means, labels: Sequence[str]) -> str:
     """Per domain, mean over the seeds that a method shares with uniform, with the standard error of the paired difference where there is one."""
     before = sorted({seed for label, seed, _ in losses if label == BEFORE})
@@ -246,10 +257,14 @@ def _perplexities(kept: Kept, losses: Means, labels: Sequence[str]) -> str:
 
 
 def _paired(kept: Kept, labels: Sequence[str]) -> str:
-    """95 % intervals over seeds and documents, as the report has them, on the domains together and on each target."""
-    targets = kept.names(targets=True)
+    """95 % intervals over seeds and documents, as the report has them, on the domains together, on those that every mixture trains on, where these are fewer,
+    and on each target."""
+    targets, names = kept.names(targets=True), kept.names(targets=False)
     runs = {run: losses for run, losses in kept.runs("test").items() if run[0] != BEFORE}
-    asked = {"average": kept.names(targets=False), **{target: [target] for target in targets}}
+    absent = {row["domain"] for row in kept.weights.to_pylist() if row["weight"] == 0}
+    shared = [name for name in names if name not in absent]
+    asked = {"average": names} | ({f"average of the {len(shared)} that all train on": shared} if 0 < len(shared) < len(names) else {})
+    asked |= {target: [target] for target in targets}
     lines = ["| against uniform | of | perplexity | nats |", "|---|---|---|---|"]
     for title, names in asked.items():
         pairs = paired_differences({run: {name: losses[name] for name in names} for run, losses in runs.items()})

@@ -38,7 +38,7 @@ def compared(make_data: Callable[..., ReportData]) -> Callable[..., Comparison]:
     loses as much as uniform does with seed 0."""
     data = make_data({"uniform": [[9.0] * 3], "chameleon": [[8.0] * 3]}, names=NAMES)
 
-    def made(seeds: Sequence[int], shift: float = -0.04, without: Sequence[tuple[str, int]] = (), **changes: Any) -> Comparison:
+    def made(seeds: Sequence[int], shift: float = -0.04, without: Sequence[tuple[str, int]] = (), corpus: str = "one order", **changes: Any) -> Comparison:
         losses = document_losses(NAMES, {"uniform": 0.0, "chameleon": shift}, num_seeds=4, **changes)
         mine = {run: of_run for run, of_run in losses.items() if run[1] in seeds and run not in without}
         fits = {(label, seed): data.mixtures[label] for label, seed in losses}
@@ -46,9 +46,9 @@ def compared(make_data: Callable[..., ReportData]) -> Callable[..., Comparison]:
             weights = {"a": 0.2 + seed / 100, "b": 0.8 - seed / 100, "c": 0.0}
             fits["chameleon", seed] = replace(data.mixtures["chameleon"], weights=weights)
         experiment = data.experiment.model_copy(update={"seeds": tuple(seeds), "fit_every_seed": True})
-        corpus = replace(data.corpus, domains={**data.corpus.domains}, targets=("c",))
+        text = replace(data.corpus, digest=corpus, targets=("c",))
         precisions = {run: "bf16" if run[1] == 3 else "fp32" for run in mine}
-        of = replace(data, experiment=experiment, corpus=corpus, losses=mine, precisions=precisions, before_losses=losses["uniform", 0])
+        of = replace(data, experiment=experiment, corpus=text, losses=mine, precisions=precisions, before_losses=losses["uniform", 0])
         return Comparison(of, fits, {}, "")
 
     return made
@@ -89,6 +89,7 @@ def test_what_is_kept_one_seed_at_a_time_is_the_whole(found: Callable[..., Kept]
     assert "| chameleon | 0.210 ± 0.006 | 0.790 ± 0.006 | 0.000 |" in text, "mean over three fits and its standard error"
     assert "| chameleon | 0.200 ± 0.012 | 0.800 ± 0.012 | 0.000 ± 0.012 |" in document(found([0])), "of one fit, its own"
     assert "| better than uniform |  |  | 2 |" in text, "of the two domains; the target is not one of them"
+    assert "Test documents: a 60, b 60, c 60." in text and "average of the" not in text
 
 
 def test_a_seed_counts_where_both_methods_have_it(found: Callable[..., Kept]) -> None:
@@ -99,6 +100,20 @@ def test_a_seed_counts_where_both_methods_have_it(found: Callable[..., Kept]) ->
     again = kept.with_newer(found([2]))
     assert ("chameleon", 2) in again.runs("test") and ("uniform", 2) in again.runs("test")
     assert len(kept.with_newer(found([1], without=[("chameleon", 1)])).runs("test")) == len(kept.runs("test")), "what failed this time is still there"
+
+
+def test_runs_of_another_order_of_the_rows_are_no_pair(found: Callable[..., Kept]) -> None:
+    kept = found([0, 1]).with_newer(found([1], corpus="of seed 1", without=[("chameleon", 1)]))
+    assert ("chameleon", 1) not in kept.runs("test") and ("uniform", 1) in kept.runs("test") and ("chameleon", 0) in kept.runs("test")
+    assert "| chameleon | 0.200 ± 0.012 |" in document(kept), "of seed 0 alone"
+
+
+def test_domains_that_one_mixture_leaves_out_have_an_average_without_them(found: Callable[..., Kept]) -> None:
+    kept = found([0, 1])
+    weights = kept.weights.to_pylist()
+    without = [{**row, "weight": 0.0} if (row["method"], row["domain"]) == ("chameleon", "b") else row for row in weights]
+    text = document(replace(kept, weights=pa.Table.from_pylist(without, kept.weights.schema)))
+    assert "| chameleon | average |" in text and "| chameleon | average of the 1 that all train on |" in text
 
 
 def test_runs_that_are_set_otherwise_or_saw_other_text_are_not_mixed(found: Callable[..., Kept]) -> None:
