@@ -178,6 +178,6 @@ def test_a_comparison_takes_its_proxy_from_other_domains(experiment: Experiment,
     assert "What came on top when the domains changed" in Path(found.report).read_text()
     assert compare(moved, backend).report == found.report
     seen = len(passed)
-    again = extend(moved, proxy.address, validate(CorpusChanges, {"domains": {"food": None}}, ""), backend)
-    assert list(again.weights) == ["letters", "first"] and len(passed) == seen, "what the comparison embedded is there"
+    again = extend(moved, proxy.address, validate(CorpusChanges, {"domains": {"meals": {"rename": "food"}}}, ""), backend)
+    assert list(again.weights) == ["letters", "first", "meals"] and len(passed) == seen, "what the comparison embedded is there"
     assert again.provenance["embedded_rows"] == {} and again.extra.flops == 0

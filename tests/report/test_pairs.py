@@ -24,6 +24,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.report import ReportData
+from tests.fakes import make_corpus
 from tests.report.conftest import document_losses
 
 NAMES = ("a", "b", "c")
@@ -239,6 +240,15 @@ def test_pairs_of_changed_domains_are_of_what_needs_no_training(monkeypatch: pyt
     monkeypatch.setenv("CHAMELEON_DATA", "/data")
     for piece, base in (("scratch", None), ("going-on", "/model")):
         found = transfer.transferred(piece, transfer.overrides_of(piece, base))
-        assert list(found.methods) == ["uniform", "human", "chameleon"] and found.fit_every_seed and found.transfer
+        assert list(found.methods) == ["uniform", "human", "chameleon"]
+        assert found.fit_every_seed == (found.transfer is not None) == (base is None), "a model that goes on takes the mean of the fits"
         assert found.base.model.pretrained == found.corpus.tokenizer.pretrained == base
     assert len(transfer.transferred("methods", []).methods) == 6
+
+
+def test_a_mixture_is_of_the_same_text_in_another_tokenizer() -> None:
+    theirs, ours = make_corpus({"a": 100, "b": 60}), make_corpus({"a": 100, "b": 60})
+    halved = replace(ours.domains["b"].train, text_bytes=ours.domains["b"].train.text_bytes // 2)
+    ours = replace(ours, domains={**ours.domains, "b": replace(ours.domains["b"], train=halved)})
+    found = transfer.in_tokens_of({"a": 0.6, "b": 0.4}, theirs, ours)
+    assert found == pytest.approx({"a": 0.6 / 1.4, "b": 0.8 / 1.4}), "a token of b holds half as much text, so that it takes twice as many"
