@@ -19,7 +19,7 @@ from chameleon_ray.corpus.chunks import embedded_rows
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.corpus_config import CorpusConfig, TokenizerConfig
-from chameleon_ray.models.architecture import Architecture
+from chameleon_ray.models.architecture import Architecture, measuring
 from chameleon_ray.models.devices import Device
 from chameleon_ray.places import Place, layer_of
 from chameleon_ray.ray_backend import RayBackend, longest
@@ -272,9 +272,7 @@ class DryBackend:
     ) -> None:
         """Losses by all actors that there is room for; beside others, in trials, by one run's workers. Of an `unknown` model nothing can be done yet."""
         place = self.real.places.losses(model.digest, corpus, splits, rows_at_most)
-        rows = sum(min(count, rows_at_most or count) for split in splits for count in corpus.rows(split).values())
-        tokens = float(rows * corpus.row_tokens)
-        flops = Architecture.of_trained(model, corpus.row_tokens).forward_flops(corpus.row_tokens) * tokens
+        tokens, flops = measuring(model, corpus, splits, rows_at_most)
         shape, is_done = self._shape(model, corpus.row_tokens, None), place.is_complete and unknown is None
         kind: Kind = "measure" if beside else "forward"
         held = 0 if is_done else self._forward_bytes(model, corpus.row_tokens, None)

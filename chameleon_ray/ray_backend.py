@@ -26,7 +26,7 @@ from chameleon_ray.evaluation.measurements import document_table, losses_of
 from chameleon_ray.identity import family_digest
 from chameleon_ray.mixing.budget import read_over
 from chameleon_ray.models.adapters import base_of
-from chameleon_ray.models.architecture import Architecture
+from chameleon_ray.models.architecture import measuring
 from chameleon_ray.models.pretrained import check_context, described, open_pretrained
 from chameleon_ray.places import Places, layer_of
 from chameleon_ray.progress import Reporter
@@ -159,7 +159,8 @@ class RayBackend:
             self._start()
             with self.reporter.phase(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as phase:
                 trusted = frozenset(model.address for model in models if model.allow_remote_code)
-                found = evaluate(missing, corpus, splits, self.resources, phase, self._pool_actors, trusted, corpus.measured_rows)
+                flops = sum(measuring(model, corpus, splits, corpus.measured_rows)[1] for model in models if model.address in missing)
+                found = evaluate(missing, corpus, splits, self.resources, phase, flops, self._pool_actors, trusted, corpus.measured_rows)
             for address, losses in zip(missing, found, strict=True):
                 place = places[address]
                 write_table(storage.join(place.address, "documents.parquet"), document_table(losses))
@@ -180,10 +181,9 @@ class RayBackend:
             self._start()
             started = time.perf_counter()
             trusted = frozenset([model.address] if model.allow_remote_code else [])
+            tokens, flops = measuring(model, corpus, ("valid",), rows_per_domain)
             with self.reporter.phase("looking at the proxy's losses") as phase:
-                (found,) = evaluate([model.address], corpus, ("valid",), self.resources, phase, self._pool_actors, trusted, rows_per_domain)
-            tokens = sum(min(rows, rows_per_domain) for rows in corpus.rows("valid").values()) * corpus.row_tokens
-            flops = Architecture.of_trained(model, corpus.row_tokens).forward_flops(corpus.row_tokens) * tokens
+                (found,) = evaluate([model.address], corpus, ("valid",), self.resources, phase, flops, self._pool_actors, trusted, rows_per_domain)
             losses = {name: loss.mean_nats for name, loss in found["valid"].items()}
             return {"model": model.address, "losses": losses, "cost": asdict(Cost(tokens, flops, time.perf_counter() - started))}
 

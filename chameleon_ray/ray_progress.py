@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -27,23 +28,34 @@ class Board:
         return self._latest
 
 
+@dataclass(frozen=True)
+class Line:
+    """A way to a board. With a `name` everything said on it is said of that."""
+
+    board: ActorHandle[Any]
+    name: str | None = None
+
+
 class Pulse:
     """A worker's end: sends at most two words a second and never waits."""
 
-    def __init__(self, board: ActorHandle[Any] | None, name: str, total: float) -> None:
-        self._board, self._name, self._total = board, name, total
+    def __init__(self, line: Line | None, name: str, total: float) -> None:
+        self._line, self._name, self._total = line, name, total
         self._last = 0.0
 
     def __call__(self, done: float, note: str = "", total: float | None = None) -> None:
         now, total = time.monotonic(), total or self._total
-        if self._board is not None and (now - self._last > 0.5 or done >= total):
+        if self._line is not None and (now - self._last > 0.5 or done >= total):
             self._last = now
-            self._board.update.remote(self._name, done, total, note)
+            self._line.board.update.remote(self._line.name or self._name, done, total, note)
 
 
 @contextmanager
-def shown(phase: Phase) -> Iterator[ActorHandle[Any]]:
-    """A board whose latest words appear in the phase until the block ends."""
+def shown(phase: Phase) -> Iterator[Line]:
+    """A way to a board whose latest words appear in the phase until the block ends; to that of the process that started this one, where the phase is its."""
+    if isinstance(phase, BoardPhase):
+        yield phase.line
+        return
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     finished = threading.Event()
 
@@ -59,7 +71,7 @@ def shown(phase: Phase) -> Iterator[ActorHandle[Any]]:
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
-        yield board
+        yield Line(board)
     finally:
         finished.set()
         thread.join()
@@ -69,8 +81,8 @@ def shown(phase: Phase) -> Iterator[ActorHandle[Any]]:
 class BoardPhase(Phase):
     """A phase of another process: its words go to a board, under one name."""
 
-    def __init__(self, pulse: Pulse) -> None:
-        self._pulse = pulse
+    def __init__(self, line: Line, pulse: Pulse) -> None:
+        self.line, self._pulse = line, pulse
 
     def update(self, name: str, done: float, total: float | None, note: str = "") -> None:
         self._pulse(done, note, total)
@@ -84,11 +96,12 @@ class BoardPhase(Phase):
 class BoardReporter(Reporter):
     """What a trial reports to: the board of the process that started it."""
 
-    def __init__(self, board: ActorHandle[Any], name: str, total: float) -> None:
+    def __init__(self, line: Line, name: str, total: float) -> None:
         super().__init__(Reporter.silent().console)
-        self._pulse = Pulse(board, name, total)
+        self._line = replace(line, name=name)
+        self._pulse = Pulse(self._line, name, total)
 
     @contextmanager
     def phase(self, title: str) -> Iterator[Phase]:
-        with BoardPhase(self._pulse) as phase:
+        with BoardPhase(self._line, self._pulse) as phase:
             yield phase

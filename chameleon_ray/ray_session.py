@@ -17,6 +17,9 @@ import ray
 from chameleon_ray.config import Resources
 from chameleon_ray.errors import UserError
 
+# What an actor could compute in the time that another one takes to start; to the power of ten.
+CPU_FLOPS_OF_A_START, GPU_FLOPS_OF_A_START = 2e11, 1e14
+
 
 def start_ray() -> None:
     """Join the cluster of RAY_ADDRESS (set for submitted jobs), or start Ray on this machine: loopback only, no dashboard, quiet logs."""
@@ -39,6 +42,8 @@ def start_ray() -> None:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
     remote = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    if not remote:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away, and each run would start a process to look
     local: dict[str, Any] = {} if remote else {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     with _without_stderr():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -109,6 +114,12 @@ def pool_size(resources: Resources) -> int:
     """Actors that hold a model for embedding or evaluation: as many as the cluster has room for."""
     require(resources)
     return max(1, fits(resources.model_copy(update={"num_workers": 1})))
+
+
+def worth(flops: float, resources: Resources) -> int:
+    """For how many actors some work is enough: each takes some ten seconds to start, on cores that the others could use."""
+    each = GPU_FLOPS_OF_A_START if resources.gpus_per_worker else CPU_FLOPS_OF_A_START * resources.cpus_per_worker
+    return 1 + int(min(flops / each, 1_000_000))
 
 
 def cluster_cpus() -> int:

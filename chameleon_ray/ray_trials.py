@@ -18,7 +18,7 @@ from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import Resources
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter
-from chameleon_ray.ray_progress import BoardReporter, shown
+from chameleon_ray.ray_progress import BoardReporter, Line, shown
 from chameleon_ray.ray_session import fits, require
 
 RETRIES = 1
@@ -43,9 +43,9 @@ def run_trials(name: str, root: str, jobs: Mapping[str, TrainJob], measure: Meas
     require(resources)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's newer output prints to standard output however quiet it is asked to be
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all trials had run, and what is missing would be trained after it
-    with reporter.phase(f"training and measuring {len(jobs)} base models") as phase, shown(phase) as board:
+    with reporter.phase(f"training and measuring {len(jobs)} base models") as phase, shown(phase) as line:
         tuner = tune.Tuner(
-            tune.with_resources(partial(_run, jobs=dict(jobs), measure=measure, board=board), tune.PlacementGroupFactory([TRIAL_RESOURCES])),
+            tune.with_resources(partial(_run, jobs=dict(jobs), measure=measure, line=line), tune.PlacementGroupFactory([TRIAL_RESOURCES])),
             param_space={"trial": tune.grid_search(list(jobs))},
             tune_config=tune.TuneConfig(max_concurrent_trials=max(1, fits(resources))),
             run_config=tune.RunConfig(name=name, storage_path=storage.join(root, "trials"), verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES)),
@@ -59,11 +59,11 @@ def run_trials(name: str, root: str, jobs: Mapping[str, TrainJob], measure: Meas
     return failed
 
 
-def _run(config: dict[str, Any], jobs: Mapping[str, TrainJob], measure: Measure, board: Any) -> dict[str, Any]:
+def _run(config: dict[str, Any], jobs: Mapping[str, TrainJob], measure: Measure, line: Line) -> dict[str, Any]:
     """The body of a trial."""
     name = config["trial"]
     try:
-        return measure(jobs[name], BoardReporter(board, name, jobs[name].training.steps))
+        return measure(jobs[name], BoardReporter(line, name, jobs[name].training.steps))
     except UserError as error:
         return {"user_error": str(error)}
 

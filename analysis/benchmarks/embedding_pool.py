@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import tempfile
@@ -144,7 +145,7 @@ def pool_calls(setting: Setting) -> list[Call]:
     chunks = chunks_of(setting.corpus, [setting.folder], ["train"], CHUNK_ROWS)
     arguments = {"folder": setting.folder, "layer": setting.layer, "use_gpu": False, "threads": threads}
     with Reporter.silent().phase("") as phase:
-        results = list(stream(setting.corpus, chunks, TimedEmbedWorker, arguments, Resources(cpus_per_worker=threads), phase))
+        results = list(stream(setting.corpus, chunks, TimedEmbedWorker, arguments, Resources(cpus_per_worker=threads), phase, math.inf))
     return [
         Call(int(result["actor"]), float(result["began"]), float(result["ended"]), int(result["counts"].sum()) * setting.corpus.row_tokens)
         for _, result in results

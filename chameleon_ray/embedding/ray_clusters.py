@@ -93,7 +93,8 @@ def find_clusters(
         least_bytes = LEAST_ROWS * config.row_tokens * BYTES_PER_TOKEN
         if not within:
             check_documents(reading.stats[contents.names[0]].documents, k)
-        tokens = _embed(spec, layer, model.allow_remote_code, resources, phase, pool_actors)
+        likely_tokens = sum(reading.stats[name].text_bytes for name in contents.names) / BYTES_PER_TOKEN
+        tokens = _embed(spec, layer, model.allow_remote_code, resources, phase, per_token.flops * likely_tokens, pool_actors)
         _divide(spec, k, seed, within, phase)
         clusters = _count(spec, sum(reading.stats[name].documents for name in contents.names), phase)
         pool = next(name for name in _pool_names() if name not in {*contents.names, *config.targets})
@@ -108,7 +109,7 @@ def find_clusters(
     return {"files": files, "domain_column": spec.domain_column, "sources": _sources(reading, pool), "cost": asdict(cost)}
 
 
-def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: Resources, phase: Phase, pool_actors: int | None) -> int:
+def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: Resources, phase: Phase, flops: float, pool_actors: int | None) -> int:
     """Write the vectors of all documents; how many tokens that took, of those that were not there."""
     parts = itertools.product(range(spec.buckets), range(spec.parts))
     missing = [place for place in parts if not storage.exists(spec.vectors_address(*place))]
@@ -120,7 +121,7 @@ def _embed(spec: DocumentSpec, layer: int, allow_remote_code: bool, resources: R
         "allow_remote_code": allow_remote_code,
     }
     items = [{"number": number, "bucket": bucket, "part": part} for number, (bucket, part) in enumerate(missing)]
-    return sum(int(row["tokens"]) for _, row in through_pool(items, DocumentWorker, arguments, resources, phase, "embed", pool_actors)) if items else 0
+    return sum(int(row["tokens"]) for _, row in through_pool(items, DocumentWorker, arguments, resources, phase, "embed", flops, pool_actors)) if items else 0
 
 
 def _vectors(spec: DocumentSpec) -> Iterator[tuple[Array, NDArray[np.int64]]]:

@@ -55,7 +55,7 @@ def embed(
     }
     what = "targets" if split == "valid" else "domains"
     with reporter.phase(f"embedding {len(stored)} {what} at layer {layer}") as phase:
-        results = stream(corpus, chunks, EmbedWorker, arguments, resources, phase, pool_actors)
+        results = stream(corpus, chunks, EmbedWorker, arguments, resources, phase, per_token.flops * sum(used) * corpus.row_tokens, pool_actors)
         expected = dict.fromkeys(stored, 0) | Counter(chunk.domain for chunk in chunks)
         sums, counts = accumulate(expected, ((chunk.domain, chunk.number, result["sums"], result["counts"]) for chunk, result in results))
     bad = next((name for name, found in zip(stored, sums, strict=True) if not np.isfinite(found).all()), None)

@@ -23,6 +23,7 @@ def evaluate(
     splits: Sequence[str],
     resources: Resources,
     phase: Phase,
+    flops: float,
     pool_actors: int | None = None,
     trusted: frozenset[str] = frozenset(),
     rows_at_most: int | None = None,
@@ -31,13 +32,14 @@ def evaluate(
     given.
 
     Args:
+        flops: that all of it takes.
         trusted: the models whose own code may be run.
         rows_at_most: of each domain and split; all by default.
     """
     chunks = chunks_of(corpus, models, splits, CHUNK_ROWS, rows_at_most)
     arguments = {"use_gpu": bool(resources.gpus_per_worker), "threads": resources.cpus_per_worker, "trusted": trusted}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    results = stream(corpus, chunks, EvaluateWorker, arguments, resources, phase, pool_actors)
+    results = stream(corpus, chunks, EvaluateWorker, arguments, resources, phase, flops, pool_actors)
     for chunk, result in sorted(results, key=lambda pair: pair[0].number):
         found.setdefault((chunk.model, chunk.split, chunk.domain), []).append(result)
     return [{split: {name: _merge(found[model, split, name]) for name in corpus.heldout} for split in splits} for model in models]

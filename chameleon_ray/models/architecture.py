@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
@@ -113,3 +114,9 @@ class Architecture:
         """
         frozen = 2 * (self.layers * self.block_products + self.head_products) if self.adapter_products else 0
         return (3 * self.forward_flops(row_tokens) - frozen) * tokens
+
+
+def measuring(model: TrainedModel, corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None) -> tuple[int, float]:
+    """Tokens and operations of measuring a model on some splits of a corpus, on at most so many rows of each domain and split."""
+    tokens = sum(min(rows, rows_at_most or rows) for split in splits for rows in corpus.rows(split).values()) * corpus.row_tokens
+    return tokens, Architecture.of_trained(model, corpus.row_tokens).forward_flops(corpus.row_tokens) * tokens

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from chameleon_ray import storage
 from chameleon_ray.config import Resources
 from chameleon_ray.errors import UserError
 from chameleon_ray.progress import Reporter
-from chameleon_ray.ray_progress import Pulse, shown
+from chameleon_ray.ray_progress import Line, Pulse, shown
 from chameleon_ray.ray_session import fits, require
 from chameleon_ray.training.run import Run
 
@@ -43,38 +44,44 @@ def train_runs(runs: Sequence[Run], checkpoints: str, resources: Resources, repo
             failed.append(error)
     if possible:
         require(resources)
-        with reporter.phase(title) as phase, shown(phase) as board:
-            failed += _in_turns(possible, checkpoints, resources, board, fits(resources))
+        with reporter.phase(title) as phase, shown(phase) as line:
+            failed += _in_turns(possible, checkpoints, resources, line, fits(resources))
     if failed:
         raise failed[0]
 
 
-def _in_turns(runs: Sequence[Run], checkpoints: str, resources: Resources, board: Any, at_once: int) -> list[Exception]:
-    failed: dict[int, Exception] = {}
+def _in_turns(runs: Sequence[Run], checkpoints: str, resources: Resources, line: Line, at_once: int) -> list[Exception]:
+    """Every run in a process of its own; the only one of a trial in the trial's."""
+    if len(runs) == 1 and ray.get_runtime_context().get_actor_id():
+        return _outcome(runs[0], checkpoints, lambda: _fit(runs[0], checkpoints, resources, line))
+    failed: dict[int, list[Exception]] = {}
     waiting = list(enumerate(runs))
     busy: dict[Any, int] = {}
     while waiting or busy:
         while waiting and len(busy) < at_once:
             index, run = waiting.pop(0)
-            busy[_fit.remote(run, checkpoints, resources, board)] = index
+            busy[_fit_apart.remote(run, checkpoints, resources, line)] = index
         (done,), _ = ray.wait(list(busy), num_returns=1)
         index = busy.pop(done)
-        try:
-            outcome = ray.get(done)
-            if outcome:
-                failed[index] = UserError(outcome["user_error"])
-            else:
-                storage.remove(storage.join(checkpoints, runs[index].name))
-        except ray.exceptions.RayTaskError as error:
-            failed[index] = error.as_instanceof_cause()
-        except Exception as error:  # a process that was killed, a node that is gone, a disk that is full: the other runs go on
-            failed[index] = error
-    return [failed[index] for index in sorted(failed)]
+        failed[index] = _outcome(runs[index], checkpoints, partial(ray.get, done))
+    return [error for index in sorted(failed) for error in failed[index]]
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _fit(run: Run, checkpoints: str, resources: Resources, board: Any) -> dict[str, Any]:
-    """One Ray Train run, in a process of its own so that several can go on side by side."""
+def _outcome(run: Run, checkpoints: str, fitted: Callable[[], Any]) -> list[Exception]:
+    """What went wrong with a run, if anything; what is unfinished of it goes when nothing did."""
+    try:
+        if found := fitted():
+            return [UserError(found["user_error"])]
+        storage.remove(storage.join(checkpoints, run.name))
+    except ray.exceptions.RayTaskError as error:
+        return [error.as_instanceof_cause()]
+    except Exception as error:  # a process that was killed, a node that is gone, a disk that is full: the other runs go on
+        return [error]
+    return []
+
+
+def _fit(run: Run, checkpoints: str, resources: Resources, line: Line) -> dict[str, Any]:
+    """One Ray Train run."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -83,7 +90,7 @@ def _fit(run: Run, checkpoints: str, resources: Resources, board: Any) -> dict[s
     body: Any = _body
     trainer = TorchTrainer(
         body,
-        train_loop_config={"run": run, "checkpoints": storage.join(checkpoints, run.name), "resources": resources, "board": board},
+        train_loop_config={"run": run, "checkpoints": storage.join(checkpoints, run.name), "resources": resources, "line": line},
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=bool(resources.gpus_per_worker),
@@ -99,6 +106,9 @@ def _fit(run: Run, checkpoints: str, resources: Resources, board: Any) -> dict[s
     result: Any = trainer.fit()
     outcome: dict[str, Any] = result.return_value
     return outcome
+
+
+_fit_apart = ray.remote(num_cpus=0, max_retries=0)(_fit)
 
 
 def poll_often() -> None:
@@ -120,7 +130,7 @@ def _body(config: dict[str, Any]) -> dict[str, Any]:
     run, resources = config["run"], config["resources"]
     torch.set_num_threads(resources.cpus_per_worker)
     hardware = detect(bool(resources.gpus_per_worker), run.job.training.precision)
-    pulse = Pulse(config["board"] if dist.get_rank() == 0 else None, run.label, run.job.training.steps)
+    pulse = Pulse(config["line"] if dist.get_rank() == 0 else None, run.label, run.job.training.steps)
 
     def on_step(step: int, loss: float) -> None:
         pulse(step, hardware.precision if math.isnan(loss) else f"loss {loss:.3f}, {hardware.precision}")

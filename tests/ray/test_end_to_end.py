@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from chameleon_ray import storage
+from chameleon_ray import ray_session, storage
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.cli import main
@@ -27,6 +27,7 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import compare
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.ray_session import worth
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("session")]
 NAMES = ("recipes", "letters", "numbers")
@@ -198,12 +199,16 @@ def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(experimen
     assert resumed.metrics().equals(whole.metrics())
 
 
-def test_embeddings_do_not_depend_on_the_number_of_actors(experiment: Experiment, backend: RayBackend, corpus: TokenCorpus, tmp_path: Path) -> None:
+def test_embeddings_do_not_depend_on_the_number_of_actors(
+    experiment: Experiment, backend: RayBackend, corpus: TokenCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = TrainJob("proxy", experiment.proxy, dict.fromkeys(NAMES, 1 / 3), experiment.seeds[0])
     (proxy,) = backend.train_many(corpus, [job])
-    two = backend.embed(proxy, corpus, experiment.embedding)
-    alone = experiment.resources.model_copy(update={"cpus_per_worker": 2})
-    one = RayBackend(str(tmp_path), alone, Reporter.silent()).embed(proxy, corpus, experiment.embedding)
+    one = backend.embed(proxy, corpus, experiment.embedding)
+    assert worth(one.ledger[next(iter(one.ledger))].flops, experiment.resources) == 1
+    monkeypatch.setattr(ray_session, "CPU_FLOPS_OF_A_START", 1.0)
+    assert worth(5.0, experiment.resources) == 6
+    two = RayBackend(str(tmp_path), experiment.resources, Reporter.silent()).embed(proxy, corpus, experiment.embedding)
     assert one.means == pytest.approx(two.means, rel=1e-6, abs=1e-9)
     assert np.array_equal(one.group_counts, two.group_counts)
     weights = [METHODS["chameleon"]().weigh(found).weights for found in (one, two)]
