@@ -4,8 +4,8 @@
     CHAMELEON_DATA=… python -m analysis.transfer scratch --seeds 0,1,2,3           pairs of what needs no training: worth to models of 150 tokens a parameter
     CHAMELEON_DATA=… python -m analysis.transfer going-on --base MODEL --seeds 0,1 the same mixtures where a pretrained model goes on, from its weights
 
-Of `methods` and `scratch` every method is fitted anew with every seed, so that what is said of seeds holds for proxies too. `going-on` takes the mean of the
-fits that `scratch` has kept: the same documents in the pretrained model's tokens, of which each domain has other numbers.
+Of `methods` and `scratch` every method is fitted anew with every seed, so that what is said of seeds holds for proxies too. `going-on` takes of
+Chameleon the mean of the fits that `scratch` has kept, as the same text in the pretrained model's tokens, of which each domain has other numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.kept import Kept
-from analysis.pairs import REPOSITORY, parser_of, seed_by_seed
+from analysis.pairs import REPOSITORY, parser_of, seed_by_seed, setting_of
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError
@@ -69,7 +69,7 @@ def carried_over(going_on: Sequence[str], scratch: Sequence[str], kept: Path) ->
     """The mean of Chameleon's fits that `scratch` has kept, as fixed weights in the tokens of the model that goes on.
 
     Raises:
-        UserError: nothing is kept of `scratch`.
+        UserError: nothing is kept of `scratch`, or what is was set otherwise.
     """
     found = Kept.load(kept / SCRATCH)
     if found is None:
@@ -77,7 +77,10 @@ def carried_over(going_on: Sequence[str], scratch: Sequence[str], kept: Path) ->
     corpora = []
     for piece, settings in (("scratch", [*scratch, *overrides_of("scratch", None)]), ("going-on", going_on)):
         experiment = transferred(piece, [*settings, "seeds=[0]"])
-        corpora.append(read_corpus(experiment, RayBackend(experiment.storage, experiment.resources)))
+        backend = RayBackend(experiment.storage, experiment.resources)
+        if piece == "scratch":
+            found.check(setting_of(experiment, backend))
+        corpora.append(read_corpus(experiment, backend))
     weights: dict[str, list[float]] = {}
     for row in found.weights.to_pylist():
         if row["method"] == "chameleon":

@@ -270,7 +270,8 @@ class DryBackend:
         beside: int = 0,
         unknown: str | None = None,
     ) -> None:
-        """Losses by all actors that there is room for; beside others, in trials, by one run's workers. Of an `unknown` model nothing can be done yet."""
+        """Losses by all actors that there is room for (a short pass starts fewer, in the time that these would take); beside others, in trials, by one run's
+        workers. Of an `unknown` model nothing can be done yet."""
         place = self.real.places.losses(model.digest, corpus, splits, rows_at_most)
         tokens, flops = measuring(model, corpus, splits, rows_at_most)
         shape, is_done = self._shape(model, corpus.row_tokens, None), place.is_complete and unknown is None

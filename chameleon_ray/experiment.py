@@ -46,6 +46,8 @@ class Sweep(Settings):
     def _one_kind(self) -> Sweep:
         if bool(self.grid) == bool(self.each):
             raise ValueError("give either grid (every combination) or each (one key at a time)")
+        if "corpus.measured_tokens" in {**self.grid, **self.each}:
+            raise ValueError("corpus.measured_tokens is how all base models are measured, or they could not be compared; set it under corpus")
         return self
 
     def points(self) -> list[dict[str, Any]]:

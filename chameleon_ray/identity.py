@@ -38,10 +38,10 @@ VERSIONS: dict[str, int] = {
     "model": 4,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
     "proxy": 4,  # one run of a swarm, and its measurement
-    "embeddings": 5,  # layer, samples, pooling, groups
+    "embeddings": 6,  # layer, samples, pooling, groups
     "losses": 3,  # held-out losses by document
     "foreign": 3,  # a model that others trained
-    "mixture": 7,  # what is around a method; the method has a version of its own
+    "mixture": 8,  # what is around a method; the method has a version of its own
     "report": 12,  # what is shown of the results
 }
 

@@ -74,9 +74,10 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Step:
-    """One of several changes, and the text of the domains that are new with it."""
+    """One of several changes, what its file is called, and the text of the domains that are new with it."""
 
     arrangement: Arrangement
+    where: str
     new: TokenCorpus | None
 
 
@@ -104,6 +105,8 @@ def changed_embeddings(
     """
     allowed = allow_remote_code or (experiment.proxy.model.allow_remote_code and proxy == experiment.proxy.model.pretrained)
     found = backend.find_model(proxy, experiment.corpus.row_tokens, "--proxy", allowed)
+    if not changes:
+        raise UserError(f"{FILE}: there is none; say what changes")
     known = None
     if only:
         _check_new(changes, others)
@@ -111,12 +114,15 @@ def changed_embeddings(
         check_reads(found, experiment.corpus.tokenizer, "--proxy")
         known = read_corpus(experiment, backend)
         _opened(found, known, backend)
-    arrangements = _arranged(changes, known.names if known else (), experiment.corpus)
-    steps = [_Step(each, _tokenized(experiment, each, _number(i, changes), found, backend) if each.added else None) for i, each in enumerate(arrangements)]
+    steps = [
+        _Step(each, where, _tokenized(experiment, each, where, found, backend) if each.added else None)
+        for where, each in _arranged(changes, known.names if known else (), experiment.corpus)
+    ]
     told = _covered(experiment, known, steps)
-    part = _known(experiment, found, known, backend) if known and any(arrangements[0].kept.values()) else None
-    for number, step in enumerate(steps, 1):
-        part = _after(experiment, found, part, step, backend, is_last=number == len(steps))
+    begun = max((i for i, step in enumerate(steps) if not step.arrangement.kept), default=None)  # what was before is not left, and not embedded
+    part = _known(experiment, found, known, backend) if known and begun is None else None
+    for step in steps[begun or 0 :]:
+        part = _after(experiment, found, part, step, backend, is_last=step is steps[-1])
     assert part is not None
     aims, aims_before = _aims(experiment, found, known, others, backend) if others and known else (None, ())
     aims_rows = rows_of_targets(aims) if aims and not aims_before else {}
@@ -159,16 +165,17 @@ def _check_new(changes: Sequence[CorpusChanges], others: Sequence[str]) -> None:
         raise UserError(f"targets.{others[0]}: with --only the experiment's own text is not read; leave --only out, or the target")
 
 
-def _arranged(changes: Sequence[CorpusChanges], known: Sequence[str], corpus: CorpusConfig) -> list[Arrangement]:
-    """Every change of what the one before left."""
+def _arranged(changes: Sequence[CorpusChanges], known: Sequence[str], corpus: CorpusConfig) -> list[tuple[str, Arrangement]]:
+    """Every change of what the one before left, with what its file is called."""
     found, names = [], tuple(known)
     for i, change in enumerate(changes):
-        with told_by([(FILE, _number(i, changes))]):
+        where = _number(i, changes)
+        with told_by([(FILE, where)]):
             arrangement = Arrangement.of(change.domains, names)
             if not arrangement.kept and not arrangement.added:
                 raise UserError(f"{FILE}: every domain is left out; keep or add at least one")
             check_targets(arrangement, corpus)
-        found.append(arrangement)
+        found.append((where, arrangement))
         names = (*arrangement.kept, *arrangement.added)
     return found
 
@@ -188,12 +195,13 @@ def _covered(experiment: Experiment, known: TokenCorpus | None, steps: Sequence[
     told, there = [], dict[str, TextBytes]()
     if known is not None and is_complete(known.address):
         there = {name: _bytes_of(known, name, experiment.corpus.domains.get(name)) for name in known.names}
-    for arrangement, new in ((step.arrangement, step.new) for step in steps):
+    for arrangement, where, new in ((step.arrangement, step.where, step.new) for step in steps):
         read = new is not None and is_complete(new.address)
         added = {name: _bytes_of(new, name, source) for name, source in arrangement.added.items()} if new is not None and read else {}
         for name, pieces in arrangement.parts.items():
             if read and name in there:
-                told.append(check_covered(name, there[name], {piece: added[piece] for piece in pieces}))
+                with told_by([(FILE, where)]):
+                    told.append(check_covered(name, there[name], {piece: added[piece] for piece in pieces}))
         kept = {name: merged_bytes([there[old] for old in olds]) for name, olds in arrangement.kept.items() if all(old in there for old in olds)}
         there = kept | added
     return [each for each in told if each]
@@ -228,8 +236,11 @@ def _opened(proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> Train
 
 
 def _known(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> _Part:
-    """The experiment's own domains, as comparing embeds them."""
-    return _embedded(experiment, proxy, corpus, transferred_from(experiment, backend), backend, for_the_change=False)
+    """The experiment's own domains, as comparing embeds them: with a proxy of other domains what is the same there is taken from there."""
+    transfer = transferred_from(experiment, backend) if experiment.transfer and "corpus" in proxy.details else None
+    if transfer is not None and not (transfer.same and proxy.details["corpus"] == transfer.corpus.digest):
+        transfer = None
+    return _embedded(experiment, proxy, corpus, transfer, backend, for_the_change=False)
 
 
 def _embedded(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, transfer: Transfer | None, backend: Backend, for_the_change: bool) -> _Part:
@@ -256,7 +267,10 @@ def _embedded(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, 
 
 def _after(experiment: Experiment, proxy: TrainedModel, before: _Part | None, step: _Step, backend: Backend, is_last: bool) -> _Part:
     """The domains after a change: those that are made of others, and new ones."""
-    parts = [_rearranged(before, step.arrangement)] if before is not None and step.arrangement.kept else []
+    parts = []
+    if before is not None:
+        with told_by([(FILE, step.where)]):
+            parts.append(_rearranged(before, step.arrangement))
     if step.new is not None:
         parts.append(_embedded(experiment, proxy, step.new, None, backend, for_the_change=is_last))
     first, *rest = parts

@@ -102,7 +102,7 @@ def bytes_of_literal(text: str) -> bytes | None:
         return None
     try:
         found = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
     return found if isinstance(found, bytes) else None
 

@@ -103,7 +103,7 @@ class Architecture:
 
     def recompute_flops(self, row_tokens: int) -> float:
         """Operations of computing activations again in the backward pass, per token: all blocks up to what goes into their last projections, since nothing
-        needs what these give; the output head keeps its own."""
+        needs what these give (Gemma 2 and OLMo 2, which normalise it, run them too); the output head keeps its own."""
         return self.forward_flops(row_tokens, head=False) - 2.0 * self.layers * self.last_products
 
     def training_flops(self, tokens: int, row_tokens: int) -> float:

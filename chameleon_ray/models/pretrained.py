@@ -28,6 +28,7 @@ from chameleon_ray.tensors import write_tensors
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?|[\w.-]+")
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 GGUF = ".gguf"
+CAUSAL_THOUGH_SILENT = ("gpt_neox_japanese",)  # has the setting of families that are encoders unless it is set, and always masks what comes later
 
 
 def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = False) -> TrainedModel:
@@ -127,6 +128,8 @@ def laid_out(config: Any, where: str, allow_remote_code: bool = False) -> Any:
 def _looks_ahead(model: Any) -> bool:
     """Whether attention sees later tokens, as in encoders, which have classes for causal models too. Most families say so module by module, the others by a
     setting that is there for that alone."""
+    if model.config.model_type in CAUSAL_THOUGH_SILENT:
+        return False
     causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
     return True not in causal and (False in causal or getattr(model.config, "is_decoder", None) is False)
 

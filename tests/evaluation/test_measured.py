@@ -1,0 +1,56 @@
+"""A short measurement: which rows it takes, and that it is told from a whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import Resources, TrainingConfig
+from chameleon_ray.corpus import ray_stream
+from chameleon_ray.experiment import Sweep
+from chameleon_ray.progress import Reporter
+from chameleon_ray.ray_backend import RayBackend
+from tests.corpora import make_corpus
+from tests.families import publish
+
+
+def test_a_short_measurement_takes_rows_from_the_whole_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+    model = backend.open_model(publish("llama", corpus, tmp_path / "model", context=32), corpus)
+    passes: list[int] = []
+
+    def in_this_process(items: Sequence[dict[str, Any]], worker: type, arguments: dict[str, Any], *_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        passes.append(len(items))
+        held = worker(**arguments)
+        for item in items:
+            found = held({key: np.array([value]) for key, value in item.items()})
+            yield item["number"], {key: value[0] for key, value in found.items()}
+
+    monkeypatch.setattr(ray_stream, "through_pool", in_this_process)
+    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: None)))
+    short = replace(corpus, measured_tokens=3 * corpus.row_tokens)
+    whole, part = (backend.evaluate([model], each, ("test",))[0]["test"] for each in (corpus, short))
+    for name, rows in corpus.rows("test").items():
+        assert rows > 6 and part[name].tokens.sum() == 3 * (corpus.row_tokens - 1) < whole[name].tokens.sum()
+        taken = dict(zip(whole[name].document.tolist(), whole[name].tokens.tolist(), strict=True))
+        assert all(tokens <= taken[document] for document, tokens in zip(part[name].document.tolist(), part[name].tokens.tolist(), strict=True))
+        assert part[name].document.max() > 0.5 * whole[name].document.max(), "not the beginning alone"
+    again = backend.evaluate([model], short, ("test",))[0]["test"]
+    assert len(passes) == 2 and all((again[name].nats == part[name].nats).all() for name in part), "what is measured so is not measured again"
+    job = TrainJob("base", TrainingConfig.model_validate({"model": {"preset": "cpu-tiny"}, "steps": 1}), dict.fromkeys(corpus.names, 1 / 3), 0)
+    places = [backend.places.losses(model.digest, each, ("test",), each.measured_rows) for each in (corpus, short)]
+    assert len({place.address for place in places}) == 2 and all(place.is_complete for place in places)
+    assert {backend.places.run(job, each).digest for each in (corpus, short)} == {backend.places.run(job, corpus).digest}, "the models stay the same"
+
+
+def test_how_models_are_measured_is_no_matter_of_a_sweep() -> None:
+    with pytest.raises(ValueError, match=r"corpus.measured_tokens is how all base models are measured"):
+        Sweep(each={"corpus.measured_tokens": (1, 2)})
