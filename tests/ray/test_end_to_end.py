@@ -179,7 +179,7 @@ def test_a_killed_worker_resumes_from_its_checkpoint_and_ends_the_same(experimen
         while kills[0] < times and not over.wait(0.05):
             try:
                 found = "".join(path.read_text() for path in tmp_path.glob("unfinished/base-*/checkpoint_manager_snapshot.json"))
-                workers = {p.pid for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])}
+                workers = {p.pid for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())}  # this session's
                 if "checkpoint_dir_name" in found and found != noted and workers - dead:
                     os.kill(min(workers - dead), signal.SIGKILL)
                     kills[0], noted, dead = kills[0] + 1, found, dead | workers
