@@ -169,10 +169,14 @@ class TokenCorpus:
         """Everything that models are measured on: domains, then targets."""
         return (*self.measured, *self.targets)
 
+    def rows_in(self, tokens: int) -> int:
+        """Rows of so many tokens, one at least."""
+        return max(1, tokens // self.row_tokens)
+
     @property
-    def measured_rows(self) -> int | None:
-        """At most so many rows of each held-out split are measured; all by default."""
-        return self.measured_tokens and max(1, self.measured_tokens // self.row_tokens)
+    def measured_at_most(self) -> int | None:
+        """Rows of each held-out split that base models are measured on; all by default."""
+        return self.measured_tokens and self.rows_in(self.measured_tokens)
 
     @property
     def unmeasured(self) -> tuple[str, ...]:

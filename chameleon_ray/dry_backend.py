@@ -179,15 +179,15 @@ class DryBackend:
         self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]
     ) -> dict[tuple[str, int], TrainedModel]:
         """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained. The models."""
-        group, measuring = self._next(), self._next()
+        training, evaluating = self._next(), self._next()
         places = {key: self.real.places.run(job, corpus) for key, (job, is_known) in jobs.items() if is_known}
         missing = len(jobs) - sum(self.real.places.is_measured(run, splits) for run in places.values())
         for key, (job, is_known) in jobs.items():
-            self._train(corpus, job, group, max(1, missing), key, is_known)
+            self._train(corpus, job, training, max(1, missing), key, is_known)
         models = {key: self._model(corpus, job) for key, (job, _) in jobs.items()}
         for key, model in models.items():
             unknown = None if jobs[key][1] else f"{key} measured"
-            self._measure(model, corpus, splits, corpus.measured_rows, "held-out losses of the base models", measuring, max(1, missing), unknown)
+            self._measure(model, corpus, splits, corpus.measured_at_most, "held-out losses of the base models", evaluating, max(1, missing), unknown)
         return models
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
@@ -232,7 +232,7 @@ class DryBackend:
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Note held-out losses; nothing is known of them."""
-        self.measure(models, corpus, splits, corpus.measured_rows)
+        self.measure(models, corpus, splits, corpus.measured_at_most)
         return []
 
     def measure(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None, what: str = "") -> None:
@@ -256,7 +256,7 @@ class DryBackend:
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         """Note a look at losses."""
-        self.measure([model], corpus, ("valid",), max(1, tokens_per_domain // corpus.row_tokens), "a look at the proxy's losses")
+        self.measure([model], corpus, ("valid",), corpus.rows_in(tokens_per_domain), "a look at the proxy's losses")
         return ProxyLosses("", {}, Cost())
 
     def _measure(
@@ -337,7 +337,7 @@ class DryBackend:
             return Item(self.part, what, "swarm", self._next(), True)
         job, n = missing[0], len(missing)
         found = run_forecast(job, corpus, bool(self.real.resources.gpus_per_worker), 1, self.device)
-        measured = sum(min(rows, max(1, tokens_per_domain // corpus.row_tokens)) for rows in corpus.rows(split).values()) * corpus.row_tokens
+        measured = sum(min(rows, corpus.rows_in(tokens_per_domain)) for rows in corpus.rows(split).values()) * corpus.row_tokens
         trained = job.training.steps * job.training.batch_rows * corpus.row_tokens
         flops = found.flops + Architecture.of(job, corpus).forward_flops(corpus.row_tokens) * measured
         shape = replace(self._shape_of(job, corpus, job.training.batch_rows), threads=1)

@@ -66,7 +66,7 @@ class Places:
 
     def is_measured(self, run: Run, splits: Sequence[str]) -> bool:
         """Whether a model is trained, and its losses on some splits are known."""
-        return is_complete(run.address) and self.losses(run.digest, run.corpus, splits, run.corpus.measured_rows).is_complete
+        return is_complete(run.address) and self.losses(run.digest, run.corpus, splits, run.corpus.measured_at_most).is_complete
 
     def _place(self, kind: str, digest: str) -> Place:
         return Place(digest, storage.join(self.root, kind, digest))

@@ -151,7 +151,7 @@ class RayBackend:
         """Held-out losses of every model on every domain of some splits."""
         for model in models:
             check_tokenizer(model, corpus)
-        places = {model.address: self.places.losses(model.digest, corpus, splits, corpus.measured_rows) for model in models}
+        places = {model.address: self.places.losses(model.digest, corpus, splits, corpus.measured_at_most) for model in models}
         missing = [address for address, place in places.items() if not place.is_complete]
         if missing:
             from chameleon_ray.evaluation.ray_evaluate import evaluate
@@ -159,8 +159,8 @@ class RayBackend:
             self._start()
             with self.reporter.phase(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as phase:
                 trusted = frozenset(model.address for model in models if model.allow_remote_code)
-                flops = sum(measuring(model, corpus, splits, corpus.measured_rows)[1] for model in models if model.address in missing)
-                found = evaluate(missing, corpus, splits, self.resources, phase, flops, self._pool_actors, trusted, corpus.measured_rows)
+                flops = sum(measuring(model, corpus, splits, corpus.measured_at_most)[1] for model in models if model.address in missing)
+                found = evaluate(missing, corpus, splits, self.resources, phase, flops, self._pool_actors, trusted, corpus.measured_at_most)
             for address, losses in zip(missing, found, strict=True):
                 place = places[address]
                 write_table(storage.join(place.address, "documents.parquet"), document_table(losses))
@@ -170,7 +170,7 @@ class RayBackend:
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         """Losses of a model on some rows of the valid split of everything measured; what they took counts in full, and not in the paper's convention."""
         check_tokenizer(model, corpus)
-        rows_per_domain = max(1, tokens_per_domain // corpus.row_tokens)
+        rows_per_domain = corpus.rows_in(tokens_per_domain)
         place = self.places.losses(model.digest, corpus, ("valid",), rows_per_domain)
         if not corpus.heldout:
             return ProxyLosses(place.digest, {}, Cost())

@@ -247,44 +247,42 @@ def _embedded(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, 
     """The domains of a corpus as they are. What was there is not part of what a change takes, unless it is there `for_the_change` itself: asked for again,
     that took what it took."""
     model, spec = _opened(proxy, corpus, backend), experiment.embedding
-    missing, there = [], list[str]()
-    for text in texts_to_embed(corpus, transfer):
-        if for_the_change or not backend.has_embedded(model, text.corpus, spec, text.names):
-            missing.append(text)
-        else:
-            there += backend.embed(model, text.corpus, spec, text.names).ledger
-    embeddings, _ = embeddings_by(model, corpus, transfer, spec, backend)
+    texts = texts_to_embed(corpus, transfer)
+    were_there = [not for_the_change and backend.has_embedded(model, text.corpus, spec, text.names) for text in texts]
+    embeddings, ledgers = embeddings_by(model, corpus, transfer, spec, backend)
     losses, looking = losses_of(model, corpus, backend)
+    there = [digest for (_, digests), was_there in zip(ledgers, were_there, strict=True) if was_there for digest in digests]
     old = {theirs: name for name, theirs in transfer.same.items()} if transfer else {}
     rows: dict[str, int] = {}
-    for text in missing:
+    for text in (text for text, was_there in zip(texts, were_there, strict=True) if not was_there):
         mine = embedded_rows(text.corpus, text.names)
         called = old if transfer is not None and text.corpus is transfer.corpus else {name: name for name in mine}
         rows |= {called.get(name, f"{name} (left out)"): min(count, spec.samples_per_domain) for name, count in mine.items()}
-    there += [] if missing else looking
+    there += looking if all(were_there) else []
     return _Part(embeddings, text_quality(corpus, losses), corpus.tokens(), corpus.sizes(), looking, rows, tuple(there))
 
 
 def _after(experiment: Experiment, proxy: TrainedModel, before: _Part | None, step: _Step, backend: Backend, is_last: bool) -> _Part:
     """The domains after a change: those that are made of others, and new ones."""
-    parts = []
+    kept = None
     if before is not None:
         with told_by([(FILE, step.where)]):
-            parts.append(_rearranged(before, step.arrangement))
-    if step.new is not None:
-        parts.append(_embedded(experiment, proxy, step.new, None, backend, for_the_change=is_last))
-    first, *rest = parts
-    for part in rest:
-        first = _Part(
-            Embeddings.concat([first.embeddings, part.embeddings]),
-            {**first.texts, **part.texts},
-            {**first.tokens, **part.tokens},
-            {**first.sizes, **part.sizes},
-            {**first.looking, **part.looking},
-            {**first.embedded, **part.embedded},
-            (*first.there_before, *part.there_before),
-        )
-    return first
+            kept = _rearranged(before, step.arrangement)
+    if step.new is None:
+        assert kept is not None, "something is kept or added"
+        return kept
+    new = _embedded(experiment, proxy, step.new, None, backend, for_the_change=is_last)
+    if kept is None:
+        return new
+    return _Part(
+        Embeddings.concat([kept.embeddings, new.embeddings]),
+        {**kept.texts, **new.texts},
+        {**kept.tokens, **new.tokens},
+        {**kept.sizes, **new.sizes},
+        {**kept.looking, **new.looking},
+        {**kept.embedded, **new.embedded},
+        (*kept.there_before, *new.there_before),
+    )
 
 
 def _rearranged(part: _Part, arrangement: Arrangement) -> _Part:

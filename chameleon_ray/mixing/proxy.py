@@ -63,28 +63,29 @@ def embedded(context: FitContext, job: TrainJob) -> Embedded:
         UserError: a domain without samples.
     """
     (proxy,) = context.backend.train_many(context.corpus, [job])
-    embeddings, there_before = embeddings_by(proxy, context.corpus, context.transfer, context.embedding, context.backend)
-    return Embedded(proxy, embeddings, (*([proxy.run] if context.transfer else []), *there_before))
+    embeddings, ledgers = embeddings_by(proxy, context.corpus, context.transfer, context.embedding, context.backend)
+    known = context.transfer.corpus if context.transfer else None
+    there_before = [digest for text, digests in ledgers if text.corpus is known for digest in digests]
+    return Embedded(proxy, embeddings, (proxy.run, *there_before) if known else ())
 
 
 def embeddings_by(
     proxy: TrainedModel, corpus: TokenCorpus, transfer: Transfer | None, spec: EmbeddingConfig, backend: Backend
-) -> tuple[Embeddings, tuple[str, ...]]:
-    """The embedding of every domain of a corpus by a trained proxy, and the digests of those among them that are of the domains that the proxy was
-    trained on, where those are others.
+) -> tuple[Embeddings, list[tuple[Text, tuple[str, ...]]]]:
+    """The embedding of every domain of a corpus by a trained proxy, and each text that was embedded for them with the digests in its ledger.
 
     Raises:
         UserError: a domain without samples.
     """
-    parts, there_before = [], list[str]()
+    parts, ledgers = [], []
     for text in texts_to_embed(corpus, transfer):
         found = backend.embed(proxy, text.corpus, spec, text.names)
+        ledgers.append((text, tuple(found.ledger)))
         if transfer is not None and text.corpus is transfer.corpus:
-            there_before += found.ledger
             found = replace(found.select(list(transfer.same.values())), names=tuple(transfer.same))
         parts.append(found)
     embeddings = Embeddings.concat(parts) if len(parts) > 1 else parts[0]
     for name in corpus.names:
         if name not in embeddings.names:
             raise UserError(f"domain {name!r} has no embedding; add documents or remove the domain")
-    return embeddings.select(corpus.names) if transfer else embeddings, tuple(there_before)
+    return embeddings.select(corpus.names) if transfer else embeddings, ledgers

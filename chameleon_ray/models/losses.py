@@ -22,7 +22,7 @@ def measured_rows(corpus: TokenCorpus, split: str, tokens_per_domain: int) -> di
     They are taken at even distances: rows are stored in the order of the documents' hashes, and so come from as many documents as there can be.
     """
     stored = {name: corpus.rows(split)[name] for name in corpus.heldout}
-    counts = {name: min(rows, max(1, tokens_per_domain // corpus.row_tokens)) for name, rows in stored.items()}
+    counts = {name: min(rows, corpus.rows_in(tokens_per_domain)) for name, rows in stored.items()}
     return {name: even_rows(stored[name], count) for name, count in counts.items()}
 
 

@@ -46,7 +46,7 @@ def test_a_short_measurement_takes_rows_from_the_whole_split(tmp_path: Path, mon
     again = backend.evaluate([model], short, ("test",))[0]["test"]
     assert len(passes) == 2 and all((again[name].nats == part[name].nats).all() for name in part), "what is measured so is not measured again"
     job = TrainJob("base", TrainingConfig.model_validate({"model": {"preset": "cpu-tiny"}, "steps": 1}), dict.fromkeys(corpus.names, 1 / 3), 0)
-    places = [backend.places.losses(model.digest, each, ("test",), each.measured_rows) for each in (corpus, short)]
+    places = [backend.places.losses(model.digest, each, ("test",), each.measured_at_most) for each in (corpus, short)]
     assert len({place.address for place in places}) == 2 and all(place.is_complete for place in places)
     assert {backend.places.run(job, each).digest for each in (corpus, short)} == {backend.places.run(job, corpus).digest}, "the models stay the same"
 

@@ -82,7 +82,7 @@ def polytopes(draw: st.DrawFn) -> tuple[np.ndarray, Limits]:
     return weights, Limits(NAMES, tuple(rows))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=20)
 @given(polytopes())
 def test_the_nearest_weights_within_groups(problem: tuple[np.ndarray, Limits]) -> None:
     weights, limits = problem
