@@ -26,7 +26,8 @@ from chameleon_ray.experiment import Experiment, load_experiment
 from chameleon_ray.pipeline import compare
 from chameleon_ray.ray_backend import RayBackend
 
-PAIRED = ("uniform", "human", "chameleon")
+# What is compared pair by pair: `paper` is Chameleon by the paper's own formula. A pretrained model goes on by the two that matter.
+PAIRED = {"scratch": ("uniform", "human", "chameleon", "paper"), "going-on": ("uniform", "chameleon")}
 SCRATCH = "pile13-scratch"
 GOING_ON = [
     "name=pile13-going-on",
@@ -55,13 +56,13 @@ def main() -> None:
 def transferred(piece: str, settings: Sequence[str]) -> Experiment:
     """The experiment of a piece."""
     found = load_experiment(REPOSITORY / "jobs" / "pile_transfer.yaml", [f"@{REPOSITORY}/jobs/local/pile13.yaml", *settings])
-    return found if piece == "methods" else found.model_copy(update={"methods": {label: found.methods[label] for label in PAIRED}})
+    return found.model_copy(update={"methods": {label: found.methods[label] for label in PAIRED.get(piece, found.methods)}})
 
 
 def overrides_of(piece: str, base: str | None) -> list[str]:
     """What a piece changes of the job."""
     if base is None:
-        return [f"name=pile13-{piece}", "fit_every_seed=true"]
+        return [f"name=pile13-{piece}", "fit_every_seed=true", "methods.paper={method: chameleon, variant: paper}"]
     return [*GOING_ON, f"corpus.tokenizer={{pretrained: {base}}}", f"base.model={{pretrained: {base}}}"]
 
 
