@@ -72,7 +72,7 @@ def compare(
             "mixtures": mixtures,
             "measurements": found.data.measurements.to_pylist(),
             "before": [] if found.data.before is None else found.data.before.to_pylist(),
-            "models": _models(list(found.models.values())),
+            "models": [{"label": label, **_model(model)} for (label, _), model in found.models.items()],
         }
         sweep = [] if found.data.sweep is None else found.data.sweep.to_pylist()
         _print_json({**document, "failures": dict(found.data.failures), "sweep": sweep})
@@ -93,7 +93,7 @@ def finetune(
 def mix(
     experiment: ExperimentFile,
     overrides: Overrides = None,
-    method: Annotated[str, typer.Option(help="A label under methods, or a method's name.")] = "chameleon",
+    method: Annotated[str | None, typer.Option(help="A label under methods, or a method's name; the first of Chameleon if not given.")] = None,
     out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
@@ -104,12 +104,12 @@ def mix(
     from chameleon_ray import pipeline
 
     loaded = load_experiment(experiment, overrides or ())
-    _check_method(loaded, method)
+    label = _label(loaded, method)
     check_out(out)
     if is_plan(dry_run, mfu, device):
-        show_plan(loaded, partial(plan_mix, loaded, method), mfu, device, as_json)
+        show_plan(loaded, partial(plan_mix, loaded, label), mfu, device, as_json)
         return
-    _show_mixture(pipeline.mix(loaded, method, _backend(loaded, as_json)), out, as_json)
+    _show_mixture(pipeline.mix(loaded, label, _backend(loaded, as_json)), out, as_json)
 
 
 @app.command()
@@ -131,7 +131,7 @@ def train(
         return
     models = pipeline.train(loaded, weights, _backend(loaded, as_json))
     if as_json:
-        _print_json({"models": _models(models)})
+        _print_json({"models": [_model(model) for model in models]})
     else:
         for model in models:
             typer.echo(f"{model.address}  {model.cost.tokens:,} tokens  {model.cost.flops:.3g} FLOPs  {model.details['tokens_per_second']:,.0f} tokens/s")
@@ -176,7 +176,7 @@ def extend(
     ],
     overrides: Overrides = None,
     only: Annotated[bool, typer.Option("--only", help="Take the new domains alone.")] = False,
-    method: Annotated[str, typer.Option(help="A chameleon method's label.")] = "chameleon",
+    method: Annotated[str | None, typer.Option(help="A label of Chameleon's; the first if not given.")] = None,
     out: Annotated[str | None, typer.Option(help="Also write the mixture to this file.")] = None,
     allow_remote_code: AllowRemoteCode = False,
     as_json: AsJson = False,
@@ -188,13 +188,13 @@ def extend(
     from chameleon_ray import pipeline
 
     loaded = load_experiment(experiment, overrides or ())
-    _check_method(loaded, method)
+    label = _label(loaded, method)
     check_out(out)
     changes = [load_changes(path) for path in corpus]
     if is_plan(dry_run, mfu, device):
-        show_plan(loaded, partial(plan_extend, loaded, proxy, changes, method, only=only, allow_remote_code=allow_remote_code), mfu, device, as_json)
+        show_plan(loaded, partial(plan_extend, loaded, proxy, changes, label, only=only, allow_remote_code=allow_remote_code), mfu, device, as_json)
         return
-    _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, method, allow_remote_code), out, as_json)
+    _show_mixture(pipeline.extend(loaded, proxy, changes, _backend(loaded, as_json), only, label, allow_remote_code), out, as_json)
 
 
 @app.command()
@@ -250,15 +250,17 @@ def _show_mixture(mixture: Mixture, out: str | None, as_json: bool) -> None:
             typer.echo(f"written to {out}")
 
 
-def _check_method(experiment: Experiment, label: str) -> None:
+def _label(experiment: Experiment, method: str | None) -> str:
     try:
+        label = method or next(iter(experiment.chameleons), "chameleon")
         experiment.mixer(label)
     except UserError as error:
         raise UserError(f"--method: {error}") from None
+    return label
 
 
-def _models(models: list[TrainedModel]) -> list[dict[str, Any]]:
-    return [{"address": model.address, "weights": dict(model.weights), "cost": asdict(model.cost), **model.details} for model in models]
+def _model(model: TrainedModel) -> dict[str, Any]:
+    return {"address": model.address, "weights": dict(model.weights), "cost": asdict(model.cost), **model.details}
 
 
 def _print_json(document: Any) -> None:

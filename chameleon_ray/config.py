@@ -97,8 +97,9 @@ class ModelConfig(Settings):
         if self.allow_remote_code and self.pretrained is None:
             raise ValueError("allow_remote_code is for a pretrained model; remove it")
         if self.pretrained is not None:
-            if self.preset is not None or any(value is not None for value in shape):
-                raise ValueError("give either pretrained, or preset, or layers, heads and width")
+            if others := [key for key in ("preset", "layers", "heads", "width") if getattr(self, key) is not None]:
+                told = f"give either pretrained, or preset, or layers, heads and width; found {' and '.join(['pretrained', *others])}"
+                raise ValueError(f"{told}: write model: {{pretrained: {self.pretrained}}}, or set the others to null")
         elif self.preset is not None:
             if any(value is not None for value in shape):
                 raise ValueError("give either preset or layers, heads and width")
@@ -133,7 +134,7 @@ class StopConfig(Settings):
 class TrainingConfig(Settings):
     """How one model is trained. Defaults: section B.2 of the paper, where it says; DECISIONS.md, where it does not.
 
-    A pretrained model may be taken as it is, with 0 steps.
+    A pretrained model may be taken as it is, with 0 steps. `min_learning_rate`: unless given a fifth of the learning rate, and at most 1e-4.
     """
 
     model: ModelConfig
@@ -141,7 +142,7 @@ class TrainingConfig(Settings):
     batch_rows: PositiveInt = 128
     micro_batch_rows: PositiveInt | None = None
     learning_rate: PositiveFloat = 5.0e-4
-    min_learning_rate: NonNegativeFloat = 1.0e-4
+    min_learning_rate: NonNegativeFloat = Field(default_factory=lambda found: min(1.0e-4, found.get("learning_rate", 0.0) / 5))
     warmup_steps: NonNegativeInt | None = None
     weight_decay: NonNegativeFloat = 0.01
     gradient_clipping: PositiveFloat = 1.0

@@ -110,14 +110,18 @@ class Experiment(Settings):
     def _follow_the_pretrained(cls, document: Any) -> Any:
         """A model that is finetuned embeds the domains itself, as it is, unless there is a proxy; and a pretrained model reads its own tokens: unless the
         corpus names a tokenizer, it gets that one."""
+        if not isinstance(document, Mapping):
+            return document
+        name = _pretrained(document, "base")
+        if document.get("stage") == "finetune" and name is None:
+            told = "goes on from a model that is trained already; give base.model: {pretrained: NAME}, or stage: pretrain"
+            raise ValueError(f"base.model: stage finetune {told}")
+        if document.get("proxy") is None and name is not None:
+            if document.get("stage") != "finetune":
+                raise ValueError(f"proxy: missing; add one to be trained, or take a model as it is: proxy: {{model: {{pretrained: {name}}}, steps: 0}}")
+            document = {**document, "proxy": _as_it_is(document["base"]["model"])}
         match document:
-            case {"stage": "finetune", "base": {"model": {"pretrained": str()} as model}} if "proxy" not in document:
-                document = {**document, "proxy": _as_it_is(model)}
-            case {"stage": "finetune", "base": {"model": Mapping() as model}} if not model.get("pretrained"):
-                told = "goes on from a model that is trained already; give base.model: {pretrained: NAME}, or stage: pretrain"
-                raise ValueError(f"base.model: stage finetune {told}")
-        match document:
-            case {"corpus": Mapping() as corpus} if "tokenizer" not in corpus and (name := _pretrained(document)):
+            case {"corpus": Mapping() as corpus} if corpus.get("tokenizer") is None and (name := _pretrained(document, "proxy", "base")):
                 return {**document, "corpus": {**corpus, "tokenizer": {"pretrained": name}}}
         return document
 
@@ -128,6 +132,10 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _points_exist(self) -> Experiment:
+        for key in {**self.sweep.grid, **self.sweep.each} if self.sweep else ():
+            section, _, rest = key.partition(".")
+            if section == "methods" and (label := rest.partition(".")[0]) not in self.methods:
+                raise ValueError(f"sweep: {key} is of a method that is not here; methods has {', '.join(self.methods)}{nearest(label, self.methods)}")
         self.points()
         return self
 
@@ -157,6 +165,12 @@ class Experiment(Settings):
         if self.transfer is not None and found and found.embed == "proxy":
             raise ValueError("transfer: corpus.domains_from.clusters would train the proxy on the text that it divides; name a pretrained model as embed there")
         return self
+
+    @property
+    def chameleons(self) -> list[str]:
+        """Labels of Chameleon, the one that is meant where none is named first: that which is called so, then those that weigh for the experiment's stage."""
+        labels = [label for label, settings in self.methods.items() if settings.get("method", label) == "chameleon"]
+        return sorted(labels, key=lambda label: (label != "chameleon", self.methods[label].get("stage", self.stage) != self.stage))
 
     @property
     def question(self) -> QuestionConfig:
@@ -202,7 +216,7 @@ class Experiment(Settings):
             UserError: a key that does not exist, or a value that it does not take.
         """
         document = self.model_dump(mode="json", exclude={"sweep"})
-        if (name := _pretrained(document)) and document["corpus"]["tokenizer"]["pretrained"] == name:
+        if (name := _pretrained(document, "proxy", "base")) and document["corpus"]["tokenizer"]["pretrained"] == name:
             del document["corpus"]["tokenizer"]  # it follows the model
         if self.stage == "finetune" and self.proxy == TrainingConfig.model_validate(_as_it_is(document["base"]["model"])):
             del document["proxy"]  # and so does this
@@ -235,9 +249,9 @@ def _as_it_is(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": {key: model[key] for key in ("pretrained", "allow_remote_code") if key in model}, "steps": 0}
 
 
-def _pretrained(document: Mapping[str, Any]) -> str | None:
-    """The pretrained model whose tokenizer an experiment follows: its proxy, or where that is fresh its base model."""
-    for section in ("proxy", "base"):
+def _pretrained(document: Mapping[str, Any], *sections: str) -> str | None:
+    """The pretrained model of the first section that has one. An experiment follows the tokenizer of its proxy, or where that is fresh of its base model."""
+    for section in sections:
         match document.get(section):
             case {"model": {"pretrained": str(name)}}:
                 return name

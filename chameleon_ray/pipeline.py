@@ -92,7 +92,9 @@ def common_start(experiments: Sequence[Experiment], corpus: TokenCorpus, backend
 
 
 def check_points(jobs: Sequence[MixtureJob], swept: Sequence[MixtureJob], corpus: TokenCorpus, backend: Backend) -> None:
-    """Raise what training the base model at one of a sweep's points would begin with; say which of them have none."""
+    """Raise `UserError` for a sweep that changes nothing, and what training the base model at one of its points would begin with; say which have none."""
+    if jobs[0].experiment.sweep and not swept:
+        raise UserError("sweep: no point changes the weights of any method; set sweep.train_base: true to train base models at every point, or remove sweep")
     trained = {job.point: job.experiment for job in compared(jobs, swept) if job.point}
     for at in trained.values():
         _check_bases(at, corpus, backend)
@@ -231,10 +233,14 @@ def open_corpus(experiment: Experiment, backend: Backend) -> TokenCorpus:
 
 
 def _check_pretrained(experiment: Experiment, backend: Backend) -> None:
-    for section, training in (("base", experiment.base), ("proxy", experiment.proxy)):
-        if training.model.pretrained is not None:
-            where = f"{section}.model.pretrained"
-            model = backend.find_model(training.model.pretrained, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
-            check_reads(model, experiment.corpus.tokenizer, where)
+    found = {}
+    for where, training in (("base.model.pretrained", experiment.base), ("proxy.model.pretrained", experiment.proxy)):
+        if (name := training.model.pretrained) is not None:
+            found[where] = backend.find_model(name, experiment.corpus.row_tokens, where, training.model.allow_remote_code)
             if training.model.lora is not None:
-                adapted_maps(training.model.lora, model)
+                adapted_maps(training.model.lora, found[where])
+    if len({model.tokenizer_sha256 for model in found.values()}) > 1:
+        told = "have different tokenizers, and both are to read the tokens of one corpus; choose two that share a tokenizer, or train the proxy"
+        raise UserError(f"base.model.pretrained, proxy.model.pretrained: {experiment.base.model.pretrained} and {experiment.proxy.model.pretrained} {told}")
+    for where, model in found.items():
+        check_reads(model, experiment.corpus.tokenizer, where)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from chameleon_ray.errors import UserError
 
@@ -31,6 +33,18 @@ class Settings(BaseModel):
     """Base of every configuration model: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        """A key that is null is a key that is not there, unless it may be null: so an override takes away what a file says."""
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if value is not None or key not in cls.model_fields or _takes_null(cls.model_fields[key])}
+
+
+def _takes_null(field: FieldInfo) -> bool:
+    return field.annotation is Any or type(None) in get_args(field.annotation)
 
 
 def validate(model: type[T], document: Mapping[str, Any], source: str) -> T:
@@ -129,14 +143,34 @@ def first_line(error: ValidationError, prefix: str = "") -> str:
         return f"{path}: unknown key (value {found!r}); remove it or correct its spelling{_sibling(error.title, mistake['loc'])}"
     if mistake["type"] == "missing":
         return f"{path}: missing; add it"
-    message = mistake["msg"].removeprefix("Value error, ")
+    message = _in_yaml(mistake) or mistake["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(found, (Mapping, BaseModel)) else f" (found {found!r})"
     return f"{path}: {message}{shown}" if path else message
 
 
+def _in_yaml(mistake: ErrorDetails) -> str | None:
+    """What was expected, where pydantic says it in Python's words."""
+    match mistake["type"]:
+        case "model_type":
+            model = _called(mistake["ctx"]["class_name"])
+            return f"expected a section with keys such as {', '.join(list(model.model_fields)[:3])}" if model else "expected a section"
+        case "dict_type":
+            return "expected a section of names and their values"
+        case "tuple_type":
+            found = mistake["input"]
+            return "expected a list" if isinstance(found, (Mapping, BaseModel)) else f"expected a list, as [{found}]"
+        case "too_short":
+            return "expected at least one"
+    return None
+
+
+def _called(title: str) -> type[BaseModel] | None:
+    return next((found for found in _below(Settings) if found.__name__ == title), None)
+
+
 def _sibling(title: str, location: tuple[int | str, ...]) -> str:
     """A known key close to the last part of the location, in the model that the parts before it lead to."""
-    model: type[BaseModel] | None = next((found for found in _below(Settings) if found.__name__ == title), None)
+    model = _called(title)
     parts = iter(location[:-1])
     for part in parts:
         if model is None or part not in model.model_fields:

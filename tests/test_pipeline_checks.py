@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ class Found(FakeBackend):
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
         self.asked.append((name, row_tokens))
-        return TrainedModel(name, "d", {}, 300, "0" * 64, Cost(), {"pretrained": name})
+        return TrainedModel(name, "d", {}, 300, hashlib.sha256(name.encode()).hexdigest(), Cost(), {"pretrained": name})
 
 
 def test_another_tokenizer_is_found_out_before_the_corpus_is_read() -> None:
@@ -43,6 +44,9 @@ def test_another_tokenizer_is_found_out_before_the_corpus_is_read() -> None:
         compare(asked, Found())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="^--model: someone/tiny has another tokenizer than the corpus"):
         evaluate(experiment(uniform={}), "someone/tiny", Found())  # type: ignore[arg-type]
+    two = {"proxy": {"model": {"pretrained": "another/tiny"}, "steps": 0}, "base": training, "corpus": {"domains": corpus["domains"]}}
+    with pytest.raises(UserError, match=r"someone/tiny and another/tiny have different tokenizers, and both are to read the tokens of one corpus"):
+        compare(parse_experiment({"name": "x", **two, "methods": {"uniform": {}}}), Found())  # type: ignore[arg-type]
     fitting = parse_experiment(
         {"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": {**training, "steps": 0}, "base": plain, "methods": {"uniform": {}}}
     )
@@ -87,6 +91,13 @@ def test_points_that_read_other_text_have_no_base_models(caplog: pytest.LogCaptu
     assert {job.point for job in swept} == {"corpus.row_tokens=64", "base.steps=5"}
     assert {job.point for job in compared(jobs, swept)} == {"", "base.steps=5"}
     assert caplog.messages == ["sweep at corpus.row_tokens=64: other text, or other tokens of it, on which base models cannot be compared; its weights only"]
+
+
+def test_a_sweep_that_changes_no_weights_is_refused() -> None:
+    training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
+    asked = {"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, "sweep": {"each": {"base.steps": [5]}}}
+    with pytest.raises(UserError, match=r"^sweep: no point changes the weights of any method; set sweep\.train_base: true"):
+        compare(parse_experiment({**asked, "methods": {"uniform": {}, "chameleon": {}}}), Reading())  # type: ignore[arg-type]
 
 
 def test_weights_of_another_tokenizer_are_used_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

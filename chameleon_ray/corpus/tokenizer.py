@@ -110,7 +110,8 @@ def check_reads(model: TrainedModel, config: TokenizerConfig, where: str) -> Non
     else:
         same = "training" in model.details
     if not same:
-        raise UserError(f"{where}: {model.address} has another tokenizer than the corpus; set corpus.tokenizer: {{pretrained: {model.address}}}")
+        name = model.details.get("pretrained", model.address)
+        raise UserError(f"{where}: {name} has another tokenizer than the corpus; set corpus.tokenizer: {{pretrained: {name}}}")
 
 
 class Encoder:

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from chameleon_ray.artifacts import Embeddings
 from chameleon_ray.backend import FitContext, Text, TrainJob, Work
 from chameleon_ray.config import TrainingConfig
-from chameleon_ray.errors import UserError
+from chameleon_ray.errors import UserError, naming
 from chameleon_ray.mixing.estimate import Estimate, estimate
 from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structureless
 from chameleon_ray.mixing.krls import Array, Ridge
@@ -27,6 +27,7 @@ from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, rows_of_
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
+from chameleon_ray.mixing.target import check_outside
 from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, LAST_PART, TextQuality, factors, losses_of, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
@@ -99,7 +100,8 @@ class Chameleon(Method):
         if self.stage == "finetune" and proxy.model.pretrained is None:
             raise UserError(
                 f"methods.{label}.stage: finetune, but here a proxy is trained from scratch, and finetuning weights come from the embeddings of the pretrained "
-                "model itself (algorithm 1 of the paper); give that model as proxy.model: {pretrained: NAME} with proxy.steps: 0, or set stage: pretrain"
+                "model itself (algorithm 1 of the paper); remove the section proxy (proxy=null) from an experiment with stage: finetune, give that model as "
+                "proxy.model: {pretrained: NAME} with proxy.steps: 0, or set stage: pretrain"
             )
 
     def trainings(self, proxy: TrainingConfig) -> list[TrainingConfig]:
@@ -117,10 +119,12 @@ class Chameleon(Method):
                 "(transfer); remove proxy.stop"
             )
         known = (*context.corpus.names, *context.corpus.targets)
-        for name in self.targets:
-            if name not in known:
-                where = f"methods.{context.label}.targets.{name}"
-                raise UserError(f"{where}: neither a domain nor one of corpus.targets; there are {', '.join(known)}{nearest(name, known)}")
+        with naming(f"methods.{context.label}"):
+            for name, boost in self.targets.items():
+                if name not in known:
+                    raise UserError(f"targets.{name}: neither a domain nor one of corpus.targets; there are {', '.join(known)}{nearest(name, known)}")
+                if name in context.corpus.targets:
+                    check_outside(name, boost, self.stage == "finetune")
 
     def looked_at(self, targets: Collection[str]) -> tuple[str, ...]:
         """Those of the corpus's targets, which are no domains, that the weights look towards."""
@@ -167,7 +171,8 @@ class Chameleon(Method):
         losses, looking = losses_of(proxy, context.corpus, context.backend)
         aims = self.looked_at(context.corpus.targets)
         others = context.backend.embed(proxy, context.corpus, context.embedding, aims) if aims else None
-        mixture = self.weigh(found.embeddings, context.corpus.tokens(), text_quality(context.corpus, losses), others)
+        with naming(f"methods.{context.label}"):
+            mixture = self.weigh(found.embeddings, context.corpus.tokens(), text_quality(context.corpus, losses), others)
         provenance = {**mixture.provenance, "corpus": context.corpus.digest, "proxy": proxy.digest, "proxy_address": proxy.address}
         if "snapshot_of" in proxy.details:
             provenance["proxy_is_snapshot_of"] = proxy.details["snapshot_of"]

@@ -101,6 +101,15 @@ def boosted(name: str, boost: float, score: float, floor: float, tau: float, cou
     return 1 / (1 / wanted - floor) - 1 / score
 
 
+def check_outside(name: str, boost: float, finetuning: bool) -> None:
+    """Raise `UserError` for a boost that text that is no domain cannot have."""
+    if finetuning and boost != 1:
+        told = "text that is no domain, and when finetuning what a target explains gets less; name a domain, or let the method have stage: pretrain"
+        raise UserError(f"targets.{name}: {told}")
+    if boost < 1:
+        raise UserError(f"targets.{name}: {boost:g}, and text that is no domain can only be looked towards; give 1 or more")
+
+
 def target_of(
     boosts: Mapping[str, float],
     names: Sequence[str],
@@ -138,11 +147,8 @@ def target_of(
             if share == 0:
                 raise UserError(f"targets.{name}: its prior is 0, and so is its weight whatever is asked for; give it a share of the prior")
             eta[i] = boost if finetuning else max(0.0, 1 + boosted(name, boost, float(scores[i]), floor, tau, share) / share)
-        elif finetuning:
-            raise UserError(f"targets.{name}: when finetuning, domains that a target explains get less; name a domain, or set stage: pretrain")
-        elif boost < 1:
-            raise UserError(f"targets.{name}: {boost:g}, and text that is no domain can only be looked towards; give 1 or more")
         else:
+            check_outside(name, boost, finetuning)
             j = others.index(name)
             counted[j] = boosted(name, boost, float(others_scores[j]), floor, tau, None)
     if (eta == 1).all() and not counted.any():

@@ -82,17 +82,9 @@ def evaluated(data: ReportData) -> tuple[str, ...]:
 
 
 def chameleon_label(data: ReportData) -> str | None:
-    """The method that costs are compared with: "chameleon", else the first label whose settings say method chameleon, of several the first that weighs for the
-    experiment's stage; None where there is none."""
-    if CHAMELEON in data.mixtures:
-        return CHAMELEON
-    labels = [
-        label
-        for label, mixture in data.mixtures.items()
-        if CHAMELEON in (mixture.provenance.get("method"), data.experiment.methods.get(label, {}).get("method"))
-    ]
-    stages = [data.experiment.methods.get(label, {}).get("stage", data.experiment.stage) for label in labels]
-    return next((label for label, stage in zip(labels, stages, strict=True) if stage == data.experiment.stage), labels[0] if labels else None)
+    """The method that costs are compared with: the first of Chameleon's that was fitted, or a mixture that says that it is of Chameleon; None without any."""
+    said = [label for label, mixture in data.mixtures.items() if mixture.provenance.get("method") == CHAMELEON]
+    return next((label for label in (*data.experiment.chameleons, *said) if label in data.mixtures), None)
 
 
 def domains_won(data: ReportData, label: str) -> int:

@@ -189,7 +189,10 @@ def test_error_bars_are_of_the_scores_that_look_towards_the_target() -> None:
         ({"targets": {"d2": 1e6}}, r"^targets\.d2: 1e\+06 cannot be reached, [\d.]+ is the most that the floor of this formula allows here; lower it"),
         ({"targets": {"d2": 1e-6}}, r"^targets\.d2: 1e-06 cannot be reached, 0\.\d+ is the least, when it explains nothing; raise it"),
         ({"targets": {"use": 0.5}}, r"^targets\.use: 0\.5, and text that is no domain can only be looked towards"),
-        ({"targets": {"use": 2}, "stage": "finetune"}, r"^targets\.use: when finetuning, domains that a target explains get less; name a domain"),
+        (
+            {"targets": {"use": 2}, "stage": "finetune"},
+            r"^targets\.use: text that is no domain, and when finetuning what a target explains gets less; name a domain",
+        ),
         ({"targets": {"d2": 2}, "prior": {"d2": 0.0, **{name: 1 / 6 for name in SPREAD if name != "d2"}}}, r"^targets\.d2: its prior is 0"),
     ],
 )

@@ -91,8 +91,15 @@ def test_unseen_text_is_embedded_where_weights_look_towards_it() -> None:
     context = replace(context, backend=backend, corpus=with_target(context.corpus, "use", "other"))
     mixture = Chameleon(bootstrap_draws=0, targets={"use": 1.2}).fit(context)
     assert [names for _, names in backend.embedded] == [None, ("use",)] and "embedding 2" in mixture.ledger
-    with pytest.raises(UserError, match=r"^methods\.label\.targets\.usee: neither a domain nor one of corpus\.targets; .*did you mean 'use'"):
-        Chameleon(targets={"usee": 2.0}).fit(context)
+    backend.embedded.clear()
+    for method, told in (
+        (Chameleon(targets={"usee": 2.0}), r"neither a domain nor one of corpus\.targets; .*did you mean 'use'"),
+        (Chameleon(targets={"use": 0.5}), "0.5, and text that is no domain can only be looked towards; give 1 or more"),
+        (Chameleon(targets={"use": 2.0}, stage="finetune"), "text that is no domain, and when finetuning what a target explains gets less"),
+    ):
+        with pytest.raises(UserError, match=rf"^methods\.label: targets\.usee?: {told}"):
+            method.check(context)
+    assert not backend.embedded, "before anything is embedded"
 
 
 def test_published_weights_under_other_names() -> None:
@@ -136,6 +143,8 @@ def experiment(**more: Any) -> Any:
             r"transfer: corpus\.domains_from\.clusters would train the proxy on the text that it divides; name a pretrained model",
         ),
         ({"stage": "finetune"}, r"base\.model: stage finetune goes on from a model that is trained already; give base\.model: \{pretrained: NAME\}"),
+        ({"stage": "finetune", "base": None}, r"base\.model: stage finetune goes on from a model that is trained already"),
+        ({"proxy": None, "base": {"model": {"pretrained": "m"}, "steps": 4}}, r"proxy: missing; .*\{model: \{pretrained: m\}, steps: 0\}"),
         ({"base": {"model": {"preset": "cpu-tiny", "lora": {}}, "steps": 4}}, r"base\.model: lora trains adapters beside a pretrained model"),
         ({"proxy": {"model": {"pretrained": "m", "lora": {}}, "steps": 4}}, r"proxy: lora is for base\.model; a proxy is trained whole"),
         ({"methods": {"doremi": {"proxy": {"model": {"pretrained": "m", "lora": {}}}}}}, r"lora is for base\.model"),
@@ -152,6 +161,8 @@ def test_finetuning_embeds_with_its_base_and_compares_three_mixtures() -> None:
     base = {"model": {"pretrained": "some/model", "lora": {"rank": 8}}, "steps": 4}
     found = parse_experiment({"name": "x", "stage": "finetune", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "base": base})
     assert (found.proxy.model.pretrained, found.proxy.steps, found.proxy.model.lora) == ("some/model", 0, None)
+    nothing = {"proxy": None, "corpus": {"domains": {"a": {"files": ["a.txt"]}}, "tokenizer": None}, "embedding": None}
+    assert parse_experiment({"name": "x", "stage": "finetune", "base": base, **nothing}) == found, "what is null is not there"
     assert found.corpus.tokenizer.pretrained == "some/model" and tuple(found.methods) == ("uniform", "alpha_ft", "alpha_pt")
     assert [found.mixer(label).stage for label in ("alpha_ft", "alpha_pt", "chameleon")] == ["finetune", "pretrain", "finetune"]  # type: ignore[attr-defined]
     at = found.at({"methods.alpha_ft.temperature": {"relative": 0.5}})
