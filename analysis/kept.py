@@ -1,5 +1,5 @@
 """What comparisons of the same methods found with different seeds, kept beside the tables that are made of it: hours of work may be cut in pieces, on several
-machines, and only these few kilobytes have to stay. Every seed has files of its own."""
+machines, and only these few kilobytes have to stay. Every seed has a file of its own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 
 from chameleon_ray.artifacts import DocumentLosses, SplitLosses
 from chameleon_ray.errors import UserError
-from chameleon_ray.evaluation.measurements import document_table, losses_of
+from chameleon_ray.evaluation.measurements import document_table, losses_by_document
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.records import read_table, write_table
 from chameleon_ray.report.data import BEFORE
 
-SETTING = b"setting"
+SETTING, MIXTURES = b"setting", b"weights"  # what a file of losses says beside them, as JSON
 WEIGHTS = pa.schema([("method", pa.string()), ("seed", pa.int64()), ("domain", pa.string()), ("weight", pa.float64()), ("stderr", pa.float64())])
 Setting = Mapping[str, Any]  # what seeds must have in common to stand in one table; "methods" has that of each, by label
 
@@ -58,7 +58,7 @@ class Kept:
         found, losses = {}, self.losses.filter(pc.equal(self.losses["split"], split))
         for key in losses.group_by(["method", "seed"], use_threads=False).aggregate([]).to_pylist():
             here = pc.and_(pc.equal(losses["method"], key["method"]), pc.equal(losses["seed"], key["seed"]))
-            found[key["method"], key["seed"]] = losses_of(losses.filter(here))[split]
+            found[key["method"], key["seed"]] = losses_by_document(losses.filter(here))[split]
         return found
 
     def check(self, setting: Setting) -> None:
@@ -96,20 +96,20 @@ class Kept:
         return {(row["method"], row["seed"]): row["corpus"] for row in rows}
 
     def save(self, folder: Path, seeds: Sequence[int]) -> None:
-        """Write the tables of some seeds."""
+        """Write what there is of some seeds, each in one piece."""
         for seed in seeds:
-            for name, table in (("weights", self.weights), ("losses", self.losses)):
-                mine = table.filter(pc.equal(table["seed"], seed)).replace_schema_metadata({SETTING: json.dumps(self.setting).encode()})
-                write_table(str(folder / f"{name}-{seed:03d}.parquet"), mine)
+            losses, weights = (table.filter(pc.equal(table["seed"], seed)) for table in (self.losses, self.weights))
+            beside = {SETTING: json.dumps(self.setting), MIXTURES: json.dumps(weights.to_pylist())}
+            write_table(str(folder / f"seed-{seed:03d}.parquet"), losses.replace_schema_metadata(beside))
 
     @staticmethod
     def load(folder: Path) -> Kept | None:
         """Read back what there is."""
         found = None
-        for file in sorted(folder.glob("losses-*.parquet")):
-            losses, weights = (read_table(str(file.with_name(file.name.replace("losses", name)))) for name in ("losses", "weights"))
-            setting = json.loads(losses.schema.metadata[SETTING])
-            mine = Kept(setting, losses.replace_schema_metadata(), weights.replace_schema_metadata())
+        for file in sorted(folder.glob("seed-*.parquet")):
+            losses = read_table(str(file))
+            setting, weights = (json.loads(losses.schema.metadata[key]) for key in (SETTING, MIXTURES))
+            mine = Kept(setting, losses.replace_schema_metadata(), pa.Table.from_pylist(weights, WEIGHTS))
             found = found.with_newer(mine) if found else mine
         return found
 

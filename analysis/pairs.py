@@ -24,9 +24,11 @@ from scipy.stats import t as student
 
 from analysis.kept import Kept, Setting, kept_of
 from chameleon_ray.backend import Backend
+from chameleon_ray.corpus.sources import combined, plan_sources
+from chameleon_ray.discovery import domains_before
 from chameleon_ray.evaluation.losses import mean_nats
 from chameleon_ray.experiment import Experiment
-from chameleon_ray.identity import NOT_IN_DIGEST
+from chameleon_ray.identity import NOT_IN_DIGEST, VERSIONS
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.ray_backend import RayBackend
@@ -41,6 +43,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 KEPT = REPOSITORY / "analysis" / "results" / "kept"
 
 PAIRS = (3, 4, 6, 8)
+# Kinds of artifacts on the way to a loss.
+MEASURED_WITH = ("tokenizer", "corpus", "model", "proxy", "embeddings", "glance", "mixture", "losses")
 Means = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
 
 
@@ -60,7 +64,7 @@ def seed_by_seed(
     for chosen in [list(seeds)] if together else [[seed] for seed in seeds]:
         settings = experiment(chosen)
         backend = RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True)))
-        folder, setting = kept / settings.name, setting_of(settings, backend)
+        folder, setting = kept / settings.name, setting_of(settings, backend, text_of(settings))
         if earlier := Kept.load(folder):
             earlier.check(setting)
         found = run(settings, backend)
@@ -110,9 +114,16 @@ def means_of(kept: Kept, split: str) -> Means:
     return found
 
 
-def setting_of(experiment: Experiment, backend: Backend) -> Setting:
-    """What runs have in common that may stand in one table: everything but how they are computed and where files and models lie. Of
-    pretrained models of the base and the proxy the content counts, read whole; where data sets lie counts."""
+def text_of(experiment: Experiment) -> list[str]:
+    """What tells the text of an experiment from any other, wherever it lies, and that of the proxy's domains where these are others."""
+    transfer = [] if experiment.transfer is None else [domains_before(experiment)]
+    plans = [plan_sources(config, experiment.reads) for config in (experiment.corpus, *transfer)]
+    return [combined(f"{source.origin.domain} {source.origin.heldout} {source.fingerprint}" for source in sources) for sources in plans]
+
+
+def setting_of(experiment: Experiment, backend: Backend, text: Sequence[str]) -> Setting:
+    """What runs have in common that may stand in one table: everything but how they are computed and where files and models lie. Of text (`text_of`) and of
+    pretrained models of the base and the proxy the content counts, and the versions of what makes results of them."""
     contents: dict[str, str] = {}
     for where, model in (("base", experiment.base.model), ("proxy", experiment.proxy.model)):
         if model.pretrained:
@@ -121,7 +132,8 @@ def setting_of(experiment: Experiment, backend: Backend) -> Setting:
     sections = experiment.model_dump(mode="json", exclude={"name", "seeds", "storage", "sweep", "resources"})
     found = {key: _without_places(value, contents) for key, value in sections.items()}
     methods = {label: {**settings, "version": experiment.mixer(label).version} for label, settings in found["methods"].items()}
-    return {"training": _training(experiment), **found, "methods": methods}
+    versions = {kind: VERSIONS[kind] for kind in MEASURED_WITH}
+    return {"training": _training(experiment), **found, "methods": methods, "text": list(text), "versions": versions}
 
 
 def _without_places(value: Any, contents: Mapping[str, str]) -> Any:

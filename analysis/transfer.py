@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.kept import Kept
-from analysis.pairs import REPOSITORY, parser_of, seed_by_seed, setting_of
+from analysis.pairs import REPOSITORY, parser_of, seed_by_seed, setting_of, text_of
 from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.discovery import read_corpus
 from chameleon_ray.errors import UserError
@@ -80,7 +80,7 @@ def carried_over(going_on: Sequence[str], scratch: Sequence[str], kept: Path) ->
         experiment = transferred(piece, [*settings, "seeds=[0]"])
         backend = RayBackend(experiment.storage, experiment.resources)
         if piece == "scratch":
-            found.check(setting_of(experiment, backend))
+            found.check(setting_of(experiment, backend, text_of(experiment)))
         corpora.append(read_corpus(experiment, backend))
     weights: dict[str, list[float]] = {}
     for row in found.weights.to_pylist():

@@ -23,7 +23,7 @@ from rich.console import Console
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.fitting import MixtureJob
 from chameleon_ray.mixing.chameleon import Chameleon
-from chameleon_ray.mixing.text_quality import losses_of, text_quality
+from chameleon_ray.mixing.text_quality import proxy_losses, text_quality
 from chameleon_ray.ray_backend import RayBackend
 from chameleon_ray.ray_progress import Reporter
 from chameleon_ray.settings import validate
@@ -51,7 +51,7 @@ def main() -> None:
     context = MixtureJob.of("chameleon", "", experiment, corpus, backend).context(backend)
     looked = Chameleon().embed(context)
     proxy, embeddings = looked.proxy, looked.embeddings
-    texts = text_quality(corpus, losses_of(proxy, corpus, backend)[0])
+    texts = text_quality(corpus, proxy_losses(proxy, corpus, backend)[0])
     found = {label: Chameleon.model_validate(settings).weigh(embeddings, corpus.tokens(), texts) for label, settings in VARIANTS.items()}
     plain = Chameleon().weigh(embeddings.select(DOMAINS))
     print(f"| domain | without twins | {' | '.join(found)} | compression | repeated | structure |\n|---|{'---|' * (len(found) + 4)}")
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def write_twins(folder: Path) -> dict[str, Path]:
-    """Name -> a file of documents, written unless it is there."""
+    """Name -> a file of documents, written anew."""
     generator = np.random.default_rng(0)
     documents = _documents(MODEL_OF)
     made = {

@@ -7,6 +7,7 @@ written last, so that an interrupted phase is never taken for a finished one.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -281,6 +282,7 @@ class Embeddings:
         group_counts: [k, groups] samples in each group; of a domain that is several in one, in the proportions of their text, no whole numbers then.
         layer: index into `hidden_states` (0 is the token embedding).
         ledger: digest -> tokens and operations of the forward passes.
+        precisions: number formats that the model was in; several where machines differed, none where that is not known.
     """
 
     names: tuple[str, ...]
@@ -288,6 +290,7 @@ class Embeddings:
     group_counts: Counts
     layer: int
     ledger: Mapping[str, Cost] = field(default_factory=dict)
+    precisions: tuple[str, ...] = ()
 
     @property
     def means(self) -> NDArray[np.float64]:
@@ -330,13 +333,14 @@ class Embeddings:
             some = slice(start, start := start + len(part.names))
             part.group_sums.reshape(len(part.names), -1, *shape[1:]).sum(axis=1, out=sums[some])
             part.group_counts.reshape(len(part.names), -1, shape[1]).sum(axis=1, out=counts[some])
-        return cls(names, sums, counts, parts[0].layer, {digest: cost for part in parts for digest, cost in part.ledger.items()})
+        ledger = {digest: cost for part in parts for digest, cost in part.ledger.items()}
+        return cls(names, sums, counts, parts[0].layer, ledger, tuple(sorted({precision for part in parts for precision in part.precisions})))
 
     def save(self, address: str) -> dict[str, Any]:
         """Write the arrays; what the record is to hold."""
         write_tensors(storage.join(address, "embeddings.safetensors"), {"group_sums": self.group_sums, "group_counts": self.group_counts})
         ledger = {digest: asdict(cost) for digest, cost in self.ledger.items()}
-        return {"names": list(self.names), "layer": self.layer, "ledger": ledger}
+        return {"names": list(self.names), "layer": self.layer, "ledger": ledger, "precisions": list(self.precisions)}
 
     @classmethod
     def load(cls, address: str) -> Embeddings:
@@ -344,7 +348,7 @@ class Embeddings:
         content = read_record(address)["content"]
         ledger = {digest: Cost(**cost) for digest, cost in content["ledger"].items()}
         arrays = read_tensors(storage.join(address, "embeddings.safetensors"))
-        return cls(tuple(content["names"]), arrays["group_sums"], arrays["group_counts"], content["layer"], ledger)
+        return cls(tuple(content["names"]), arrays["group_sums"], arrays["group_counts"], content["layer"], ledger, tuple(content["precisions"]))
 
 
 @dataclass(frozen=True)
@@ -371,8 +375,8 @@ class DocumentLosses:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean."""
-        return math.exp(self.mean_nats)
+        """exp of the mean; infinite where that is past what a float64 holds."""
+        return math.exp(self.mean_nats) if self.mean_nats < LARGEST_NATS else self.mean_nats * math.inf
 
     @property
     def stderr_perplexity(self) -> float:
@@ -387,6 +391,7 @@ class DocumentLosses:
 
 
 SplitLosses = dict[str, dict[str, DocumentLosses]]  # split -> domain -> losses
+LARGEST_NATS = math.log(sys.float_info.max)  # whose perplexity is a number
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

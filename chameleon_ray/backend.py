@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import LARGEST_NATS, Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.config import EmbeddingConfig, TrainingConfig
 from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.limits import Limits
@@ -159,6 +159,16 @@ class TrainJob:
     def key(self, setting: str) -> str:
         """The key of a setting of the training in the experiment file, for error messages."""
         return self.keys.get(setting, f"{'base' if self.role == 'base' else 'proxy'}.{setting}")
+
+    def divergence(self, losses: Mapping[str, float]) -> str | None:
+        """What went wrong in training, where one of its held-out losses is past measuring."""
+        found = past_measuring(losses)
+        return found and f"{self.role}: {found}: it has diverged; lower {self.key('learning_rate')} or raise {self.key('warmup_steps')}"
+
+
+def past_measuring(losses: Mapping[str, float]) -> str | None:
+    """Of held-out losses in nats per token the first that is not finite, or whose perplexity is not, in words; None where there is none."""
+    return next((f"its loss on held-out text of {name!r} is {nats:.4g} nats a token" for name, nats in losses.items() if not nats < LARGEST_NATS), None)
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ class ProxyChanges(Settings):
 
     def applied_to(self, training: TrainingConfig) -> TrainingConfig:
         """The training with what is given here in its place; raises `UserError` when the two do not fit each other."""
-        return validate(TrainingConfig, {**training.model_dump(), **self.model_dump(exclude_none=True)}, "proxy")
+        return validate(TrainingConfig, {**training.model_dump(exclude_unset=True), **self.model_dump(exclude_none=True)}, "proxy")
 
 
 def refuse_lora(model: ModelConfig | None) -> ModelConfig | None:
@@ -203,10 +203,11 @@ def refuse_lora(model: ModelConfig | None) -> ModelConfig | None:
 
 
 class EmbeddingConfig(Settings):
-    """Which hidden state, and of how many rows per domain: at most `samples_per_domain`, each one packed train row."""
+    """Which hidden state, of how many rows per domain (at most `samples_per_domain`, each one packed train row), and in which number format the model is."""
 
     samples_per_domain: PositiveInt = 4096
     layer: Literal["middle"] | int = "middle"
+    precision: Precision = "auto"
 
     @field_validator("layer", mode="before")
     @classmethod

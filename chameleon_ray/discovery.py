@@ -66,12 +66,18 @@ def transferred_from(experiment: Experiment, backend: Backend, at: Experiment | 
     asked = at or experiment
     if asked.transfer is None:
         return None
-    domains = asked.transfer.domains
-    config = asked.corpus.model_copy(update={"domains": domains, "domains_from": asked.transfer.domains_from, "require_heldout": False})
+    config = domains_before(asked)
     with told_by([("corpus.domains", "transfer.domains")]):
         corpus = backend.tokenize(config, experiment.seeds[0], _reads(experiment, asked))
-    same = {name: old for name, source in asked.corpus.domains.items() for old, text in domains.items() if text == source}
+    same = {name: old for name, source in asked.corpus.domains.items() for old, text in config.domains.items() if text == source}
     return Transfer(corpus, same)
+
+
+def domains_before(experiment: Experiment) -> CorpusConfig:
+    """The text that the proxy of an experiment with `transfer` is trained on."""
+    assert experiment.transfer is not None
+    before = {"domains": experiment.transfer.domains, "domains_from": experiment.transfer.domains_from}
+    return experiment.corpus.model_copy(update={**before, "require_heldout": False})
 
 
 def _reads(experiment: Experiment, asked: Experiment) -> Reads | None:

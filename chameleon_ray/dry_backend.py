@@ -19,6 +19,7 @@ from chameleon_ray.corpus.chunks import embedded_rows
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.corpus_config import CorpusConfig, TokenizerConfig
+from chameleon_ray.evaluation.losses import MEASURED_IN
 from chameleon_ray.models.architecture import Architecture, measuring
 from chameleon_ray.models.devices import Device
 from chameleon_ray.places import Place, layer_of
@@ -110,8 +111,8 @@ class DryBackend:
         self._found[place.digest] = divided(text, asked, names)
         self.guessed = True
         what, flops = f"{len(names)} clusters: documents embedded at layer {number}", per_token.flops * tokens
-        held = max(self._forward_bytes(model, config.row_tokens, number), search.driver_bytes)
-        shape = self._shape(model, config.row_tokens, number)
+        held = max(self._forward_bytes(model, config.row_tokens, number, "auto"), search.driver_bytes)
+        shape = self._shape(model, config.row_tokens, number, "auto")
         item = Item(self.part, what, "forward", self._next(), False, tokens, flops, held, text_bytes / 3, shape=shape, text_bytes=text_bytes)
         self._note(item, place.digest)
         return Clusters(place.address, place.digest, {}, "domain", {}, Cost())
@@ -187,7 +188,7 @@ class DryBackend:
         models = {key: self._model(corpus, job) for key, (job, _) in jobs.items()}
         for key, model in models.items():
             unknown = None if jobs[key][1] else f"{key} measured"
-            self._measure(model, corpus, splits, corpus.measured_at_most, "held-out losses of the base models", evaluating, max(1, missing), unknown)
+            self._measure(model, corpus, splits, evaluating, max(1, missing), unknown)
         return models
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
@@ -206,16 +207,16 @@ class DryBackend:
     def embed(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Embeddings:
         """Placeholders: a domain's embedding is nothing yet."""
         number, per_token = layer_of(model, corpus.row_tokens, spec.layer)
-        place, rows = self.real.places.embeddings(model.digest, corpus, number, spec.samples_per_domain, names), embedded_rows(corpus, names)
+        place, rows = self.real.places.embeddings(model.digest, corpus, number, spec, names), embedded_rows(corpus, names)
         if place.is_complete:
             self._note(Item(self.part, "embeddings", "forward", self._next(), True), place.digest)
             return self.real.embed(model, corpus, spec, names)
         tokens = float(sum(min(each, spec.samples_per_domain) for each in rows.values()) * corpus.row_tokens)
         what = f"embedding {f'{len(rows)} of them ' if names else ''}at layer {number}"
-        shape = self._shape(model, corpus.row_tokens, number)
+        shape = self._shape(model, corpus.row_tokens, number, spec.precision)
         width = Architecture.of_trained(model, corpus.row_tokens).width
         disk = 32.0 * 8 * width * len(rows)
-        held = self._forward_bytes(model, corpus.row_tokens, number)
+        held = self._forward_bytes(model, corpus.row_tokens, number, spec.precision)
         self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, held, disk, shape=shape), place.digest)
         k = len(rows)
         return Embeddings(tuple(rows), np.broadcast_to(0.0, (k, 1, width)), np.ones((k, 1), np.int64), number)
@@ -232,14 +233,10 @@ class DryBackend:
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Note held-out losses; nothing is known of them."""
-        self.measure(models, corpus, splits, corpus.measured_at_most)
-        return []
-
-    def measure(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None, what: str = "") -> None:
-        """Note held-out losses of some models."""
         group = self._next()
         for model in models:
-            self._measure(model, corpus, splits, rows_at_most, what or "held-out losses", group)
+            self._measure(model, corpus, splits, group)
+        return []
 
     def note_report(self, address: str | None) -> None:
         """Note the report of a comparison; where it will lie is known once all its models are."""
@@ -256,7 +253,7 @@ class DryBackend:
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         """Note a look at losses."""
-        self.measure([model], corpus, ("valid",), corpus.rows_in(tokens_per_domain), "a look at the proxy's losses")
+        self._measure(model, corpus, ("valid",), self._next(), glance_rows=corpus.rows_in(tokens_per_domain))
         return ProxyLosses("", {}, Cost())
 
     def _measure(
@@ -264,19 +261,21 @@ class DryBackend:
         model: TrainedModel,
         corpus: TokenCorpus,
         splits: Sequence[str],
-        rows_at_most: int | None,
-        what: str,
         group: int,
         beside: int = 0,
         unknown: str | None = None,
+        glance_rows: int | None = None,
     ) -> None:
         """Losses by all actors that there is room for (a short pass starts fewer, in the time that these would take); beside others, in trials, by one run's
-        workers. Of an `unknown` model nothing can be done yet."""
-        place = self.real.places.losses(model.digest, corpus, splits, rows_at_most)
+        workers. Of an `unknown` model nothing can be done yet. `glance_rows`: of a glance."""
+        rows_at_most = glance_rows or corpus.measured_at_most
+        what = "a look at the proxy's losses" if glance_rows else "held-out losses"
+        places = self.real.places
+        place = places.glance(model.digest, corpus, glance_rows) if glance_rows else places.losses(model.digest, corpus, splits, rows_at_most)
         tokens, flops = measuring(model, corpus, splits, rows_at_most)
-        shape, is_done = self._shape(model, corpus.row_tokens, None), place.is_complete and unknown is None
+        shape, is_done = self._shape(model, corpus.row_tokens, None, MEASURED_IN), place.is_complete and unknown is None
         kind: Kind = "measure" if beside else "forward"
-        held = 0 if is_done else self._forward_bytes(model, corpus.row_tokens, None)
+        held = 0 if is_done else self._forward_bytes(model, corpus.row_tokens, None, MEASURED_IN)
         item = Item(self.part, what, kind, group, is_done, tokens, flops, held, beside=max(1, beside), shape=shape)
         self._note(item, unknown or place.digest)
 
@@ -347,18 +346,18 @@ class DryBackend:
         heads = None if job.start else job.training.model.shape[1]
         return self._of(Architecture.of(job, corpus), heads, corpus.vocab_size, corpus.row_tokens, batch_rows, job.training.precision)
 
-    def _shape(self, model: TrainedModel, row_tokens: int, layers: int | None) -> Shape:
+    def _shape(self, model: TrainedModel, row_tokens: int, layers: int | None, precision: Precision) -> Shape:
         """Of forward passes, through some layers."""
         architecture = Architecture.of_trained(model, row_tokens)
         heads = None if "architecture" in model.details else ModelConfig(**model.details["training"]["model"]).shape[1]
-        found = self._of(architecture, heads, model.vocab_size, row_tokens, 0, "auto")
+        found = self._of(architecture, heads, model.vocab_size, row_tokens, 0, precision)
         return found if layers is None else replace(found, layers=layers)
 
-    def _forward_bytes(self, model: TrainedModel, row_tokens: int, layers: int | None) -> int:
+    def _forward_bytes(self, model: TrainedModel, row_tokens: int, layers: int | None, precision: Precision) -> int:
         from chameleon_ray.training.forecast import forward_bytes
 
         architecture = Architecture.of_trained(model, row_tokens)
-        return forward_bytes(architecture, row_tokens, layers, bool(self.real.resources.gpus_per_worker), self.device)
+        return forward_bytes(architecture, row_tokens, layers, bool(self.real.resources.gpus_per_worker), precision, self.device)
 
     def _of(self, architecture: Architecture, heads: int | None, vocab_size: int, row_tokens: int, batch_rows: int, precision: Precision) -> Shape:
         resources = self.real.resources

@@ -79,7 +79,7 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     if (start := common_start([job.experiment for job, _ in trained], corpus, dry)) is not None:
         dry.evaluate([start], corpus, SPLITS)
     is_known = all(known for _, known in bases.values()) and len(possible) == len(fits)
-    dry.note_report(report_address(experiment, models, {}, dry) if is_known else None)
+    dry.note_report(report_address(experiment, fits, models, {}, dry) if is_known else None)
 
 
 def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:

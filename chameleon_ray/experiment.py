@@ -210,12 +210,12 @@ class Experiment(Settings):
         return [self.at(point) for point in self.sweep.points()] if self.sweep else []
 
     def at(self, point: Mapping[str, Any]) -> Experiment:
-        """The experiment with a sweep's values in place.
+        """The experiment with a sweep's values in place, as if the file had them: what follows from them unless it is given, follows.
 
         Raises:
             UserError: a key that does not exist, or a value that it does not take.
         """
-        document = self.model_dump(mode="json", exclude={"sweep"})
+        document = {**self.model_dump(mode="json", exclude={"sweep"}, exclude_unset=True), "methods": copy.deepcopy(self.methods)}
         if (name := _pretrained(document, "proxy", "base")) and document["corpus"]["tokenizer"]["pretrained"] == name:
             del document["corpus"]["tokenizer"]  # it follows the model
         if self.stage == "finetune" and self.proxy == TrainingConfig.model_validate(_as_it_is(document["base"]["model"])):
@@ -274,6 +274,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         UserError: unreadable file, unknown key, wrong value, or an environment variable that is not set.
     """
     document = read_yaml(path)
+    files = [str(path), *(override[1:] for override in overrides if override.startswith("@"))]
     for override in overrides:
         keys = read_yaml(override[1:]) if override.startswith("@") else {override.partition("=")[0]: None}
         if "methods" not in document and any(str(key).startswith("methods.") for key in keys):
@@ -283,7 +284,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
                 set_key(document, str(key), value, override)
         else:
             apply_override(document, override)
-    return parse_experiment(document, source=str(path))
+    return parse_experiment(document, source=" with ".join(files))
 
 
 def parse_experiment(document: Mapping[str, Any], source: str = "experiment") -> Experiment:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import Reads, TrainJob, Transfer, rule_settings
-from chameleon_ray.config import LoraConfig, TrainingConfig
+from chameleon_ray.config import EmbeddingConfig, LoraConfig, TrainingConfig
 from chameleon_ray.corpus_config import CorpusConfig
 
 # Of a training section: how it is computed, not what.
@@ -35,25 +35,34 @@ VERSIONS: dict[str, int] = {
     "corpus": 5,  # reading, splitting, packing, order of rows, targets, samples of the text, what is counted and looked at
     "clusters": 2,  # documents, vectors, directions, k-means, merging, words
     "tokenizer": 2,  # what tells one tokenizer from another
-    "model": 4,  # order of the data, initialisation, optimizer, steps
+    "model": 5,  # order of the data, initialisation, optimizer, steps
     "family": 2,  # models that are the beginning of one run
     "proxy": 4,  # one run of a swarm, and its measurement
-    "embeddings": 6,  # layer, samples, pooling, groups
-    "losses": 3,  # held-out losses by document
+    "embeddings": 7,  # layer, samples, pooling, groups
+    "losses": 4,  # held-out losses by document
+    "glance": 1,  # losses by domain on a few rows
     "foreign": 3,  # a model that others trained
-    "mixture": 8,  # what is around a method; the method has a version of its own
-    "report": 12,  # what is shown of the results
+    "mixture": 9,  # what is around a method; the method has a version of its own
+    "report": 13,  # what is shown of the results
+}
+
+# What is made of other kinds on the way, whose digests are not among its inputs.
+MADE_WITH: dict[str, tuple[str, ...]] = {
+    "family": ("model",),
+    "mixture": ("model", "proxy", "embeddings", "glance"),
+    "report": ("losses",),
 }
 
 
 def digest_of(kind: str, content: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that change with anything in `content` and with the version of the kind.
+    """Twelve hexadecimal digits that change with anything in `content`, and with the version of the kind or of what it is made with.
 
     Args:
         kind: a key of `VERSIONS`.
         content: what JSON can hold, without numbers that are not finite.
     """
-    text = json.dumps({"kind": kind, "version": VERSIONS[kind], **content}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    versions = {"version": VERSIONS[kind], "made_with": {other: VERSIONS[other] for other in MADE_WITH.get(kind, ())}}
+    text = json.dumps({"kind": kind, **versions, **content}, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -156,16 +165,21 @@ def _lora_content(lora: LoraConfig) -> dict[str, Any]:
     return {"rank": lora.rank, "scale": lora.scale, "targets": sorted(lora.targets)}
 
 
-def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int, names: Sequence[str] | None = None) -> str:
+def embeddings_digest(model: str, corpus: TokenCorpus, layer: int, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> str:
     """Of the embeddings of a corpus's domains, or of those named, by a model (its digest)."""
-    some = {} if names is None else {"names": list(names)}
-    return digest_of("embeddings", {"model": model, "corpus": corpus.digest, "layer": layer, "samples_per_domain": samples_per_domain, **some})
+    content = {**spec.model_dump(mode="json", exclude={"layer"}), "layer": layer, **({} if names is None else {"names": list(names)})}
+    return digest_of("embeddings", {"model": model, "corpus": corpus.digest, **content})
 
 
 def losses_digest(model: str, corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None) -> str:
     """Of a model's (its digest) losses on some splits, or on so many rows of them at even distances."""
     part = {} if rows_at_most is None else {"even_rows": rows_at_most}
     return digest_of("losses", {"model": model, "corpus": corpus.digest, "splits": list(splits), **part})
+
+
+def glance_digest(model: str, corpus: TokenCorpus, rows_per_domain: int) -> str:
+    """Of a glance at a model's (its digest) losses, on so many rows of everything measured."""
+    return digest_of("glance", {"model": model, "corpus": corpus.digest, "even_rows": rows_per_domain})
 
 
 def foreign_digest(config: str, weights: Sequence[str]) -> str:
@@ -197,6 +211,6 @@ def mixture_digest(
     return digest_of("mixture", {**content, **begun, "label": label, "corpus": corpus.digest, "seed": seed})
 
 
-def report_digest(models: Sequence[str], experiment: Mapping[str, Any], failures: Mapping[str, str]) -> str:
-    """Of a report: its base models ("label/seed/digest"), the experiment without its resources, and what failed."""
-    return digest_of("report", {"models": sorted(models), "experiment": dict(experiment), "failures": dict(failures)})
+def report_digest(mixtures: Sequence[str], models: Sequence[str], experiment: Mapping[str, Any], failures: Mapping[str, str]) -> str:
+    """Of a report: its mixtures and base models ("label/seed/digest"), the experiment without its resources, and what failed."""
+    return digest_of("report", {"mixtures": sorted(mixtures), "models": sorted(models), "experiment": dict(experiment), "failures": dict(failures)})

@@ -79,9 +79,10 @@ def processes_of(item: Item, at_once: int, workers: int) -> int:
 
 
 def stated_pace(items: Sequence[Item], resources: Resources, mfu: float, device: Device) -> Pace:
-    """By a share of a device's peak: one run at a time, on as many devices as it has workers."""
+    """By a share of a device's peak in the number format of each item: one run at a time, on as many devices as it has workers."""
     workers = resources.num_workers
-    rates = {(item.shape, processes_of(item, 1, workers)): mfu * device.peak_flops for item in items if item.shape is not None}
+    shaped = [(item, item.shape) for item in items if item.shape is not None]
+    rates = {(shape, processes_of(item, 1, workers)): mfu * device.peak_flops(shape.precision) for item, shape in shaped}
     how = f"{mfu:g} of the peak of {workers} {device.name}"
     return Pace(how, rates, 1, workers, resources.cpus_per_worker * workers, TYPICAL_START_SECONDS)
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
-from chameleon_ray.backend import Backend, TrainJob, start_of
+from chameleon_ray.backend import Backend, TrainJob, past_measuring, start_of
 from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.corpus_config import CorpusChanges
 from chameleon_ray.discovery import read_corpus, transferred_from
 from chameleon_ray.errors import UserError, naming
+from chameleon_ray.evaluation.losses import mean_of_tokens
 from chameleon_ray.experiment import Experiment, describe
 from chameleon_ray.fitting import MixtureJob, check_settings, compared, fit, fit_all, mixture_jobs, refits
 from chameleon_ray.mixing.methods import Weigher
@@ -54,7 +55,8 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     corpus = checked_corpus(experiment, backend)
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     check_points(jobs, swept, corpus, backend)
-    fits, failures = fit_all(refits([*jobs, *swept]), backend)
+    wanted = refits([*jobs, *swept])
+    fits, failures = fit_all(wanted, backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
     bases = {
         (job.label, seed): base_job(
@@ -68,8 +70,10 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
         raise UserError(next(iter({**failures, **failures_of(runs)}.values())))
     start = common_start([job.experiment for job, _ in trained], corpus, backend)
     before = backend.evaluate([start], corpus, SPLITS)[0] if start else None
+    if before and (odd := past_measuring(mean_of_tokens(before))):
+        raise UserError(f"base.model.pretrained: {odd} before it is trained further: its weights are broken; take another model")
     data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
-    return Comparison(data, fits, models, report_of(data, models, backend))
+    return Comparison(data, fits, models, report_of(data, wanted, models, backend))
 
 
 def finetune(experiment: Experiment, backend: Backend) -> Comparison:

@@ -9,10 +9,11 @@ from typing import Literal
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Reads, TrainJob
+from chameleon_ray.config import EmbeddingConfig
 from chameleon_ray.corpus.sources import Source
 from chameleon_ray.corpus_config import CorpusConfig
-from chameleon_ray.identity import clusters_digest, corpus_digest, embeddings_digest, losses_digest, model_digest, proxy_digest
-from chameleon_ray.models.architecture import Architecture, middle_layer
+from chameleon_ray.identity import clusters_digest, corpus_digest, embeddings_digest, glance_digest, losses_digest, model_digest, proxy_digest
+from chameleon_ray.models.architecture import Architecture, layer_number
 from chameleon_ray.records import is_complete
 from chameleon_ray.training.run import Run
 
@@ -56,13 +57,17 @@ class Places:
         place = self._place("proxies", proxy_digest(job, corpus, split, tokens_per_domain))
         return Run(job, corpus, place.digest, place.address)
 
-    def embeddings(self, model: str, corpus: TokenCorpus, layer: int, samples_per_domain: int, names: Sequence[str] | None = None) -> Place:
+    def embeddings(self, model: str, corpus: TokenCorpus, layer: int, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> Place:
         """Of the embeddings of a corpus's domains, or of some of its domains or targets, by a model (its digest)."""
-        return self._place("embeddings", embeddings_digest(model, corpus, layer, samples_per_domain, names))
+        return self._place("embeddings", embeddings_digest(model, corpus, layer, spec, names))
 
     def losses(self, model: str, corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None = None) -> Place:
         """Of a model's (its digest) losses on some splits."""
         return self._place("losses", losses_digest(model, corpus, splits, rows_at_most))
+
+    def glance(self, model: str, corpus: TokenCorpus, rows_per_domain: int) -> Place:
+        """Of a glance at a model's (its digest) losses."""
+        return self._place("glances", glance_digest(model, corpus, rows_per_domain))
 
     def is_measured(self, run: Run, splits: Sequence[str]) -> bool:
         """Whether a model is trained, and its losses on some splits are known."""
@@ -75,7 +80,7 @@ class Places:
 def layer_of(model: TrainedModel, row_tokens: int, wanted: Literal["middle"] | int) -> tuple[int, Cost]:
     """The layer to embed at and what one token takes."""
     architecture = Architecture.of_trained(model, row_tokens)
-    layer = middle_layer(architecture.layers) if wanted == "middle" else wanted
+    layer = layer_number(wanted, architecture.layers)
     return layer, Cost(1, architecture.embedding_flops(layer, row_tokens), 0.0, architecture.forward_flops(row_tokens))
 
 

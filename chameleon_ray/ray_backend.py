@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Clusters, Cost, Embeddings, SplitLosses, TokenCorpus, TrainedModel
-from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob
+from chameleon_ray.backend import Key, Outcome, ProxyLosses, Reads, TrainJob, past_measuring
 from chameleon_ray.cache import check_cache
 from chameleon_ray.config import EmbeddingConfig, Resources
 from chameleon_ray.corpus.heldout import refuse_unmeasured
 from chameleon_ray.corpus.sources import plan_documents, plan_sources
 from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError, naming
-from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_perplexity
-from chameleon_ray.evaluation.measurements import document_table, losses_of
+from chameleon_ray.evaluation.losses import mean_bits_per_byte, mean_nats, mean_of_tokens, mean_perplexity
+from chameleon_ray.evaluation.measurements import document_table, losses_by_document
 from chameleon_ray.identity import family_digest
 from chameleon_ray.mixing.budget import read_over
 from chameleon_ray.models.adapters import base_of
@@ -130,7 +130,7 @@ class RayBackend:
         """Embeddings of every domain's train rows from a model with the same tokenizer, or of those of some domains, or of some targets' valid rows."""
         check_tokenizer(model, corpus)
         layer, per_token = layer_of(model, corpus.row_tokens, spec.layer)
-        place = self.places.embeddings(model.digest, corpus, layer, spec.samples_per_domain, names)
+        place = self.places.embeddings(model.digest, corpus, layer, spec, names)
 
         def make() -> dict[str, Any]:
             from chameleon_ray.embedding.ray_embed import embed
@@ -145,7 +145,7 @@ class RayBackend:
     def has_embedded(self, model: TrainedModel, corpus: TokenCorpus, spec: EmbeddingConfig, names: Sequence[str] | None = None) -> bool:
         """Whether `embed` has nothing left to do."""
         layer, _ = layer_of(model, corpus.row_tokens, spec.layer)
-        return self.places.embeddings(model.digest, corpus, layer, spec.samples_per_domain, names).is_complete
+        return self.places.embeddings(model.digest, corpus, layer, spec, names).is_complete
 
     def evaluate(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str]) -> list[SplitLosses]:
         """Held-out losses of every model on every domain of some splits."""
@@ -165,13 +165,13 @@ class RayBackend:
                 place = places[address]
                 write_table(storage.join(place.address, "documents.parquet"), document_table(losses))
                 write_record(place.address, "losses", place.digest, {"model": address, "corpus": corpus.digest, "splits": list(splits)})
-        return [losses_of(read_table(storage.join(places[model.address].address, "documents.parquet"))) for model in models]
+        return [losses_by_document(read_table(storage.join(places[model.address].address, "documents.parquet"))) for model in models]
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
         """Losses of a model on some rows of the valid split of everything measured; what they took counts in full, and not in the paper's convention."""
         check_tokenizer(model, corpus)
         rows_per_domain = corpus.rows_in(tokens_per_domain)
-        place = self.places.losses(model.digest, corpus, ("valid",), rows_per_domain)
+        place = self.places.glance(model.digest, corpus, rows_per_domain)
         if not corpus.heldout:
             return ProxyLosses(place.digest, {}, Cost())
 
@@ -185,9 +185,11 @@ class RayBackend:
             with self.reporter.phase("looking at the proxy's losses") as phase:
                 (found,) = evaluate([model.address], corpus, ("valid",), self.resources, phase, flops, self._pool_actors, trusted, rows_per_domain)
             losses = {name: loss.mean_nats for name, loss in found["valid"].items()}
+            if odd := past_measuring(losses):
+                raise UserError(f"proxy: {odd}: it has diverged, or its weights are broken; lower proxy.learning_rate, or take another pretrained one")
             return {"model": model.address, "losses": losses, "cost": asdict(Cost(tokens, flops, time.perf_counter() - started))}
 
-        content = once(place.address, "losses", place.digest, make)
+        content = once(place.address, "glance", place.digest, make)
         return ProxyLosses(place.digest, content["losses"], Cost(**content["cost"]))
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
@@ -209,6 +211,7 @@ class RayBackend:
         told = {digest: failed[trial] for digest, (trial, _) in missing.items() if trial in failed}
         done = {key: _trained(run) for key, run in runs.items() if run.digest not in told}
         losses = dict(zip(done, self.evaluate(list(done.values()), corpus, splits), strict=True))
+        told |= {runs[key].digest: odd for key in done if (odd := runs[key].job.divergence(mean_of_tokens(losses[key])))}
         return {key: Outcome(failure=told[run.digest]) if run.digest in told else Outcome(done[key], losses[key]) for key, run in runs.items()}
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:
@@ -253,7 +256,8 @@ class RayBackend:
             storage.check_folder(self.root)
         if storage.is_remote(self.root):
             check_cache()
-        self._ray.start_ray()
+        if self._ray.start_ray() and (told := self._ray.idle_gpus(self.resources)):
+            self.reporter.say(told)
 
     @cached_property
     def _ray(self) -> Any:
@@ -275,6 +279,8 @@ class _Measure:
         backend = RayBackend(self.root, self.resources, reporter, pool_actors=self.resources.num_workers)
         (model,) = backend.train_many(self.corpus, [job])
         (losses,) = backend.evaluate([model], self.corpus, self.splits)
+        if odd := job.divergence(mean_of_tokens(losses)):
+            raise UserError(odd)
         found = losses[self.splits[0]]
         each = {f"perplexity/{domain}": loss.perplexity for domain, loss in found.items()}
         of_domains = {name: found[name] for name in self.corpus.measured}
@@ -287,7 +293,8 @@ def _trained(run: Run) -> TrainedModel:
     start = run.job.start
     if run.job.training.steps == 0:
         assert start is not None, "the configuration lets no job without a start have no steps"
-        return replace(start, cost=Cost())  # what its training took, where that was ours, bought no weights here
+        story = {key: value for key, value in start.details.items() if key not in ("rule", "snapshot_of")}
+        return replace(start, cost=Cost(), details=story)  # what its training took and told, where that was ours, is of other weights than these
     return replace(TrainedModel.load(run.address), allow_remote_code=start is not None and start.allow_remote_code)
 
 

@@ -21,10 +21,11 @@ from chameleon_ray.errors import UserError
 CPU_FLOPS_OF_A_START, GPU_FLOPS_OF_A_START = 2e11, 1e14
 
 
-def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS (set for submitted jobs), or start Ray on this machine: loopback only, no dashboard, quiet logs."""
+def start_ray() -> bool:
+    """Join the cluster of RAY_ADDRESS (set for submitted jobs), or start Ray on this machine: loopback only, no dashboard, quiet logs. Whether it had not
+    been started before."""
     if ray.is_initialized():
-        return
+        return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's C++ side tells every driver with an actor pool that its actors' arguments are in the object store; failures come as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -48,6 +49,15 @@ def start_ray() -> None:
     with _without_stderr():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     quiet_data()
+    return True
+
+
+def idle_gpus(resources: Resources) -> str | None:
+    """A sentence about GPUs that nothing asks for; None where there are none, or they are asked for."""
+    there = ray.cluster_resources().get("GPU", 0)
+    if not there or resources.gpus_per_worker:
+        return None
+    return f"{there:g} GPU{'s' if there != 1 else ''} here and resources.gpus_per_worker is 0, so that all is computed on CPUs; set resources.gpus_per_worker=1"
 
 
 @contextmanager

@@ -73,21 +73,26 @@ def gather(
         failures={**failures, **failures_of(runs)},
         sweep=_sweep(swept, mixtures),
         clusters=Clusters.load(corpus.clusters).table() if corpus.clusters else None,
+        addresses={key: model.address for key, model in models.items()},
+        bases={job.label: job.experiment.base for job in jobs},
         precisions={key: model.details["precision"] for key, model in models.items()},
     )
 
 
-def report_of(data: ReportData, models: Mapping[tuple[str, int], TrainedModel], backend: Backend) -> str:
+def report_of(data: ReportData, fits: Sequence[MixtureJob], models: Mapping[tuple[str, int], TrainedModel], backend: Backend) -> str:
     """The address of the report's page, written unless it is there already."""
-    address = report_address(data.experiment, models, data.failures, backend)
+    address = report_address(data.experiment, fits, models, data.failures, backend)
     once(address, "report", address.rpartition("-")[2], lambda: {"page": write_report(data, address)})
     return storage.join(address, "report.html")
 
 
-def report_address(experiment: Experiment, models: Mapping[tuple[str, int], TrainedModel], failures: Mapping[str, str], backend: Backend) -> str:
-    """The folder of the report of some base models, by (label, seed), and of what failed."""
+def report_address(
+    experiment: Experiment, fits: Sequence[MixtureJob], models: Mapping[tuple[str, int], TrainedModel], failures: Mapping[str, str], backend: Backend
+) -> str:
+    """The folder of the report of some mixtures and base models, these by (label, seed), and of what failed."""
+    mixtures = [f"{job.label}/{job.seed}/{job.digest}" for job in fits]
     named = [f"{label}/{seed}/{model.digest}" for (label, seed), model in models.items()]
-    digest = report_digest(named, experiment.model_dump(mode="json", exclude={"resources", "storage"}), failures)
+    digest = report_digest(mixtures, named, experiment.model_dump(mode="json", exclude={"resources", "storage"}), failures)
     return storage.join(backend.root, "reports", f"{experiment.name}-{digest}")
 
 

@@ -1,7 +1,7 @@
-"""The only code that knows where bytes lie: local paths, s3:// and gs:// addresses, through pyarrow's file systems.
+"""Where bytes lie: local paths, s3:// and gs:// addresses, through pyarrow's file systems.
 
-Everything else passes addresses (`str`) around. A write is atomic: a reader sees the whole file or none of it. Text is also read from the Hugging Face
-hub (hf:// addresses), where nothing is written.
+Everything else passes addresses (`str`) around, or takes a local copy for libraries that want files. A write is atomic: a reader sees the whole file or
+none of it. Text is also read from the Hugging Face hub (hf:// addresses), where nothing is written.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.formatting import count, duration, fixed, measured, number, power
 from chameleon_ray.settings import listed
 
+MOST_MODELS = 12  # whose folders are printed; the report has all
+
 if TYPE_CHECKING:
     from chameleon_ray.dry_run import Forecast
     from chameleon_ray.mixing.judge import Interval, Verdict
@@ -47,6 +49,9 @@ def show_comparison(console: Console, found: Comparison) -> None:
     _say(console, verdict(found.data), "bold")
     for sentence in findings(found.data):
         _say(console, sentence)
+    if len(found.data.addresses) <= MOST_MODELS:
+        for (label, seed), address in found.data.addresses.items():
+            console.print(f"model: {label}, seed {seed}: {address}", markup=False, soft_wrap=True, highlight=False)
     console.print(f"report: {found.report}", markup=False, soft_wrap=True, highlight=False)
 
 

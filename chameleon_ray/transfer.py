@@ -28,7 +28,7 @@ from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.mixing.proxy import embeddings_by, rows_of_targets, texts_to_embed
 from chameleon_ray.mixing.question import estimated
-from chameleon_ray.mixing.text_quality import TextQuality, losses_of, text_quality
+from chameleon_ray.mixing.text_quality import TextQuality, proxy_losses, text_quality
 from chameleon_ray.records import is_complete
 from chameleon_ray.settings import validate
 
@@ -250,7 +250,7 @@ def _embedded(experiment: Experiment, proxy: TrainedModel, corpus: TokenCorpus, 
     texts = texts_to_embed(corpus, transfer)
     were_there = [not for_the_change and backend.has_embedded(model, text.corpus, spec, text.names) for text in texts]
     embeddings, ledgers = embeddings_by(model, corpus, transfer, spec, backend)
-    losses, looking = losses_of(model, corpus, backend)
+    losses, looking = proxy_losses(model, corpus, backend)
     there = [digest for (_, digests), was_there in zip(ledgers, were_there, strict=True) if was_there for digest in digests]
     old = {theirs: name for name, theirs in transfer.same.items()} if transfer else {}
     rows: dict[str, int] = {}

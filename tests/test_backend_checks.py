@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from chameleon_ray.artifacts import Cost, TrainedModel
-from chameleon_ray.config import Resources
+from chameleon_ray.backend import TrainJob
+from chameleon_ray.config import Resources, TrainingConfig
 from chameleon_ray.errors import UserError
+from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend, check_tokenizer
 from tests.corpora import make_corpus
@@ -35,8 +37,33 @@ def test_a_saved_tokenizer_is_recognised(tmp_path: Path) -> None:
     assert tokenizer_sha256(*load_tokenizer(make_corpus(tmp_path / "other", seed=1).tokenizer_address)) != corpus.tokenizer_sha256
 
 
+def test_a_proxy_that_is_taken_as_it_is_has_no_story_of_its_own_training(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    details = {"rule": {"name": "settled"}, "snapshot_of": {"model": "longer"}, "training": {"steps": 3}}
+    ours = TrainedModel("runs/models/proxy-x", "x", {}, corpus.vocab_size, corpus.tokenizer_sha256, Cost(100, 1.0), details)
+    training = TrainingConfig.model_validate({"model": {"pretrained": "runs/models/proxy-x"}, "steps": 0})
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+    (found,) = backend.train_many(corpus, [TrainJob("proxy", training, dict.fromkeys(corpus.names, 1 / 3), 0, start=ours)])
+    assert (found.digest, found.run, found.cost, found.details) == ("x", "x", Cost(), {"training": {"steps": 3}})
+    assert trajectory_of(found) is None
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus")
     backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
     with pytest.raises(UserError, match=r"no config\.json"):
         backend.open_model(str(tmp_path), corpus)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^model: .* holds adapters alone, without the model that they belong to; merge them first \(peft: "):
+        backend.find_model(str(tmp_path), 32, "model", allow_remote_code=True)
+
+
+@pytest.mark.parametrize(("there", "asked", "told"), [(2.0, 0, "2 GPUs here and resources.gpus_per_worker is 0"), (2.0, 1, None), (0.0, 0, None)])
+def test_gpus_that_nothing_asks_for_are_told(monkeypatch: pytest.MonkeyPatch, there: float, asked: int, told: str | None) -> None:
+    import ray
+
+    from chameleon_ray.ray_session import idle_gpus
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, **({"GPU": there} if there else {})})
+    found = idle_gpus(Resources(gpus_per_worker=asked))
+    assert (found and found.startswith(told or "-")) if told else found is None

@@ -13,7 +13,7 @@ from chameleon_ray.artifacts import TokenCorpus
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.cli import main
 from chameleon_ray.errors import UserError
-from chameleon_ray.experiment import Experiment, parse_experiment
+from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import base_job
 from chameleon_ray.training.loop import check_job
@@ -255,6 +255,13 @@ def test_broken_file_of_new_domains(refused: Refused, proxy: str, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     Path("new.yaml").write_text(text)
     assert expected in refused("extend", "--proxy", proxy, "--corpus", "new.yaml", "--only")
+
+
+def test_a_mistake_in_a_file_of_overrides_names_it_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document(tmp_path)))
+    (tmp_path / "more.yaml").write_text("base.steps: many\n")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/mine.yaml with {tmp_path}/more.yaml: base.steps: "):
+        load_experiment(tmp_path / "mine.yaml", [f"@{tmp_path}/more.yaml"])
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,7 @@ def test_memory_and_time_of_gpus_that_are_not_here(texts: Path, tmp_path: Path) 
         trial = next(item for item in dry.items if item.kind == "trial")
         assert trial.memory_bytes < DEVICES[device].memory_bytes
         found[device] = forecast(dry, stated_pace(dry.items, experiment.resources, 0.4, DEVICES[device]))
-        hours = trial.flops / (8 * 0.4 * DEVICES[device].peak_flops) / 3600
+        hours = trial.flops / (8 * 0.4 * DEVICES[device].peak_flops("auto")) / 3600
         assert found[device].seconds / 3600 == pytest.approx(hours, rel=0.3)
     assert found["L4"].seconds > 5 * found["H100"].seconds
     assert "of 8 L4" in found["L4"].how

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -132,11 +133,61 @@ def test_another_version_of_a_method_is_another_mixture(method: str, corpus: Tok
     assert digest() != before
 
 
-@pytest.mark.parametrize("kind", identity.VERSIONS)
-def test_another_version_of_a_kind_is_another_artifact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def chain(corpus: TokenCorpus) -> dict[str, str]:
+    """Digests of what is made of each other, from a job to its report."""
+    model = identity.model_digest(JOB, corpus)
+    sections = {"proxy": TRAINING, "embedding": EmbeddingConfig()}
+    mixture = identity.mixture_digest("chameleon", METHODS["chameleon"](), sections, corpus, 0)
+    return {
+        "model": model,
+        "family": identity.family_digest(JOB, corpus),
+        "proxy": identity.proxy_digest(JOB, corpus, "valid", 100),
+        "embeddings": identity.embeddings_digest(model, corpus, 1, EmbeddingConfig()),
+        "losses": identity.losses_digest(model, corpus, ("valid", "test")),
+        "glance": identity.glance_digest(model, corpus, 3),
+        "mixture": mixture,
+        "report": identity.report_digest([mixture], [model], {"name": "x"}, {}),
+    }
+
+
+CHANGED = {
+    "model": {"model", "family", "embeddings", "losses", "glance", "mixture", "report"},
+    "family": {"family"},
+    "proxy": {"proxy", "mixture", "report"},
+    "embeddings": {"embeddings", "mixture", "report"},
+    "losses": {"losses", "report"},
+    "glance": {"glance", "mixture", "report"},
+    "mixture": {"mixture", "report"},
+    "report": {"report"},
+}
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_another_version_of_a_kind_is_another_of_all_that_is_made_of_it(kind: str, corpus: TokenCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = chain(corpus)
+    assert chain(corpus) == before and len(set(before.values())) == len(before)
+    monkeypatch.setitem(identity.VERSIONS, kind, identity.VERSIONS[kind] + 1)
+    assert {name for name, digest in chain(corpus).items() if digest != before[name]} == CHANGED[kind]
+
+
+@pytest.mark.parametrize("kind", sorted(identity.VERSIONS.keys() - CHANGED.keys()))
+def test_another_version_of_what_is_read_is_another_artifact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = identity.digest_of(kind, {"a": 1})
     monkeypatch.setitem(identity.VERSIONS, kind, identity.VERSIONS[kind] + 1)
     assert identity.digest_of(kind, {"a": 1}) != before
+
+
+def test_embeddings_are_told_by_layer_samples_and_number_format(corpus: TokenCorpus) -> None:
+    specs = [EmbeddingConfig(), EmbeddingConfig(samples_per_domain=3), EmbeddingConfig(precision="fp32")]
+    digests = [identity.embeddings_digest("m", corpus, layer, spec) for spec in specs for layer in (1, 2)]
+    assert len(set(digests)) == len(digests)
+    assert identity.embeddings_digest("m", corpus, 1, EmbeddingConfig(layer=1)) == digests[0], "the middle by its number is the middle"
+
+
+@pytest.mark.parametrize("changed", [{"mixtures": ["m/0/y"]}, {"models": []}, {"experiment": {"name": "y"}}, {"failures": {"m": "told"}}])
+def test_a_report_is_told_by_all_that_it_shows(changed: dict[str, Any]) -> None:
+    shown: dict[str, Any] = {"mixtures": ["m/0/x"], "models": ["m/0/z"], "experiment": {"name": "x"}, "failures": {}}
+    assert identity.report_digest(**shown) != identity.report_digest(**{**shown, **changed})
 
 
 def test_a_kind_without_a_version_has_no_digest() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
+from chameleon_ray.config import ProxyChanges
 from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
@@ -91,6 +92,16 @@ def test_points_that_read_other_text_have_no_base_models(caplog: pytest.LogCaptu
     assert {job.point for job in swept} == {"corpus.row_tokens=64", "base.steps=5"}
     assert {job.point for job in compared(jobs, swept)} == {"", "base.steps=5"}
     assert caplog.messages == ["sweep at corpus.row_tokens=64: other text, or other tokens of it, on which base models cannot be compared; its weights only"]
+
+
+def test_a_point_of_a_sweep_is_the_file_with_its_values_in_it() -> None:
+    training: dict[str, Any] = {"model": {"layers": 1, "heads": 2, "width": 8}, "steps": 4}
+    asked: dict[str, Any] = {"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training}
+    found = parse_experiment(asked).at({"base.learning_rate": 1e-4, "methods.chameleon.variant": "paper"})
+    written = {**asked, "base": {**training, "learning_rate": 1e-4}, "methods": {"uniform": {}, "chameleon": {"variant": "paper"}}}
+    assert found == parse_experiment(written) and found.base.min_learning_rate == 2e-5
+    own = ProxyChanges(learning_rate=1e-4).applied_to(found.proxy)
+    assert own.min_learning_rate == 2e-5 and found.proxy.min_learning_rate == 1e-4, "what follows from the learning rate follows the method's own"
 
 
 def test_a_sweep_that_changes_no_weights_is_refused() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
 from chameleon_ray.config import EmbeddingConfig, Resources
-from chameleon_ray.corpus.chunks import chunks_of, embedded_rows
+from chameleon_ray.corpus.chunks import Chunk, chunks_of, embedded_rows
 from chameleon_ray.corpus.ray_stream import stream
 from chameleon_ray.embedding.groups import accumulate
 from chameleon_ray.embedding.worker import EmbedWorker, chunk_rows
@@ -52,12 +53,20 @@ def embed(
         "layer": layer,
         "use_gpu": bool(resources.gpus_per_worker),
         "threads": resources.cpus_per_worker,
+        "precision": spec.precision,
     }
+    precisions: set[str] = set()
+
+    def parts(results: Iterable[tuple[Chunk, dict[str, Any]]]) -> Iterator[tuple[str, int, Any, Any]]:
+        for chunk, result in results:
+            precisions.add(str(result["precision"]))
+            yield chunk.domain, chunk.number, result["sums"], result["counts"]
+
     what = "targets" if split == "valid" else "domains"
     with reporter.phase(f"embedding {len(stored)} {what} at layer {layer}") as phase:
         results = stream(corpus, chunks, EmbedWorker, arguments, resources, phase, per_token.flops * sum(used) * corpus.row_tokens, pool_actors)
         expected = dict.fromkeys(stored, 0) | Counter(chunk.domain for chunk in chunks)
-        sums, counts = accumulate(expected, ((chunk.domain, chunk.number, result["sums"], result["counts"]) for chunk, result in results))
+        sums, counts = accumulate(expected, parts(results))
     bad = next((name for name, found in zip(stored, sums, strict=True) if not np.isfinite(found).all()), None)
     if bad:
         raise UserError(
@@ -66,4 +75,4 @@ def embed(
         )
     tokens = int(counts.sum()) * corpus.row_tokens
     cost = Cost(tokens, per_token.flops * tokens, time.perf_counter() - started, per_token.paper_flops * tokens)
-    return Embeddings(tuple(stored), sums, counts, layer, {digest: cost})
+    return Embeddings(tuple(stored), sums, counts, layer, {digest: cost}, tuple(sorted(precisions)))

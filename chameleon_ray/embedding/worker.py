@@ -9,6 +9,7 @@ import numpy as np
 
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TokenCorpus, group_layout
+from chameleon_ray.config import Precision
 from chameleon_ray.corpus.chunks import ChunkReader
 from chameleon_ray.embedding.groups import group_sums
 
@@ -19,7 +20,9 @@ MAX_CHUNKS = 2048
 class EmbedWorker:
     """Holds the truncated model; turns the rows of a chunk into group sums."""
 
-    def __init__(self, corpus: TokenCorpus, folder: str, layer: int, use_gpu: bool, threads: int, allow_remote_code: bool = False) -> None:
+    def __init__(
+        self, corpus: TokenCorpus, folder: str, layer: int, use_gpu: bool, threads: int, precision: Precision = "auto", allow_remote_code: bool = False
+    ) -> None:
         import torch
 
         from chameleon_ray.models.hardware import detect
@@ -28,7 +31,8 @@ class EmbedWorker:
         from chameleon_ray.models.pooling import MeanHiddenState
 
         torch.set_num_threads(threads)
-        hardware = detect(use_gpu)
+        hardware = detect(use_gpu, precision)
+        self._precision = hardware.precision
         self._chunks = ChunkReader(corpus)
         self._num_groups, _ = group_layout(len(corpus.names))
         self._forward_rows = forward_rows(hardware, corpus.row_tokens)
@@ -43,7 +47,7 @@ class EmbedWorker:
             sums, counts = group_sums(vectors.cpu().numpy(), rows.document[block], self._num_groups)
             total = (sums, counts) if total is None else (total[0] + sums, total[1] + counts)
         assert total is not None
-        return {"number": batch["number"], "sums": total[0][None], "counts": total[1][None]}
+        return {"number": batch["number"], "sums": total[0][None], "counts": total[1][None], "precision": [self._precision]}
 
     def _vectors(self, tokens: np.ndarray, length: np.ndarray) -> Any:
         import torch

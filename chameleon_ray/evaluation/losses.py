@@ -11,8 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from chameleon_ray.artifacts import DocumentLosses, TokenCorpus
+from chameleon_ray.artifacts import DocumentLosses, SplitLosses, TokenCorpus
+from chameleon_ray.config import Precision
 from chameleon_ray.counts import SplitCounts
+
+# The number format of every measurement: the same numbers wherever it is made, and changes of weights that are too small for bf16 count.
+MEASURED_IN: Precision = "fp32"
 
 
 def document_of_target(tokens: NDArray[np.integer], document: NDArray[np.int64], end_of_document: int) -> NDArray[np.int64]:
@@ -33,6 +37,11 @@ def mean_bits_per_byte(losses: Mapping[str, DocumentLosses], corpus: TokenCorpus
 def mean_nats(losses: Mapping[str, DocumentLosses]) -> float:
     """Arithmetic mean over domains of nats per token."""
     return float(np.mean([loss.mean_nats for loss in losses.values()]))
+
+
+def mean_of_tokens(losses: SplitLosses) -> dict[str, float]:
+    """Nats per token of each domain and split, by "domain (split)"."""
+    return {f"{name} ({split})": loss.mean_nats for split, by_domain in losses.items() for name, loss in by_domain.items()}
 
 
 def mean_perplexity(losses: Mapping[str, DocumentLosses]) -> float:

@@ -57,7 +57,7 @@ def document_table(losses: SplitLosses) -> pa.Table:
     )
 
 
-def losses_of(table: pa.Table) -> SplitLosses:
+def losses_by_document(table: pa.Table) -> SplitLosses:
     """Read back `document_table`, in its order of splits and domains."""
     found: SplitLosses = {}
     for split in table["split"].unique().to_pylist():

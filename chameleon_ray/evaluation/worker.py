@@ -9,11 +9,11 @@ import numpy as np
 
 from chameleon_ray.artifacts import DocumentLosses, TokenCorpus
 from chameleon_ray.corpus.chunks import ChunkReader
-from chameleon_ray.evaluation.losses import document_of_target
+from chameleon_ray.evaluation.losses import MEASURED_IN, document_of_target
 
 
 class EvaluateWorker:
-    """Holds one model at a time; turns the rows of a chunk into (document, nats, tokens)."""
+    """Holds one model at a time; turns the rows of a chunk into (document, nats, tokens), in fp32 whatever the model was trained in."""
 
     def __init__(self, corpus: TokenCorpus, use_gpu: bool, threads: int, trusted: Collection[str] = ()) -> None:
         """Args:
@@ -24,7 +24,7 @@ class EvaluateWorker:
         from chameleon_ray.models.hardware import detect
 
         torch.set_num_threads(threads)
-        self._hardware = detect(use_gpu)
+        self._hardware = detect(use_gpu, MEASURED_IN)
         self._chunks = ChunkReader(corpus)
         self._trusted = trusted
         self._end_of_document = corpus.end_of_document

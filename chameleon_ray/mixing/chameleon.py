@@ -28,7 +28,7 @@ from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
 from chameleon_ray.mixing.target import check_outside
-from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, LAST_PART, TextQuality, factors, losses_of, quality_details, quality_warnings, text_quality
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, LAST_PART, TextQuality, factors, proxy_losses, quality_details, quality_warnings, text_quality
 from chameleon_ray.mixing.variants import VARIANTS, Variant
 from chameleon_ray.mixture import Mixture, check_weights
 from chameleon_ray.settings import NonNegativeFloat, PositiveFloat, nearest
@@ -154,7 +154,8 @@ class Chameleon(Method):
         if stop:
             prior = self.prior_of(domain_names(corpus), corpus.tokens())
             shares = () if self.prior == "uniform" else tuple(prior.values())
-            rule = SettledRule(self.formula, shares, stop.tolerance, stop.every_steps or max(1, training.steps // 20), stop.samples_per_domain)
+            every = stop.every_steps or max(1, training.steps // 20)
+            rule = SettledRule(self.formula, shares, stop.tolerance, every, stop.samples_per_domain, context.embedding.layer)
         return uniform_proxy(context, rule)
 
     def fit(self, context: FitContext) -> Mixture:
@@ -168,7 +169,7 @@ class Chameleon(Method):
         self.check(context)
         found = self.embed(context)
         proxy = found.proxy
-        losses, looking = losses_of(proxy, context.corpus, context.backend)
+        losses, looking = proxy_losses(proxy, context.corpus, context.backend)
         aims = self.looked_at(context.corpus.targets)
         others = context.backend.embed(proxy, context.corpus, context.embedding, aims) if aims else None
         with naming(f"methods.{context.label}"):
@@ -180,7 +181,8 @@ class Chameleon(Method):
             rows = {name: provenance["samples"][name] for name in context.corpus.names if name not in context.transfer.same}
             provenance["embedded_rows"] = rows | (rows_of_targets(others) if others else {})
         ledger = {proxy.run: proxy.cost, **mixture.ledger, **looking}
-        return replace(mixture, ledger=ledger, there_before=found.there_before, trajectory=trajectory_of(proxy), provenance=provenance)
+        trajectory = None if context.transfer else trajectory_of(proxy)  # that of a transferred proxy is of other domains
+        return replace(mixture, ledger=ledger, there_before=found.there_before, trajectory=trajectory, provenance=provenance)
 
     def embed(self, context: FitContext) -> Embedded:
         """Train the proxy on uniform weights and embed every domain with it (algorithm 1, steps 3 and 5).
@@ -228,7 +230,9 @@ class Chameleon(Method):
 
         samples = dict(zip(embeddings.names, embeddings.group_counts.sum(axis=1).tolist(), strict=True))
         settings = {**self.model_dump(mode="json"), **self.formula.model_dump(mode="json")}
-        method = {"standard_errors": errors.method} if errors else {}
+        known: dict[str, str] = {"standard_errors": errors.method} if errors else {}
+        if embeddings.precisions:
+            known["embedded_in"] = " and ".join(embeddings.precisions)
         return Mixture(
             method=self.name,
             weights=labelled(found.weights),
@@ -236,7 +240,7 @@ class Chameleon(Method):
             weights_stderr=labelled(errors.weights) if errors else None,
             scores_stderr=labelled(errors.scores) if errors else None,
             ledger={**embeddings.ledger, **(others.ledger if others else {})},
-            provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **method},
+            provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **known},
             details={
                 **_details(found),
                 **(_prior_details(found) if found.leverage.prior is not None else {}),

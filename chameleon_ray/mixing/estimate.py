@@ -26,7 +26,7 @@ class Estimate:
 
     Attributes:
         names: k domains in the order of their names, that of all arrays.
-        leverage: the scores, not normalised.
+        leverage: the scores, not normalised; towards a target where there is one, its other numbers being those without.
         reliability: R; 1 where noise is not asked for, NaN where it cannot be told.
         affinity: [k, k] inner products of the embeddings as they are, up to 200 domains.
         errors: None where none were asked for.

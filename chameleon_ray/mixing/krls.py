@@ -152,13 +152,6 @@ def ridge_leverage_scores_primal(embeddings: Array, ridge: float, moment: Array 
     return scores
 
 
-def center(gram: Array) -> Array:
-    """H Omega H, [k, k]: the affinity of embeddings whose mean row was subtracted."""
-    row_means = gram.mean(axis=0, keepdims=True)  # [1, k]
-    centered: Array = gram - row_means - row_means.T + gram.mean()
-    return centered
-
-
 def dimension(scores: Array, prior: Array | None = None) -> float:
     """D, the sum of the scores as often as their domains count."""
     return math.fsum((scores if prior is None else len(scores) * prior * scores).tolist())

@@ -79,7 +79,8 @@ def _certainty(found: Estimate) -> list[str]:
 
 def warnings_of(found: Estimate, embeddings: Embeddings) -> tuple[str, ...]:
     """One sentence each, with what to do about it."""
-    return (*_silence_warnings(found), *_spread_warnings(found), *_weight_warnings(found), *_noise_warnings(found), *_sample_warnings(embeddings))
+    of_weights = (*_silence_warnings(found), *_spread_warnings(found), *_weight_warnings(found), *_noise_warnings(found))
+    return (*of_weights, *_sample_warnings(embeddings), *_format_warnings(embeddings))
 
 
 def _silence_warnings(found: Estimate) -> list[str]:
@@ -138,6 +139,12 @@ def _noise_warnings(found: Estimate) -> list[str]:
         f"The answer is mostly noise: {1 - found.reliability:.0%} of what tells the domains apart is chance in their samples, so that the weights "
         "stay near the prior; raise embedding.samples_per_domain, or merge domains of the same text."
     ]
+
+
+def _format_warnings(embeddings: Embeddings) -> list[str]:
+    if len(embeddings.precisions) < 2:
+        return []
+    return [f"Domains were embedded in {' and '.join(embeddings.precisions)}, so that they differ by more than their text; set embedding.precision."]
 
 
 def _sample_warnings(embeddings: Embeddings) -> list[str]:

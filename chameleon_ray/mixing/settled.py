@@ -29,6 +29,7 @@ class SettledRule:
 
     Attributes:
         prior: shares of the domains in the order that the run has them; empty for a uniform one.
+        layer: that the domains are embedded at, as they will be at the end.
     """
 
     name: ClassVar[str] = "settled"
@@ -40,6 +41,7 @@ class SettledRule:
     tolerance: float | Literal["bootstrap"] = 0.05
     every_steps: int = 1
     samples_per_domain: int = 64
+    layer: Literal["middle"] | int = "middle"
 
     def start(self, names: Sequence[str], prior: Array, horizon_steps: int) -> RuleState:
         """No look taken yet."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.published import PUBLISHED
 from chameleon_ray.mixing.simplex import domain_names, named, softmax, token_shares, uniform
 from chameleon_ray.mixture import Mixture, check_weights
-from chameleon_ray.settings import PositiveFloat
+from chameleon_ray.settings import PositiveFloat, nearest
 
 GPT2_TOKENS = 50257  # of the vocabulary that every published table was found with
 
@@ -78,14 +77,14 @@ class Fixed(Method):
         if self.weights is not None:
             check_weights(self.weights, "weights")
         elif self.preset not in PUBLISHED:
-            raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PUBLISHED)}{_nearest(str(self.preset), PUBLISHED)}")
+            raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PUBLISHED)}{nearest(str(self.preset), PUBLISHED)}")
         claimed = [name for name in (self.names or {}).values() if name is not None]
         if twice := next((name for name in claimed if claimed.count(name) > 1), None):
             raise ValueError(f"names: {twice!r} is given to two domains; its weight can be that of one")
         for name in claimed:
             if name not in PUBLISHED[str(self.preset)].raw:
                 known = PUBLISHED[str(self.preset)].raw
-                raise ValueError(f"names: {self.preset} has no {name!r}; it has {', '.join(known)}{_nearest(name, known)}")
+                raise ValueError(f"names: {self.preset} has no {name!r}; it has {', '.join(known)}{nearest(name, known)}")
         return self
 
     def check(self, context: FitContext) -> None:
@@ -94,10 +93,10 @@ class Fixed(Method):
         given, source, _ = self._given(names)
         for name in names:
             if name not in given:
-                raise UserError(f"{source}: no weight for domain {name!r} of the corpus; add it (0 is allowed) or rename it{_nearest(name, given)}")
+                raise UserError(f"{source}: no weight for domain {name!r} of the corpus; add it (0 is allowed) or rename it{nearest(name, given)}")
         for name in given:
             if name not in names:
-                raise UserError(f"{source}: {name!r} is not a domain of the corpus; remove it or rename the domain{_nearest(name, names)}")
+                raise UserError(f"{source}: {name!r} is not a domain of the corpus; remove it or rename the domain{nearest(name, names)}")
 
     def fit(self, context: FitContext) -> Mixture:
         """The given weights in the corpus's order."""
@@ -123,8 +122,3 @@ class Fixed(Method):
                 raise UserError(f"preset {self.preset}: it has none of the domains with a weight; correct names")
             return {name: value / total for name, value in raw.items()}, f"preset {self.preset}", {**table.provenance(), "raw_sum": total}
         return table.weights, f"preset {self.preset}", table.provenance()
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""

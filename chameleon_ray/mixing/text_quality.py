@@ -42,7 +42,7 @@ class TextQuality:
     sample_bytes: int = MIN_SAMPLE
 
 
-def losses_of(proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> tuple[Mapping[str, float], Mapping[str, Cost]]:
+def proxy_losses(proxy: TrainedModel, corpus: TokenCorpus, backend: Backend) -> tuple[Mapping[str, float], Mapping[str, Cost]]:
     """How well a proxy predicts the text of each domain, in nats per token, and what finding out took, by digest.
 
     A proxy that was trained on this text tells by its last losses, where it read enough of every domain in them; another one is given a glance at held-out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from chameleon_ray.artifacts import TokenCorpus, TrainedModel
 from chameleon_ray.backend import TrainJob
@@ -14,6 +15,11 @@ from chameleon_ray.models.adapters import adapter_parameters
 def middle_layer(num_layers: int) -> int:
     """The middle entry of the N + 1 hidden states (0 is the token embedding), as in the authors' script."""
     return (num_layers + 1) // 2
+
+
+def layer_number(wanted: Literal["middle"] | int, num_layers: int) -> int:
+    """Of the layer that is asked for, in a model of so many."""
+    return middle_layer(num_layers) if wanted == "middle" else wanted
 
 
 @dataclass(frozen=True)

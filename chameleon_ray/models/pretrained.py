@@ -21,6 +21,7 @@ from chameleon_ray.corpus.data_sets import refusal
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 from chameleon_ray.errors import UserError, one_line
 from chameleon_ray.identity import foreign_digest
+from chameleon_ray.models.adapters import ADAPTER_CONFIG
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.records import once
 from chameleon_ray.tensors import write_tensors
@@ -85,6 +86,9 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
     from transformers import AutoConfig
 
     if not (Path(folder) / "config.json").exists():
+        if (Path(folder) / ADAPTER_CONFIG).exists():
+            told = "adapters alone, without the model that they belong to"
+            raise UserError(f"{where}: {folder} holds {told}; merge them first (peft: PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…))")
         raise UserError(f"{where}: no config.json in {folder}, so no model in Hugging Face layout lies here; give a model's folder or a hub name")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)

@@ -267,6 +267,8 @@ def _settings(data: ReportData) -> Section:
     blocks: list[Block] = [seeds, Code("The experiment as YAML", _yaml(data.experiment.model_dump(mode="json", exclude_none=True)))]
     if methods:
         blocks.append(Code("Settings of every method, defaults included", _yaml(methods)))
+    if data.addresses:
+        blocks.append(tables.model_table(data))
     text = tuple(table for table in (corpus_tables.reading_table(data), corpus_tables.quality_table(data)) if table is not None)
     return Section("settings", "Settings", (*blocks, corpus_tables.corpus_table(data), *text, tables.version_table()))
 

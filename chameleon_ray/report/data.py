@@ -9,6 +9,7 @@ from functools import cached_property
 import pyarrow as pa
 
 from chameleon_ray.artifacts import Embeddings, SplitLosses, TokenCorpus
+from chameleon_ray.config import TrainingConfig
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report.significance import PairedDifference, paired_differences
@@ -39,6 +40,8 @@ class ReportData:
         before: as `measurements`, of the pretrained model that base models went on from; None where they started from scratch. before_losses: its losses by
             document.
         clusters: one row for every domain that was found among documents (`Clusters.table`), or None where domains were given.
+        addresses: (label, seed) -> where the base model lies.
+        bases: label -> how its base models are trained, where that is not as the experiment has it for all.
         sweep: point, label, domain, weight, stderr, tokens, flops, seconds: weights at every point of a sweep; `point` reads "key=value, …".
     """
 
@@ -57,6 +60,12 @@ class ReportData:
     before: pa.Table | None = None
     before_losses: SplitLosses | None = None
     precisions: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    addresses: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    bases: Mapping[str, TrainingConfig] = field(default_factory=dict)
+
+    def base_of(self, label: str) -> TrainingConfig:
+        """How the base models of a method are trained, at its point of the sweep where it is one."""
+        return self.bases.get(label, self.experiment.base)
 
     @property
     def refitted(self) -> bool:

@@ -15,7 +15,7 @@ from chameleon_ray.mixing.regression import spearman
 from chameleon_ray.mixing.simplex import effective_number
 from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
 from chameleon_ray.report.significance import PairedDifference
-from chameleon_ray.report.statistics import Measurement, common_seeds, paired_change_percent, paired_difference, summarise
+from chameleon_ray.report.statistics import Measurement, common_seeds, mean_change_percent, mean_difference, summarise
 
 AVERAGE = "all"
 CHAMELEON = "chameleon"
@@ -87,18 +87,26 @@ def chameleon_label(data: ReportData) -> str | None:
     return next((label for label in (*data.experiment.chameleons, *said) if label in data.mixtures), None)
 
 
-def domains_won(data: ReportData, label: str) -> int:
-    """Measured domains where the method's test perplexity is under uniform's, on average over the seeds that both have."""
+def domains_won(data: ReportData, label: str) -> int | None:
+    """Measured domains where the method's test perplexity is under uniform's, on average over the seeds that both have; None where they have none."""
     by_seed = reported(data.measurements)
-    return sum(paired_difference(by_seed[label, name, "perplexity"], by_seed[BASELINE, name, "perplexity"]).mean < 0 for name in data.measured)
+    if not common_seeds(*(by_seed.get((each, AVERAGE, "mean_perplexity"), {}) for each in (label, BASELINE))):
+        return None
+    return sum(mean_difference(by_seed[label, name, "perplexity"], by_seed[BASELINE, name, "perplexity"]).mean < 0 for name in data.measured)
+
+
+def rows_drawn(data: ReportData, label: str) -> int:
+    """By a base model of the method."""
+    training = data.base_of(label)
+    return training.steps * training.batch_rows
 
 
 def epoch_numbers(data: ReportData) -> pa.Table:
     """How often every domain is read under every mixture: in the budget, or without one by a base model, of the rows that it has. Where nothing tells how much
     there is of a domain it is left out."""
-    training, rows = data.experiment.base, []
+    rows = []
     for label, mixture in data.mixtures.items():
-        drawn = training.steps * training.batch_rows
+        drawn = rows_drawn(data, label)
         stored = data.corpus.rows()
         of = "base model" if data.experiment.budget is None else "budget"
         found = mixture.epochs if of == "budget" else {name: mixture.weights[name] * drawn / stored[name] for name in data.names if stored[name]}
@@ -143,7 +151,7 @@ def perplexity_numbers(data: ReportData) -> pa.Table:
             perplexity_estimate = summarise(found)
             loss_estimate, bits_estimate = (summarise(by_seed[label, domain, f"{mean}{metric}"]) for metric in ("loss_nats", "bits_per_byte"))
             is_compared = label not in (BASELINE, BEFORE) and common_seeds(found, baseline)
-            change = paired_change_percent(found, baseline) if is_compared else None
+            change = mean_change_percent(found, baseline) if is_compared else None
             rows.append(
                 {
                     "method": label,

@@ -15,9 +15,10 @@ from chameleon_ray.mixing.published import PUBLISHED, PublishedWeights
 from chameleon_ray.mixing.regression import spearman
 from chameleon_ray.report.data import BASELINE, ReportData
 from chameleon_ray.report.formatting import DASH, count, fixed, measured, number, power, ratio
-from chameleon_ray.report.numbers import chameleon_label, domains_won, evaluated, l1_distance, reported
-from chameleon_ray.report.statistics import summarise
+from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, l1_distance, reported
+from chameleon_ray.report.statistics import SeedMean, summarise
 from chameleon_ray.report.tables import Table, text_row
+from chameleon_ray.settings import listed
 
 FINETUNED, PRETRAINED = "alpha_FT", "alpha_PT"
 
@@ -176,19 +177,28 @@ def columns_of(data: ReportData) -> dict[str, str]:
 def paper_perplexity_table(data: ReportData, paper: Finetuning) -> Table:
     """Test perplexity here and in the paper, per domain and mixture, and in how many domains a mixture is better than uniform."""
     by_seed, ours = reported(data.measurements), {column: label for column, label in columns_of(data).items() if label in evaluated(data)}
+    seeds = {label: set(by_seed[label, AVERAGE, "mean_perplexity"]) for label in ours.values()}
+    shared = set.intersection(*seeds.values()) if seeds else set()
+
+    def mean_of(label: str, name: str, metric: str) -> SeedMean:
+        return summarise({seed: each for seed, each in by_seed[label, name, metric].items() if seed in (shared or seeds[label])})
+
     rows = []
     for name in data.measured:
-        found = {column: summarise(by_seed[label, name, "perplexity"]) for column, label in ours.items()}
+        found = {column: mean_of(label, name, "perplexity") for column, label in ours.items()}
         cells = (f"{measured(each.mean, each.stderr)} ({paper.perplexity[column][name]:.2f})" for column, each in found.items())
         rows.append(text_row(name, cells))
-    means = {column: summarise(by_seed[label, "all", "mean_perplexity"]) for column, label in ours.items()}
+    means = {column: mean_of(label, AVERAGE, "mean_perplexity") for column, label in ours.items()}
     printed = {column: math.fsum(values.values()) / len(values) for column, values in paper.perplexity.items()}
     rows.append(text_row("average", (f"{measured(each.mean, each.stderr)} ({printed[column]:.2f})" for column, each in means.items())))
     if BASELINE in ours:
         rows.append(text_row("better than uniform", (_wins(data, paper, column, label) for column, label in ours.items())))
+    different = len({frozenset(each) for each in seeds.values()}) > 1
+    of_seeds = f" Of the seeds that all have: {listed(sorted(map(str, shared)))}." if shared else " No seed is common to all: means of different runs."
     note = (
         f"Test perplexity here, and in brackets that of the paper ({paper.tables}; a 684M model trained on the Pile, 10,000 steps). Other text, another model "
         f"and another tokenizer{_formulae(data, ours)}: compare what a mixture changes, not the values."
+        f"{of_seeds if different else ''}"
     )
     return Table(("domain", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1 + (BASELINE in ours))
 
@@ -228,5 +238,7 @@ def _wins(data: ReportData, paper: Finetuning, column: str, label: str) -> str:
     if column == BASELINE:
         return DASH
     ours = domains_won(data, label)
+    if ours is None:
+        return DASH
     theirs = sum(paper.perplexity[column][name] < paper.perplexity[BASELINE][name] for name in paper.names)
     return f"{ours} of {len(data.measured)} ({theirs} of {len(paper.names)})"

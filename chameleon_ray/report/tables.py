@@ -205,6 +205,12 @@ def phase_table(data: ReportData) -> Table:
     return Table(("phase", "wall time"), (*rows, total), num_summary_rows=1)
 
 
+def model_table(data: ReportData) -> Table:
+    """Where the base models lie, for whoever evaluates or merges one."""
+    rows = (text_row(label, (str(seed), address)) for (label, seed), address in data.addresses.items())
+    return Table(("base model", "seed", "folder"), tuple(rows), is_text=True)
+
+
 def version_table() -> Table:
     """Versions of what computed this."""
     return Table(("package", "version"), tuple(text_row(name, (text,)) for name, text in versions().items()), is_text=True)

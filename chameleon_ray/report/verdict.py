@@ -8,9 +8,9 @@ from chameleon_ray.mixing.budget import read_over
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
 from chameleon_ray.report.formatting import fixed, interval_decimals, measured, number, plural
-from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported
+from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported, rows_drawn
 from chameleon_ray.report.significance import PairedDifference, by_pair
-from chameleon_ray.report.statistics import Estimate, Measurement, common_seeds, over_seeds, paired_difference, summarise
+from chameleon_ray.report.statistics import Measurement, SeedMean, common_seeds, mean_difference, over_seeds, summarise
 from chameleon_ray.settings import listed
 
 MIN_TOKENS_PER_PARAMETER = 100
@@ -93,7 +93,7 @@ def _losses_to_others(
     chameleon: str, others: Sequence[str], averages: Mapping[str, dict[int, Measurement]], tested: Mapping[tuple[str, str], PairedDifference]
 ) -> list[str]:
     paired = [label for label in others if common_seeds(averages[chameleon], averages[label])]
-    differences = {label: paired_difference(averages[chameleon], averages[label]).mean for label in paired}
+    differences = {label: mean_difference(averages[chameleon], averages[label]).mean for label in paired}
     lost = [label for label in paired if differences[label] > 0]
     if not lost:
         return [f"{chameleon} loses to none of the other methods."] if paired else []
@@ -144,8 +144,7 @@ def warnings(data: ReportData) -> list[str]:
             f"Trained on and not measured, because fewer than two distinct documents could be held out: {listed(unmeasured)}. "
             f"Averages are over the other {plural(len(data.measured), 'domain')}."
         )
-    base = data.experiment.base
-    found += read_over(data.corpus, ((mixture.weights, base.steps * base.batch_rows) for mixture in data.mixtures.values()))
+    found += read_over(data.corpus, ((mixture.weights, rows_drawn(data, label)) for label, mixture in data.mixtures.items()))
     found += _few_tokens(data) if evaluated(data) else []
     formats = sorted(set(data.precisions.values()))
     if len(formats) > 1:
@@ -157,15 +156,19 @@ def warnings(data: ReportData) -> list[str]:
 
 
 def _few_tokens(data: ReportData) -> list[str]:
-    base, corpus = data.experiment.base, data.corpus
-    if base.model.pretrained is not None:
+    corpus = data.corpus
+    found: dict[float, list[str]] = {}
+    for label in evaluated(data):
+        if (model := data.base_of(label).model).pretrained is None:
+            parameters = Architecture.gpt2(model, corpus.vocab_size, corpus.row_tokens).num_parameters
+            found.setdefault(rows_drawn(data, label) * corpus.row_tokens / parameters, []).append(label)
+    few = {each: labels for each, labels in found.items() if each < MIN_TOKENS_PER_PARAMETER}
+    if not few:
         return []
-    tokens = base.steps * base.batch_rows * corpus.row_tokens
-    each = tokens / Architecture.gpt2(base.model, corpus.vocab_size, corpus.row_tokens).num_parameters
-    if each >= MIN_TOKENS_PER_PARAMETER:
-        return []
+    all_alike = len(found) == 1 and len(few[min(few)]) == len(evaluated(data))
+    seen = listed([f"{number(each, 2)}{'' if all_alike else f' ({listed(labels)})'}" for each, labels in sorted(few.items())])
     return [
-        f"Base models start from scratch and see {number(each, 2)} tokens a parameter: not trained long enough to compare what mixtures are worth. Under some "
+        f"Base models start from scratch and see {seen} tokens a parameter: not trained long enough to compare what mixtures are worth. Under some "
         f"{MIN_TOKENS_PER_PARAMETER} such models tell how fast they learn, which text that repeats itself speeds up: look whether domains that got less text "
         "gain with the rest."
     ]
@@ -217,7 +220,7 @@ def _comparison(label: str, ours: dict[int, Measurement], uniform: dict[int, Mea
     )
 
 
-def _change(ours: Estimate, uniform: Estimate) -> str:
+def _change(ours: SeedMean, uniform: SeedMean) -> str:
     percent = 100 * (ours.mean / uniform.mean - 1)
     if abs(percent) < 0.05:
         return "the same to 0.1 %"
@@ -238,5 +241,5 @@ def _without_comparison(averages: dict[str, dict[int, Measurement]]) -> str:
     return f"Average perplexity: {'; '.join(parts)}.{missing}{alone}"
 
 
-def _seed_error(estimate: Estimate) -> float | None:
+def _seed_error(estimate: SeedMean) -> float | None:
     return estimate.stderr if estimate.over == "seeds" else None

@@ -68,13 +68,35 @@ def layout(training: TrainingConfig, hardware: Hardware) -> str:
 
 
 def consolidated_state(engine: Any) -> dict[str, torch.Tensor] | None:
-    """The weights of the causal LM on rank 0 (None elsewhere), or those of its adapters alone, whatever the ZeRO stage. A collective: every rank calls it."""
+    """The weights of the causal LM in fp32 on rank 0 (None elsewhere), or those of its adapters alone, whatever the ZeRO stage. A collective: every rank
+    calls it.
+
+    Of a bf16 run they are the optimizer's own: rounded to bf16, many small steps would be no step.
+    """
     cut = engine.zero_optimization_stage() == 3
     state = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True) if cut else engine.module.state_dict()
+    masters = _masters(engine) if engine.bfloat16_enabled() else {}
     if engine.global_rank != 0:
         return None
     frozen = _frozen(engine.module)
-    return {name.removeprefix("model."): value for name, value in state.items() if name not in frozen}
+    kept = {name: masters.get(name, value) for name, value in state.items() if name not in frozen}
+    return {name.removeprefix("model."): value.float() if value.is_floating_point() else value for name, value in kept.items()}
+
+
+def _masters(engine: Any) -> dict[str, torch.Tensor]:
+    """What the optimizer steps of each trained parameter, by each of its names, on rank 0."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    names: dict[torch.nn.Parameter, list[str]] = {}
+    for name, parameter in engine.module.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(parameter, []).append(name)
+    found: dict[str, torch.Tensor] = {}
+    for parameter, each in names.items():
+        master = safe_get_full_fp32_param(parameter)
+        if engine.global_rank == 0:
+            found |= dict.fromkeys(each, master.cpu())
+    return found
 
 
 def _frozen(model: torch.nn.Module) -> frozenset[str]:

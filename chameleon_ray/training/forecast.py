@@ -47,14 +47,14 @@ def run_forecast(job: TrainJob, corpus: TokenCorpus, use_gpu: bool, world_size: 
     return RunForecast(flops, states + kept + micro_batch.rows * of_row, 4 * worker.architecture.trained_parameters)
 
 
-def forward_bytes(model: Architecture, row_tokens: int, layers: int | None, use_gpu: bool, device: Device | None = None) -> int:
+def forward_bytes(model: Architecture, row_tokens: int, layers: int | None, use_gpu: bool, precision: Precision = "auto", device: Device | None = None) -> int:
     """Memory of an actor that passes rows through a model, or through its first blocks: parameters, what a block computes of the rows of one pass, and where
     losses are asked for, a part of their logits.
 
     Args:
         layers: the blocks; None for all of them, and losses.
     """
-    hardware, _ = _target(use_gpu, "auto", device)
+    hardware, _ = _target(use_gpu, precision, device)
     each = memory.number_bytes(hardware)
     left_out = (model.layers - layers) * model.block_products if layers is not None else 0
     rows = memory.forward_rows(hardware, row_tokens)

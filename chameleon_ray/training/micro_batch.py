@@ -19,6 +19,10 @@ class MicroBatch:
     rows: int
     recompute: bool = False
 
+    def limited_by(self, before: MicroBatch, share: int) -> MicroBatch:
+        """No more rows than an attempt before left, perhaps by another number of workers, when it ran out of memory; `share`: a worker's rows of a batch."""
+        return MicroBatch(_largest_divisor(share, min(self.rows, before.rows)), self.recompute or before.recompute)
+
     def halved(self, job: TrainJob, row_tokens: int) -> MicroBatch:
         """Half as many rows; of a single row, its activations computed again.
 

@@ -83,7 +83,7 @@ def _embedding(shape: Shape) -> float:
 
     torch.set_num_threads(shape.threads)
     config, row_tokens = shape.model, shape.row_tokens
-    hardware = detect(shape.use_gpu)
+    hardware = detect(shape.use_gpu, shape.precision)
     model: Any = build_model(config, shape.vocab_size, row_tokens, 0, 0)
     embed = MeanHiddenState(model.to(hardware.device, hardware.dtype).eval(), shape.layers)
     rows = memory.forward_rows(hardware, row_tokens)

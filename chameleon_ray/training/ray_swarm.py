@@ -11,7 +11,7 @@ import ray
 from chameleon_ray.artifacts import Cost, TokenCorpus
 from chameleon_ray.backend import ProxyLosses
 from chameleon_ray.config import Resources
-from chameleon_ray.errors import as_outcome, from_outcome
+from chameleon_ray.errors import UserError, as_outcome, from_outcome
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_session import require
 from chameleon_ray.records import once, read_record
@@ -73,6 +73,8 @@ def _measure(run: Run, split: str, tokens_per_domain: int, use_gpu: bool) -> dic
 
     def make() -> dict[str, Any]:
         found = train_proxy(run.job, run.corpus, split, tokens_per_domain, run.digest, detect(use_gpu, run.job.training.precision))
+        if odd := run.job.divergence(found.losses):
+            raise UserError(odd)
         return {"weights": dict(run.job.weights), "split": split, "losses": dict(found.losses), "cost": asdict(found.cost), "corpus": run.corpus.digest}
 
     once(run.address, "proxy", run.digest, make)

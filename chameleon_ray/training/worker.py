@@ -161,7 +161,7 @@ def place(job: TrainJob, corpus: TokenCorpus, hardware: Hardware, noted: str | N
     chosen = choose_micro_batch(job, corpus, hardware, world_size, signal.kept_bytes(job, corpus, world_size) if signal else 0)
     if noted is not None and storage.exists(noted):
         before = MicroBatch(**json.loads(storage.read_bytes(noted)))
-        chosen = MicroBatch(min(chosen.rows, before.rows), chosen.recompute or before.recompute)
+        chosen = chosen.limited_by(before, job.training.batch_rows // world_size)
     agreed = torch.tensor([chosen.rows, -int(chosen.recompute)], device=hardware.device)
     if world_size > 1:
         dist.all_reduce(agreed, dist.ReduceOp.MIN)
@@ -182,11 +182,18 @@ def _resume(engine: Any, worker: Worker, checkpoints: Checkpoints) -> loop.Progr
     return progress
 
 
+def _say_format(config: Path) -> None:
+    """Let a model's configuration name fp32, in which its weights are published, and not what it was trained in. Adapters have no such file."""
+    if config.exists():
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+
+
 def _publish(published: Run, run: Run, worker: Worker, model: TokenLosses, state: dict[str, Any], progress: loop.Progress) -> None:
     """Hugging Face layout (weights, or adapters alone, as safetensors, configuration, tokenizer), loss curve, weights over the steps; the record last."""
     job, corpus = published.job, published.corpus
     with tempfile.TemporaryDirectory() as folder:
         model.model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        _say_format(Path(folder, "config.json"))
         storage.publish(storage.local_directory(corpus.tokenizer_address), folder)
         storage.publish(folder, published.address)
     details = loop.details(replace(worker, job=job), progress)

@@ -30,7 +30,7 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     for module in (ray_read, ray_tokenize):
         monkeypatch.setattr(module, "run_tasks", run_tasks)
-    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: None)))
+    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: False)))
     set_cpus(2)
     return set_cpus
 

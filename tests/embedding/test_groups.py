@@ -99,13 +99,15 @@ def test_embedding_holds_little_beside_its_result(monkeypatch: pytest.MonkeyPatc
         # Actors that are two chunks apart deliver neighbours the wrong way round.
         for i in np.arange(len(chunks)).reshape(-1, 2)[:, ::-1].ravel():
             arrived.append(chunks[i])
-            yield chunks[i], {"sums": np.full(shape, chunks[i].number / 7)[0], "counts": np.full(shape[:2], 2)[0]}
+            sums, counts = np.full(shape, chunks[i].number / 7)[0], np.full(shape[:2], 2)[0]
+            yield chunks[i], {"sums": sums, "counts": counts, "precision": "fp32" if chunks[i].number else "bf16"}
 
     monkeypatch.setattr(ray_embed, "stream", results)
     corpus = make_corpus({f"d{i}": samples for i in range(k)})
     tracemalloc.start()
     model = artifacts.TrainedModel("folder", "", {}, 0, "", Cost())
     found = ray_embed.embed(model, 1, corpus, EmbeddingConfig(samples_per_domain=samples), Resources(), Reporter.silent(), Cost(), "digest")
+    assert found.precisions == ("bf16", "fp32"), "those that were computed in, of whatever machine"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(arrived) == 640 and found.group_sums.shape == (k, 32, width)

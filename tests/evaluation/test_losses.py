@@ -10,7 +10,7 @@ import pytest
 
 from chameleon_ray.artifacts import DocumentLosses
 from chameleon_ray.evaluation.losses import document_of_target, mean_nats, mean_perplexity
-from chameleon_ray.evaluation.measurements import document_table, losses_of, perplexity_measurements
+from chameleon_ray.evaluation.measurements import document_table, losses_by_document, perplexity_measurements
 from tests.fakes import make_corpus
 
 
@@ -71,6 +71,6 @@ def test_both_averages_and_a_round_trip() -> None:
     of_target = perplexity_measurements("chameleon", 3, found, replace(corpus, names=("a",), targets=("b",))).to_pylist()
     assert {row["domain"] for row in of_target} == {"a", "b", "all"}
     assert next(row["value"] for row in of_target if (row["split"], row["metric"]) == ("valid", "mean_loss_nats")) == 1.25
-    again = losses_of(document_table(found))
+    again = losses_by_document(document_table(found))
     assert list(again) == ["valid", "test"]
     assert again["valid"]["b"].mean_nats == found["valid"]["b"].mean_nats

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import re
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from chameleon_ray.artifacts import Cost, TrainedModel
 from chameleon_ray.backend import TrainJob
 from chameleon_ray.config import Resources, TrainingConfig
 from chameleon_ray.corpus import ray_stream
+from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Sweep
 from chameleon_ray.progress import Reporter
 from chameleon_ray.ray_backend import RayBackend
+from chameleon_ray.records import write_record
 from tests.corpora import make_corpus
 from tests.families import publish
 
 
-def test_a_short_measurement_takes_rows_from_the_whole_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = make_corpus(tmp_path / "corpus")
-    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
-    model = backend.open_model(publish("llama", corpus, tmp_path / "model", context=32), corpus)
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Chunks of every pass through a pool of actors, which is in this process here."""
     passes: list[int] = []
 
     def in_this_process(items: Sequence[dict[str, Any]], worker: type, arguments: dict[str, Any], *_: Any) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -35,7 +42,14 @@ def test_a_short_measurement_takes_rows_from_the_whole_split(tmp_path: Path, mon
             yield item["number"], {key: value[0] for key, value in found.items()}
 
     monkeypatch.setattr(ray_stream, "through_pool", in_this_process)
-    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: None)))
+    monkeypatch.setattr(RayBackend, "_ray", property(lambda self: SimpleNamespace(start_ray=lambda: False)))
+    return passes
+
+
+def test_a_short_measurement_takes_rows_from_the_whole_split(tmp_path: Path, passes: list[int]) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+    model = backend.open_model(publish("llama", corpus, tmp_path / "model", context=32), corpus)
     short = replace(corpus, measured_tokens=3 * corpus.row_tokens)
     whole, part = (backend.evaluate([model], each, ("test",))[0]["test"] for each in (corpus, short))
     for name, rows in corpus.rows("test").items():
@@ -49,6 +63,33 @@ def test_a_short_measurement_takes_rows_from_the_whole_split(tmp_path: Path, mon
     places = [backend.places.losses(model.digest, each, ("test",), each.measured_at_most) for each in (corpus, short)]
     assert len({place.address for place in places}) == 2 and all(place.is_complete for place in places)
     assert {backend.places.run(job, each).digest for each in (corpus, short)} == {backend.places.run(job, corpus).digest}, "the models stay the same"
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1e6, "e\\+0\\d nats a token"), (math.nan, "nan nats a token")])
+def test_a_model_past_measuring_is_a_run_that_failed_also_the_second_time(tmp_path: Path, passes: list[int], factor: float, told: str) -> None:
+    corpus = make_corpus(tmp_path / "corpus")
+    folder = publish("llama", corpus, tmp_path / "model", context=32)
+    wild = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        wild.lm_head.weight *= factor
+    wild.save_pretrained(folder)
+    backend = RayBackend(str(tmp_path / "runs"), Resources(), Reporter.silent())
+    model = backend.open_model(folder, corpus)
+    with pytest.raises(UserError, match=rf"^proxy: its loss on held-out text of '\w+' .*{told}: it has diverged"):
+        backend.glance(model, corpus, 2 * corpus.row_tokens)
+    training = TrainingConfig.model_validate({"model": {"preset": "cpu-tiny"}, "steps": 1})
+    job = TrainJob("base", training, dict.fromkeys(corpus.names, 1 / 3), 0)
+    run = backend.places.run(job, corpus)
+    shutil.copytree(folder, run.address)
+    content = {"weights": {}, "vocab_size": model.vocab_size, "tokenizer_sha256": model.tokenizer_sha256, "details": dict(model.details)}
+    write_record(run.address, "model", run.digest, {**content, "cost": asdict(Cost())})
+    losses = backend.evaluate([TrainedModel.load(run.address)], corpus, ("valid",))[0]["valid"]
+    assert not any(np.isfinite(loss.perplexity) for loss in losses.values())
+    outcome = backend.run_trials("past-measuring", corpus, {"wild": job}, ("valid",))["wild"]
+    assert outcome.model is None and outcome.losses is None
+    assert re.fullmatch(
+        rf"base: its loss on held-out text of '\w+ \(valid\)' .*{told}: it has diverged; lower base\.learning_rate or raise .*", str(outcome.failure)
+    )
 
 
 def test_how_models_are_measured_is_no_matter_of_a_sweep() -> None:

@@ -12,7 +12,7 @@ from chameleon_ray.artifacts import Cost, TrainedModel
 from chameleon_ray.counts import Quality
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
-from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, TextQuality, factors, losses_of, quality_warnings, text_quality
+from chameleon_ray.mixing.text_quality import GLANCE_TOKENS, TextQuality, factors, proxy_losses, quality_warnings, text_quality
 from chameleon_ray.records import write_table
 from tests.fakes import FakeBackend, leave_unmeasured, make_context, make_corpus, noisy_embeddings, rng
 
@@ -91,13 +91,13 @@ def test_a_proxy_that_was_trained_here_tells_by_its_last_losses(tmp_path: Path) 
     rows = [{"step": step, "domain": name, "loss": loss(step), "tokens": 500, "learning_rate": 0.1} for step in range(1, 101) for name, loss in losses.items()]
     write_table(str(tmp_path / "metrics.parquet"), pa.Table.from_pylist(rows))
     proxy = TrainedModel(str(tmp_path), "d", {}, 300, "0" * 64, Cost(), {"training": {}, "corpus": corpus.digest})
-    found, looking = losses_of(proxy, corpus, FakeBackend())
+    found, looking = proxy_losses(proxy, corpus, FakeBackend())
     assert (found["a"], found["b"], looking) == (2.0, 4.5, {})
     other = replace(corpus, digest="another text by the same names")
     short = replace(proxy, details={"training": {}, "corpus": corpus.digest}, address=str(tmp_path / "short"))
     write_table(str(tmp_path / "short" / "metrics.parquet"), pa.Table.from_pylist([{**row, "tokens": 10} for row in rows]))
     for asked, of in ((other, proxy), (make_corpus({"a": 4, "c": 4}), proxy), (corpus, short)):
-        found, looking = losses_of(of, asked, FakeBackend())
+        found, looking = proxy_losses(of, asked, FakeBackend())
         assert set(found.values()) == {3.0} and looking == {"glance": Cost(GLANCE_TOKENS, 1.0, 0.0)}
 
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from chameleon_ray.artifacts import Cost, Embeddings, TokenCorpus, TrainedModel
-from chameleon_ray.backend import FitContext, Text, Transfer
-from chameleon_ray.config import EmbeddingConfig
+from chameleon_ray.backend import FitContext, Text, Transfer, rule_settings
+from chameleon_ray.config import EmbeddingConfig, StopConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import parse_experiment
 from chameleon_ray.mixing.chameleon import Chameleon
@@ -49,6 +49,17 @@ def test_the_proxy_learns_the_old_domains_and_embeds_the_new_ones_alone() -> Non
     assert Chameleon().work(context).texts == (Text(context.transfer.corpus), Text(context.corpus, ("new",)))
     whole = Chameleon(bootstrap_draws=0).fit(replace(context, transfer=None))
     assert whole.there_before == () and whole.extra == whole.cost
+
+
+def test_weights_of_the_old_domains_on_the_way_are_not_shown_for_the_new_ones() -> None:
+    context, backend = transferred({"a": "a", "bee": "b"})
+    watched = replace(context, proxy=context.proxy.model_copy(update={"stop": StopConfig(tolerance=1e-9, every_steps=2)}))
+    mixture = Chameleon(bootstrap_draws=0).fit(watched)
+    assert backend.jobs[-1].rule is not None and mixture.trajectory is None
+    alone = Chameleon(bootstrap_draws=0).fit(replace(watched, transfer=None))
+    assert alone.trajectory is not None and set(alone.trajectory.weights) == set(context.corpus.names)
+    by_layer = [Chameleon().proxy_job(replace(watched, embedding=EmbeddingConfig(layer=layer))).rule for layer in ("middle", 1)]
+    assert [rule and rule_settings(rule)["layer"] for rule in by_layer] == ["middle", 1], "what is watched is embedded as at the end"
 
 
 def test_a_domain_of_another_name_has_the_embedding_that_its_text_had() -> None:

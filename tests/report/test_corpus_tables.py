@@ -42,6 +42,13 @@ def test_epochs_of_the_base_model_where_there_is_no_budget(make_data) -> None:
     assert {row["of"] for row in rows} == {"base model"}
     weights = {label: mixture.weights for label, mixture in data.mixtures.items()}
     assert all(row["epochs"] == pytest.approx(weights[row["method"]][row["domain"]] * drawn / 1250) for row in rows)
+    shorter = data.experiment.base.model_copy(update={"steps": 100})
+    at = replace(data, bases={"chameleon": shorter})
+    found = {(row["method"], row["domain"]): row["epochs"] for row in epoch_numbers(at).to_pylist()}
+    assert all(found[row["method"], row["domain"]] == pytest.approx(row["epochs"] / (11 if row["method"] == "chameleon" else 1)) for row in rows)
+    tokens = drawn * data.corpus.row_tokens
+    of_both = corpus_tables.epochs_table(at)
+    assert of_both and f"base model of {tokens // 11:,} and {tokens:,} tokens" in of_both.note
     table = corpus_tables.epochs_table(data)
     assert table is not None and "How often a base model of" in table.note
 

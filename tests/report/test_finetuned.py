@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from chameleon_ray.artifacts import Cost
@@ -61,6 +62,28 @@ def test_the_model_before_training_stands_first(finetuned: ReportData) -> None:
     assert "Before training: the model that all of them go on from; ± over documents." in table.note and "2 seeds" in table.note
     first = perplexity_numbers(finetuned).to_pylist()[0]
     assert (first["method"], first["change_percent"], first["num_seeds"]) == (BEFORE, None, 1)
+
+
+def test_the_papers_table_compares_the_seeds_that_all_have(finetuned: ReportData) -> None:
+    paper = finetuning_of(finetuned)
+    assert paper is not None
+
+    def measured_with(seeds: Mapping[str, Sequence[int]]) -> list[str]:
+        rows = [row for row in finetuned.measurements.to_pylist() if row["seed"] in seeds[row["method"]]]
+        different = {**rows[0], "method": "uniform", "seed": 7, "value": 1e6}
+        later = [
+            {**different, **{key: row[key] for key in ("domain", "metric")}}
+            for row in rows
+            if row["method"] == "uniform" and row["seed"] == min(seeds["uniform"])
+        ]
+        table = paper_perplexity_table(replace(finetuned, measurements=pa.Table.from_pylist([*rows, *later], finetuned.measurements.schema)), paper)
+        return [*(cell.text for cell in table.rows[-2]), *(cell.text for cell in table.rows[-1]), table.note]
+
+    average, own, _, told, _, wins, note = measured_with({"uniform": [0], "alpha_ft": [0, 1]})
+    assert (average, told, wins) == ("average", "better than uniform", "6 of 7 (7 of 7)") and own.startswith("10.00")
+    assert note.endswith("Of the seeds that all have: 0.")
+    *_, wins, note = measured_with({"uniform": [0], "alpha_ft": [1]})
+    assert wins == "–" and note.endswith("No seed is common to all: means of different runs.")
 
 
 def test_what_training_harms_is_said_at_the_top(finetuned: ReportData) -> None:

@@ -15,7 +15,7 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import corpus_tables, formatting, tables
 from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, perplexity_numbers
 from chameleon_ray.report.projection import embedding_map, principal_components
-from chameleon_ray.report.statistics import Measurement, over_seeds, paired_change_percent, paired_difference, summarise
+from chameleon_ray.report.statistics import Measurement, mean_change_percent, mean_difference, over_seeds, summarise
 from chameleon_ray.report.styles import domain_styles, method_styles
 
 # Two seeds, domains (books, code). Means: uniform 21 and 41, average 31; chameleon 19 and 42, average 30.5.
@@ -47,9 +47,9 @@ def test_pairs_use_the_seeds_that_both_have():
         {0: Measurement(10.0, None, 60), 1: Measurement(12.0, None, 60), 2: Measurement(99.0, None, 60)},
         {1: Measurement(16.0, None, 60), 0: Measurement(12.5, None, 60)},
     )
-    assert paired_difference(first, second).mean == pytest.approx((-2.5 - 4.0) / 2)
-    assert paired_difference(first, second).stderr == pytest.approx(0.75)
-    assert paired_change_percent(first, second).mean == pytest.approx((-20 - 25) / 2)
+    assert mean_difference(first, second).mean == pytest.approx((-2.5 - 4.0) / 2)
+    assert mean_difference(first, second).stderr == pytest.approx(0.75)
+    assert mean_change_percent(first, second).mean == pytest.approx((-20 - 25) / 2)
 
 
 def test_perplexity_numbers_by_hand(make_data):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from chameleon_ray.mixture import Mixture
+from chameleon_ray.pipeline import Comparison
 from chameleon_ray.records import read_table
-from chameleon_ray.report import tables, write_report
+from chameleon_ray.report import ReportData, tables, write_report
 from chameleon_ray.report.content import MAX_DRAWN_DOMAINS, build_report, drawn_names
 from chameleon_ray.report.figures import history_figure
 from chameleon_ray.report.page import to_html, to_markdown
 from chameleon_ray.report.styles import Picture, domain_styles
+from chameleon_ray.terminal import show_comparison
 
 HOSTILE = ("<script>alert(1)</script>", "a|b `c` *d* $e$ _f_ [g](h)", "x" * 100)
 PERPLEXITIES = {"uniform": [[20, 40], [22, 42]], "chameleon": [[18, 42], [20, 42]]}
@@ -153,3 +158,17 @@ def test_what_made_and_drove_the_weights_and_their_prior_are_shown(make_data, tm
         assert "by itself, chameleon" in shown and "0.8125" in shown
     write_report(data, str(tmp_path / "plain"))
     assert "by itself" not in (tmp_path / "plain" / "report.html").read_text()
+
+
+def test_where_base_models_lie_is_said_whole_and_of_many_in_the_report_alone(make_data: Callable[..., ReportData]) -> None:
+    data = make_data({"uniform": [[20.0, 30.0]] * 7, "chameleon": [[19.0, 29.0]] * 7})
+    address = "s3://bucket/" + "long/" * 40 + "base-0123456789ab"
+    few, many = ({(label, seed): address for label in data.mixtures for seed in seeds} for seeds in ((0,), range(7)))
+    printed = {}
+    for name, addresses in (("few", few), ("many", many)):
+        console = Console(file=io.StringIO(), width=80)
+        shown = replace(data, addresses=addresses)
+        show_comparison(console, Comparison(shown, {}, {}, "report.html"))
+        printed[name] = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert to_markdown(build_report(shown)).count(address) == len(addresses)
+    assert f"model: chameleon, seed 0: {address}" in printed["few"] and not any(address in line for line in printed["many"])

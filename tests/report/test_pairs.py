@@ -4,6 +4,7 @@ command lines that are documented."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from scipy.stats import t as student
 
 from analysis import finetune, transfer
 from analysis.kept import Kept, Setting, kept_of
-from analysis.pairs import KEPT, document, seed_by_seed, setting_of, shared_seeds, smallest
+from analysis.pairs import KEPT, document, seed_by_seed, setting_of, shared_seeds, smallest, text_of
 from chameleon_ray.backend import Backend
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, load_experiment, parse_experiment
+from chameleon_ray.identity import VERSIONS
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.report import ReportData
 from tests.fakes import make_corpus
@@ -136,29 +138,56 @@ def test_the_content_of_a_model_counts_and_not_where_it_lies(tmp_path: Path, mon
         job = finetune.REPOSITORY / "jobs" / "finetune_wiki40b.yaml"
         experiment = load_experiment(job, [f"@{finetune.REPOSITORY}/jobs/local/wiki7.yaml", f"base.model.pretrained={tmp_path}/{base}", *overrides])
         backend = cast(Backend, SimpleNamespace(find_model=lambda name, *_: SimpleNamespace(digest=digests[Path(name).name])))
-        return setting_of(experiment, backend)
+        return setting_of(experiment, backend, ["the same text"])
 
     one = setting("one")
     assert json.loads(json.dumps(one)) == one, "what is kept is read back as it was"
     assert one == setting("two", "base.micro_batch_rows=2", "base.checkpoint_every_steps=3", "storage=/elsewhere", "resources.num_workers=2")
     monkeypatch.setenv("CHAMELEON_DATA", "/elsewhere")
     assert one == setting("one")
-    for other in (setting("three"), *(setting("one", key) for key in ("corpus.heldout_tokens=9", "budget.tokens=1000", "base.model.lora.rank=3"))):
+    assert one["versions"]["losses"] == VERSIONS["losses"], "what is measured otherwise stands in no table with it"
+    for other in (
+        {**one, "text": ["other"]},
+        setting("three"),
+        *(setting("one", key) for key in ("corpus.heldout_tokens=9", "budget.tokens=1000", "base.model.lora.rank=3")),
+    ):
         kept = Kept(one, *(pa.table({"method": [], "seed": []}),) * 2)
         with pytest.raises(UserError, match="give it another name"):
             kept.check(other)
 
 
-def test_what_is_kept_beside_the_tables_can_be_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHAMELEON_DATA", "/data")
-    experiment = transfer.transferred("scratch", transfer.overrides_of("scratch", None))
-    today = setting_of(experiment, cast(Backend, SimpleNamespace()))
-    folders = sorted(path for path in KEPT.iterdir() if path.is_dir())
-    assert folders
-    for folder in folders:
-        kept = Kept.load(folder)
-        assert kept is not None and kept.setting.keys() == today.keys(), folder
-        assert "better than uniform" in document(kept)
+def test_text_is_told_by_its_content(tmp_path: Path) -> None:
+    def experiment(folder: str, *content: str) -> Experiment:
+        (tmp_path / folder).mkdir()
+        for name, text in zip(("new.txt", "old.txt"), content, strict=True):
+            (tmp_path / folder / name).write_text(text)
+        new, old = ({"a": {"files": [str(tmp_path / folder / name)]}} for name in ("new.txt", "old.txt"))
+        training = {"model": {"preset": "cpu-tiny"}, "steps": 10}
+        return parse_experiment({"name": "x", "corpus": {"domains": new}, "transfer": {"domains": old}, "proxy": training, "base": training})
+
+    one, same, other, older = (experiment(*given) for given in (("1", "a b", "c"), ("2", "a b", "c"), ("3", "a d", "c"), ("4", "a b", "e")))
+    assert text_of(one) == text_of(same) and text_of(other)[0] != text_of(one)[0] and text_of(other)[1] == text_of(one)[1] != text_of(older)[1]
+
+
+KEPT_PIECES = sorted(path.name for path in KEPT.iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("name", KEPT_PIECES)
+def test_what_is_kept_beside_the_tables_can_be_added_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command that made it; whoever raises a version has it run again, or sees that nothing kept would change and says so in the files."""
+    has_text = "CHAMELEON_DATA" in os.environ
+    monkeypatch.setenv("CHAMELEON_DATA", os.environ.get("CHAMELEON_DATA", "/data"))
+    kept = Kept.load(KEPT / name)
+    assert kept is not None and "better than uniform" in document(kept)
+    known = kept.setting["base"]["model"]["pretrained"]
+    backend = cast(Backend, SimpleNamespace(find_model=lambda *_: SimpleNamespace(digest=known)))
+    piece = name.removeprefix("finetune-")
+    if piece in finetune.PIECES:
+        experiment = finetune.finetuned(piece, "base", [0])
+    else:
+        of = name.removeprefix("pile13-")
+        experiment = transfer.transferred(of, transfer.overrides_of(of, "base" if known else None))
+    kept.check(setting_of(experiment, backend, text_of(experiment) if has_text else kept.setting["text"]))
 
 
 @pytest.fixture
@@ -175,12 +204,13 @@ def seed_after_seed(compared: Callable[..., Comparison], tmp_path: Path, capsys:
                 "name": "made-up",
                 "storage": str(tmp_path / "runs"),
                 "seeds": list(seeds),
-                "corpus": {"domains": {name: {"files": ["a.txt"]} for name in NAMES}, "heldout_tokens": 100 + shape.get("num_documents", 60)},
+                "corpus": {"domains": {name: {"files": [str(tmp_path / "a.txt")]} for name in NAMES}, "heldout_tokens": 100 + shape.get("num_documents", 60)},
                 "proxy": {"model": {"preset": "cpu-tiny"}, "steps": 10},
                 "base": {"model": {"preset": "cpu-tiny"}, "steps": 1100},
             }
             return parse_experiment(document)
 
+        (tmp_path / "a.txt").write_text("some text")
         seed_by_seed(experiment, seeds, run, together, tmp_path / "kept")
         return capsys.readouterr().out
 
@@ -202,7 +232,7 @@ def test_seeds_are_kept_one_after_the_other(seed_after_seed: Callable[..., str],
 
 def test_what_another_run_keeps_meanwhile_stays(seed_after_seed: Callable[..., str], tmp_path: Path) -> None:
     seed_after_seed([0, 1])
-    file = tmp_path / "kept" / "made-up" / "losses-000.parquet"
+    file = tmp_path / "kept" / "made-up" / "seed-000.parquet"
 
     def other_run() -> None:
         newer = Kept.load(file.parent)

@@ -174,6 +174,10 @@ def test_base_models_with_few_tokens_a_parameter_are_told(make_data):
     short = replace(data, experiment=data.experiment.model_copy(update={"base": data.experiment.base.model_copy(update={"steps": 100})}))
     (told,) = [text for text in warnings(short) if "tokens a parameter" in text]
     assert told.startswith("Base models start from scratch and see 10.0 tokens a parameter: not trained long enough to compare")
+    long = data.experiment.base
+    (of_one,) = [text for text in warnings(replace(short, bases={"uniform": long})) if "tokens a parameter" in text]
+    assert "see 10.0 (chameleon) tokens a parameter" in of_one, "base models of a point are trained as it says"
+    assert not [text for text in warnings(replace(short, bases=dict.fromkeys(data.mixtures, long))) if "tokens a parameter" in text]
     assert not warnings(replace(short, measurements=short.measurements.slice(0, 0)))
 
 

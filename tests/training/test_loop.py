@@ -169,13 +169,18 @@ def test_a_proxy_stops_when_its_weights_have_settled(corpus: TokenCorpus, tmp_pa
 
 def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenCorpus, tmp_path: Path) -> None:
     import torch
+    import torch.distributed as dist
 
     from chameleon_ray.corpus.rows import RowReader
     from chameleon_ray.models.architecture import middle_layer
     from chameleon_ray.models.build import build_model
     from chameleon_ray.models.hardware import Hardware
+    from chameleon_ray.models.head import TokenLosses
     from chameleon_ray.models.load import load_truncated
     from chameleon_ray.models.pooling import MeanHiddenState
+    from chameleon_ray.training.signals import embeddings
+    from chameleon_ray.training.signals.embeddings import EmbeddingLook
+    from chameleon_ray.training.worker import place
 
     training = TrainingConfig(model={"layers": 3, "heads": 2, "width": 32}, steps=4)
     model: Any = build_model(training.model, corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, 0)
@@ -185,6 +190,16 @@ def test_what_a_watched_proxy_computes_is_what_embedding_computes(corpus: TokenC
     expected = MeanHiddenState(load_truncated(str(tmp_path), middle_layer(3), hardware), middle_layer(3))(rows.tokens, rows.length).numpy()
     found = MeanHiddenState(model, middle_layer(3))(rows.tokens, rows.length).numpy()
     assert np.abs(found - expected).max() < 1e-6
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for wanted, layer in (("middle", 2), (1, 1), (3, 3)):
+        rule = SettledRule(Chameleon().formula, samples_per_domain=8, layer=wanted)  # type: ignore[arg-type]
+        worker = place(TrainJob("proxy", training, WEIGHTS, 0, rule), corpus, hardware)
+        seen = EmbeddingLook(worker)(TokenLosses(model))
+        vectors = MeanHiddenState(load_truncated(str(tmp_path), layer, hardware), layer)(rows.tokens, rows.length).numpy()
+        assert seen["layer"] == layer and np.abs(seen["group_sums"][0].sum(axis=0) - vectors.sum(axis=0)).max() < 1e-5
+        assert embeddings.flops(worker, 4) == pytest.approx(4 * 24 * corpus.row_tokens * worker.architecture.embedding_flops(layer, corpus.row_tokens))
 
 
 def test_watching_is_refused_where_no_worker_has_the_whole_model(corpus: TokenCorpus) -> None:

@@ -112,6 +112,11 @@ def test_halving_ends_in_one_row_computed_again_and_then_in_words() -> None:
         chosen.halved(job, 512)
 
 
+def test_what_another_number_of_workers_left_still_divides_a_workers_rows() -> None:
+    assert MicroBatch(20).limited_by(MicroBatch(15), 20) == MicroBatch(10), "60 rows: of 4 workers 30 were halved to 15, and 3 have 20 each"
+    assert MicroBatch(4).limited_by(MicroBatch(8, recompute=True), 12) == MicroBatch(4, True)
+
+
 def test_forward_passes_fill_a_gpu_and_stay_small_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 << 30, 80 << 30))
     assert memory.forward_rows(CPU, 512) == 8

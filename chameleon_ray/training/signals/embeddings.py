@@ -1,11 +1,11 @@
-"""Domain embeddings by the model as it is: group sums of the mean hidden state after the middle layer, of a small fixed sample of every domain.
+"""Domain embeddings by the model as it is: group sums of the mean hidden state after a layer, of a small fixed sample of every domain.
 
-A rule sees `group_sums` [k, groups, p], `group_counts` [k, groups] and `layer`, and says with `samples_per_domain` how many train rows of each domain to take.
+A rule sees `group_sums` [k, groups, p], `group_counts` [k, groups] and `layer`, and says which layer and how many train rows of each domain to take.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from chameleon_ray.backend import Rule, TrainJob
 from chameleon_ray.corpus.rows import RowReader
 from chameleon_ray.embedding.groups import group_sums
 from chameleon_ray.errors import UserError
-from chameleon_ray.models.architecture import middle_layer
+from chameleon_ray.models.architecture import layer_number
 from chameleon_ray.models.pooling import MeanHiddenState
 from chameleon_ray.training.steps import Worker
 
@@ -27,6 +27,7 @@ FORWARD_ROWS = 16
 class EmbeddingRule(Rule, Protocol):
     """A rule that looks at embeddings: at most `samples_per_domain` rows of each domain, for the first time after `every_steps` steps and then as often."""
 
+    layer: Literal["middle"] | int
     samples_per_domain: int
     every_steps: int
 
@@ -35,10 +36,10 @@ class EmbeddingLook:
     """Embeds the sample; every worker takes some of the domains."""
 
     def __init__(self, worker: Worker) -> None:
-        rule: Any = worker.job.rule
+        rule = cast(EmbeddingRule, worker.job.rule)
         names = worker.corpus.names
         self._num_domains, self._device = len(names), worker.hardware.device
-        self._layer = middle_layer(worker.architecture.layers)
+        self._layer = layer_number(rule.layer, worker.architecture.layers)
         reader, counts = RowReader(worker.corpus), worker.corpus.rows()
         mine = range(worker.rank, len(names), worker.world_size)
         self._rows = {i: reader.read(names[i], np.arange(min(counts[names[i]], rule.samples_per_domain))) for i in mine}
@@ -69,7 +70,7 @@ def check(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
 
 def flops(worker: Worker, steps: int) -> float:
     """Operations of the looks taken in so many steps."""
-    rule: Any = worker.job.rule
+    rule = cast(EmbeddingRule, worker.job.rule)
     corpus, model = worker.corpus, worker.architecture
     rows = sum(min(count, rule.samples_per_domain) for count in corpus.rows().values())
-    return steps // rule.every_steps * rows * corpus.row_tokens * model.embedding_flops(middle_layer(model.layers), corpus.row_tokens)
+    return steps // rule.every_steps * rows * corpus.row_tokens * model.embedding_flops(layer_number(rule.layer, model.layers), corpus.row_tokens)

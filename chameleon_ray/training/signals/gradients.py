@@ -14,7 +14,7 @@ Of every external text, a target of the corpus, a step reads as many rows of its
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class GradientStep:
     """The step on sum_i alpha_i g_i, alpha from the same gradients."""
 
     def __init__(self, worker: Worker, learner: Learner) -> None:
-        rule: Any = learner.rule  # a GradientRule
+        rule = cast(GradientRule, learner.rule)
         self._rule, self._worker, self._learner = rule, worker, learner
         self._num_domains = len(worker.job.weights)
         self._gradients = DomainGradients(worker, np.array_split(np.arange(self._num_domains), worker.world_size)[worker.rank])
@@ -112,7 +112,7 @@ def full_rows(corpus: TokenCorpus, target: str) -> int:
 
 def check(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:
     """Raise `UserError` where gradients are cut, where there are more workers than domains, or where a target has less than a row."""
-    rule: Any = job.rule
+    rule = cast(GradientRule, job.rule)
     for name in rule.external:
         if not full_rows(corpus, name):
             raise UserError(
@@ -137,7 +137,7 @@ def _diverged(job: TrainJob) -> str:
 
 def flops(worker: Worker, steps: int) -> float:
     """Operations of the four products with k gradients, and of the gradients of external texts."""
-    rule: Any = worker.job.rule
+    rule = cast(GradientRule, worker.job.rule)
     external = steps * sum(rows_per_step(worker.job, worker.corpus, name) for name in rule.external) * worker.corpus.row_tokens
     products = 8.0 * steps * len(worker.job.weights) * worker.architecture.num_parameters
     return products + worker.architecture.training_flops(external, worker.corpus.row_tokens)
@@ -145,5 +145,5 @@ def flops(worker: Worker, steps: int) -> float:
 
 def kept_bytes(job: TrainJob, corpus: TokenCorpus, world_size: int) -> int:
     """The gradients, and two or three more: G, what is handed to the engine, and that of an external text."""
-    rule: Any = job.rule
+    rule = cast(GradientRule, job.rule)
     return matrix_bytes(job, corpus, world_size) + (3 if rule.external else 2) * matrix_bytes(job, corpus, len(job.weights))
