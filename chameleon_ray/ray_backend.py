@@ -152,19 +152,13 @@ class RayBackend:
         for model in models:
             check_tokenizer(model, corpus)
         places = {model.address: self.places.losses(model.digest, corpus, splits, corpus.measured_at_most) for model in models}
-        missing = [address for address, place in places.items() if not place.is_complete]
+        missing = list({model.address: model for model in models if not places[model.address].is_complete}.values())
         if missing:
-            from chameleon_ray.evaluation.ray_evaluate import evaluate
-
-            self._start()
-            with self.reporter.phase(f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}") as phase:
-                trusted = frozenset(model.address for model in models if model.allow_remote_code)
-                flops = sum(measuring(model, corpus, splits, corpus.measured_at_most)[1] for model in models if model.address in missing)
-                found = evaluate(missing, corpus, splits, self.resources, phase, flops, self._pool_actors, trusted, corpus.measured_at_most)
-            for address, losses in zip(missing, found, strict=True):
-                place = places[address]
+            title = f"evaluating {len(missing)} model{'s' if len(missing) > 1 else ''} on {' and '.join(splits)}"
+            for model, losses in zip(missing, self._measure(missing, corpus, splits, corpus.measured_at_most, title), strict=True):
+                place = places[model.address]
                 write_table(storage.join(place.address, "documents.parquet"), document_table(losses))
-                write_record(place.address, "losses", place.digest, {"model": address, "corpus": corpus.digest, "splits": list(splits)})
+                write_record(place.address, "losses", place.digest, {"model": model.address, "corpus": corpus.digest, "splits": list(splits)})
         return [losses_by_document(read_table(storage.join(places[model.address].address, "documents.parquet"))) for model in models]
 
     def glance(self, model: TrainedModel, corpus: TokenCorpus, tokens_per_domain: int) -> ProxyLosses:
@@ -176,14 +170,10 @@ class RayBackend:
             return ProxyLosses(place.digest, {}, Cost())
 
         def make() -> dict[str, Any]:
-            from chameleon_ray.evaluation.ray_evaluate import evaluate
-
             self._start()
             started = time.perf_counter()
-            trusted = frozenset([model.address] if model.allow_remote_code else [])
             tokens, flops = measuring(model, corpus, ("valid",), rows_per_domain)
-            with self.reporter.phase("looking at the proxy's losses") as phase:
-                (found,) = evaluate([model.address], corpus, ("valid",), self.resources, phase, flops, self._pool_actors, trusted, rows_per_domain)
+            (found,) = self._measure([model], corpus, ("valid",), rows_per_domain, "looking at the proxy's losses")
             losses = {name: loss.mean_nats for name, loss in found["valid"].items()}
             if odd := past_measuring(losses):
                 raise UserError(f"proxy: {odd}: it has diverged, or its weights are broken; lower proxy.learning_rate, or take another pretrained one")
@@ -191,6 +181,15 @@ class RayBackend:
 
         content = once(place.address, "glance", place.digest, make)
         return ProxyLosses(place.digest, content["losses"], Cost(**content["cost"]))
+
+    def _measure(self, models: Sequence[TrainedModel], corpus: TokenCorpus, splits: Sequence[str], rows_at_most: int | None, title: str) -> list[SplitLosses]:
+        from chameleon_ray.evaluation.ray_evaluate import evaluate
+
+        self._start()
+        trusted = frozenset(model.address for model in models if model.allow_remote_code)
+        flops = sum(measuring(model, corpus, splits, rows_at_most)[1] for model in models)
+        with self.reporter.phase(title) as phase:
+            return evaluate([model.address for model in models], corpus, splits, self.resources, phase, flops, self._pool_actors, trusted, rows_at_most)
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
         """Train and measure base models as a Ray Tune experiment, those that are missing; equal jobs once."""
