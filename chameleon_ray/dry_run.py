@@ -68,10 +68,10 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
         dry.train_ahead(each, [(job.name, run) for job in mine for run in _jobs(job, dry) if run.ahead])
     mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in possible}
     dry.part = "base models"
-    trained = [(job, seed) for job in compared(jobs, swept) for seed in experiment.seeds if (job.label, experiment.fit_seed(seed)) in mixtures]
+    trained = [(job, seed) for job in compared(jobs, swept) for seed in experiment.seeds if (job.label, job.experiment.fit_seed(seed)) in mixtures]
     bases = {}
     for job, seed in trained:
-        mixture = mixtures[job.label, experiment.fit_seed(seed)]
+        mixture = mixtures[job.label, job.experiment.fit_seed(seed)]
         known = replace(mixture or uniform_mixture(corpus), label=job.label)
         start = start_of(job.experiment.base, corpus, dry, "base")
         bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None

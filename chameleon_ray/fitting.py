@@ -93,11 +93,18 @@ def mixture_jobs(experiment: Experiment, corpus: TokenCorpus, backend: Backend) 
         return jobs, []
     plain = {job.method: job.digest for job in jobs}
     points = _points(experiment, backend)
-    moved = [job for job in points if job.digest != plain.get(job.method) or (sweep.train_base and job.experiment.base != experiment.base)]
+    moved = [
+        job for job in points if _changed(job, experiment).digest != plain.get(job.method) or (sweep.train_base and job.experiment.base != experiment.base)
+    ]
     if sweep.each:
         return jobs, moved
     changed = {job.method for job in moved}
     return jobs, [job for job in points if job.method in changed]
+
+
+def _changed(job: MixtureJob, experiment: Experiment) -> MixtureJob:
+    """A point's job but for a seed that its method has no use for: what reads neither models nor embeddings is the same with each."""
+    return job if job.mixer.sections else replace(job, seed=experiment.seeds[0])
 
 
 def _jobs_at(experiment: Experiment, at: Experiment, point: str, corpus: TokenCorpus, backend: Backend) -> list[MixtureJob]:

@@ -57,10 +57,10 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     check_points(jobs, swept, corpus, backend)
     wanted = refits([*jobs, *swept])
     fits, failures = fit_all(wanted, backend)
-    trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, experiment.fit_seed(seed)) in fits]
+    trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, job.experiment.fit_seed(seed)) in fits]
     bases = {
         (job.label, seed): base_job(
-            job.experiment, corpus, fits[job.label, experiment.fit_seed(seed)], seed, start_of(job.experiment.base, corpus, backend, "base")
+            job.experiment, corpus, fits[job.label, job.experiment.fit_seed(seed)], seed, start_of(job.experiment.base, corpus, backend, "base")
         )
         for job, seed in trained
     }

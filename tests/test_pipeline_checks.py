@@ -13,7 +13,7 @@ from chameleon_ray.config import ProxyChanges
 from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.experiment import Experiment, parse_experiment
-from chameleon_ray.fitting import compared, mixture_jobs
+from chameleon_ray.fitting import compared, mixture_jobs, refits
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.pipeline import check_points, compare, evaluate, mix, train
 from tests.fakes import FakeBackend, make_corpus
@@ -92,6 +92,17 @@ def test_points_that_read_other_text_have_no_base_models(caplog: pytest.LogCaptu
     assert {job.point for job in swept} == {"corpus.row_tokens=64", "base.steps=5"}
     assert {job.point for job in compared(jobs, swept)} == {"", "base.steps=5"}
     assert caplog.messages == ["sweep at corpus.row_tokens=64: other text, or other tokens of it, on which base models cannot be compared; its weights only"]
+
+
+def test_points_of_other_seeds_fit_anew_on_the_same_text() -> None:
+    training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
+    asked = {"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, "sweep": {"each": {"seeds": [[1], [2]]}}}
+    backend: Any = Reading()
+    corpus = backend.tokenize(parse_experiment(asked).corpus, 0)
+    jobs, swept = mixture_jobs(parse_experiment(asked), corpus, backend)
+    assert [job.method for job in jobs] == ["uniform", "chameleon"]
+    assert [(job.method, job.point, job.seed) for job in swept] == [("chameleon", "seeds=[1]", 1), ("chameleon", "seeds=[2]", 2)], "uniform has no use for one"
+    assert {job.corpus.digest for job in swept} == {corpus.digest} and refits(swept) == swept
 
 
 def test_a_point_of_a_sweep_is_the_file_with_its_values_in_it() -> None:
