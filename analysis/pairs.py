@@ -115,7 +115,8 @@ def means_of(kept: Kept, split: str) -> Means:
 
 
 def text_of(experiment: Experiment) -> list[str]:
-    """What tells the text of an experiment from any other, wherever it lies, and that of the proxy's domains where these are others."""
+    """What tells the text of an experiment (of domains that are known) from any other, and that of the proxy's domains where these are others: the content of
+    files up to 64 MiB, wherever they lie; of larger ones and remote ones what `storage.fingerprint` and listings tell, which a copy elsewhere may lack."""
     transfer = [] if experiment.transfer is None else [domains_before(experiment)]
     plans = [plan_sources(config, experiment.reads) for config in (experiment.corpus, *transfer)]
     return [combined(f"{source.origin.domain} {source.origin.heldout} {source.fingerprint}" for source in sources) for sources in plans]

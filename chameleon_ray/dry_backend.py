@@ -19,7 +19,7 @@ from chameleon_ray.corpus.chunks import embedded_rows
 from chameleon_ray.corpus.outlook import divided, outlook
 from chameleon_ray.corpus.sources import Source, combined, documents_of, plan_documents, plan_sources
 from chameleon_ray.corpus_config import CorpusConfig, TokenizerConfig
-from chameleon_ray.evaluation.losses import MEASURED_IN
+from chameleon_ray.evaluation.losses import MEASURED_IN, mean_of_tokens
 from chameleon_ray.models.architecture import Architecture, measuring
 from chameleon_ray.models.devices import Device
 from chameleon_ray.places import Place, layer_of
@@ -178,8 +178,9 @@ class DryBackend:
 
     def note_trials(
         self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]
-    ) -> dict[tuple[str, int], TrainedModel]:
-        """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained. The models."""
+    ) -> tuple[dict[tuple[str, int], TrainedModel], dict[str, str]]:
+        """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained. The models, and what
+        is known to have failed, by name."""
         training, evaluating = self._next(), self._next()
         places = {key: self.real.places.run(job, corpus) for key, (job, is_known) in jobs.items() if is_known}
         missing = len(jobs) - sum(self.real.places.is_measured(run, splits) for run in places.values())
@@ -189,7 +190,10 @@ class DryBackend:
         for key, model in models.items():
             unknown = None if jobs[key][1] else f"{key} measured"
             self._measure(model, corpus, splits, evaluating, max(1, missing), unknown)
-        return models
+        measured = [key for key, run in places.items() if self.real.places.is_measured(run, splits)]
+        losses = dict(zip(measured, self.real.evaluate([models[key] for key in measured], corpus, splits), strict=True))
+        failed = {key: odd for key in measured if (odd := jobs[key][0].divergence(mean_of_tokens(losses[key])))}
+        return {key: model for key, model in models.items() if key not in failed}, {f"{label}, seed {seed}": odd for (label, seed), odd in failed.items()}
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Notes the swarm as one item; nothing is known of its losses."""

@@ -62,6 +62,9 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     check_points(jobs, swept, corpus, dry)
     fits = refits([*jobs, *swept])
     dry.parts += [dry.part, *(job.name for job in fits)]
+    dry.part = "base models"
+    if (start := common_start([job.experiment for job in compared(jobs, swept)], corpus, dry)) is not None:
+        dry.evaluate([start], corpus, SPLITS)
     possible = [job for job in fits if _is_possible(job, dry)]
     for each in {job.corpus.digest: job.corpus for job in possible}.values():
         mine = [job for job in possible if job.corpus.digest == each.digest and not is_complete(job.address(dry))]
@@ -75,11 +78,9 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
         known = replace(mixture or uniform_mixture(corpus), label=job.label)
         start = start_of(job.experiment.base, corpus, dry, "base")
         bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
-    models = dry.note_trials(corpus, bases, SPLITS)
-    if (start := common_start([job.experiment for job, _ in trained], corpus, dry)) is not None:
-        dry.evaluate([start], corpus, SPLITS)
+    models, failures = dry.note_trials(corpus, bases, SPLITS)
     is_known = all(known for _, known in bases.values()) and len(possible) == len(fits)
-    dry.note_report(report_address(experiment, fits, models, {}, dry) if is_known else None)
+    dry.note_report(report_address(experiment, fits, models, failures, dry) if is_known else None)
 
 
 def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:

@@ -132,8 +132,13 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _points_exist(self) -> Experiment:
-        for key in {**self.sweep.grid, **self.sweep.each} if self.sweep else ():
+        sweep = self.sweep or Sweep.model_construct()
+        for key in {**sweep.grid, **sweep.each}:
             section, _, rest = key.partition(".")
+            if key == "seeds" and (sweep.train_base or self.fit_every_seed):
+                raise ValueError(
+                    "sweep: seeds shows how fits differ; set sweep.train_base and fit_every_seed to false, or give several seeds without a sweep of them"
+                )
             if section == "methods" and (label := rest.partition(".")[0]) not in self.methods:
                 raise ValueError(f"sweep: {key} is of a method that is not here; methods has {', '.join(self.methods)}{nearest(label, self.methods)}")
         self.points()
@@ -216,7 +221,7 @@ class Experiment(Settings):
             UserError: a key that does not exist, or a value that it does not take.
         """
         document = {**self.model_dump(mode="json", exclude={"sweep"}, exclude_unset=True), "methods": copy.deepcopy(self.methods)}
-        if (name := _pretrained(document, "proxy", "base")) and document["corpus"]["tokenizer"]["pretrained"] == name:
+        if (name := _pretrained(document, "proxy", "base")) and document["corpus"]["tokenizer"].get("pretrained") == name:
             del document["corpus"]["tokenizer"]  # it follows the model
         if self.stage == "finetune" and self.proxy == TrainingConfig.model_validate(_as_it_is(document["base"]["model"])):
             del document["proxy"]  # and so does this

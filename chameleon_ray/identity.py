@@ -49,6 +49,7 @@ VERSIONS: dict[str, int] = {
 # What is made of other kinds on the way, whose digests are not among its inputs.
 MADE_WITH: dict[str, tuple[str, ...]] = {
     "family": ("model",),
+    "proxy": ("model",),
     "mixture": ("model", "proxy", "embeddings", "glance"),
     "report": ("losses",),
 }
@@ -204,7 +205,8 @@ def mixture_digest(
         transfer: the domains that the proxy is trained on, where they are others.
     """
     read = {name: training_content(section) if isinstance(section, TrainingConfig) else section.model_dump(mode="json") for name, section in sections.items()}
-    content = {"method": method.name, "method_version": method.version, "settings": method.model_dump(mode="json"), **read}
+    versions = {"method_version": method.version, "rule_version": getattr(method.rule, "version", None)}
+    content = {"method": method.name, **versions, "settings": method.model_dump(mode="json"), **read}
     begun: dict[str, Any] = {"start": start.digest} if start else {}
     if transfer is not None:
         begun["transfer"] = {"corpus": transfer.corpus.digest, "same": dict(transfer.same)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from chameleon_ray.artifacts import TokenCorpus, TrainedModel
+from chameleon_ray.artifacts import SplitLosses, TokenCorpus, TrainedModel
 from chameleon_ray.backend import Backend, TrainJob, past_measuring, start_of
 from chameleon_ray.corpus.tokenizer import check_reads
 from chameleon_ray.corpus_config import CorpusChanges
@@ -55,6 +55,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     corpus = checked_corpus(experiment, backend)
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     check_points(jobs, swept, corpus, backend)
+    before = losses_before([job.experiment for job in compared(jobs, swept)], corpus, backend)
     wanted = refits([*jobs, *swept])
     fits, failures = fit_all(wanted, backend)
     trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, job.experiment.fit_seed(seed)) in fits]
@@ -68,10 +69,6 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     models = models_of(runs)
     if not models:
         raise UserError(next(iter({**failures, **failures_of(runs)}.values())))
-    start = common_start([job.experiment for job, _ in trained], corpus, backend)
-    before = backend.evaluate([start], corpus, SPLITS)[0] if start else None
-    if before and (odd := past_measuring(mean_of_tokens(before))):
-        raise UserError(f"base.model.pretrained: {odd} before it is trained further: its weights are broken; take another model")
     data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
     return Comparison(data, fits, models, report_of(data, wanted, models, backend))
 
@@ -87,6 +84,17 @@ def finetune(experiment: Experiment, backend: Backend) -> Comparison:
     if experiment.stage != "finetune":
         raise UserError(f"stage: {experiment.stage}, and finetuning is asked for; set stage: finetune")
     return compare(experiment, backend)
+
+
+def losses_before(experiments: Sequence[Experiment], corpus: TokenCorpus, backend: Backend) -> SplitLosses | None:
+    """Held-out losses of the model that all base models go on from, where they go on from one; raises `UserError` for one that cannot be measured."""
+    start = common_start(experiments, corpus, backend)
+    if start is None:
+        return None
+    (losses,) = backend.evaluate([start], corpus, SPLITS)
+    if odd := past_measuring(mean_of_tokens(losses)):
+        raise UserError(f"base.model.pretrained: {odd}: its weights are broken; take another model")
+    return losses
 
 
 def common_start(experiments: Sequence[Experiment], corpus: TokenCorpus, backend: Backend) -> TrainedModel | None:
@@ -152,6 +160,8 @@ def evaluate(experiment: Experiment, model: str, backend: Backend, allow_remote_
     """Losses, perplexities and bits per byte on valid and test of one model, by its folder; code beside it is run only where that is allowed."""
     found, corpus = model_to_evaluate(experiment, model, backend, allow_remote_code)
     (losses,) = backend.evaluate([found], corpus, SPLITS)
+    if odd := past_measuring(mean_of_tokens(losses)):
+        raise UserError(f"--model: {odd}: it has diverged, or its weights are broken")
     return measurement_table({("model", experiment.seeds[0]): losses}, corpus)
 
 

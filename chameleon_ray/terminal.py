@@ -52,6 +52,8 @@ def show_comparison(console: Console, found: Comparison) -> None:
     if len(found.data.addresses) <= MOST_MODELS:
         for (label, seed), address in found.data.addresses.items():
             console.print(f"model: {label}, seed {seed}: {address}", markup=False, soft_wrap=True, highlight=False)
+    else:
+        _say(console, f"models: where the {len(found.data.addresses)} base models lie stands at the end of the report")
     console.print(f"report: {found.report}", markup=False, soft_wrap=True, highlight=False)
 
 

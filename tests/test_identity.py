@@ -19,6 +19,7 @@ from chameleon_ray.corpus_config import CorpusConfig
 from chameleon_ray.mixing.doge import DoGERule
 from chameleon_ray.mixing.doremi import DoReMiRule
 from chameleon_ray.mixing.methods import METHODS
+from chameleon_ray.mixing.settled import SettledRule
 from tests.fakes import make_corpus
 
 TEXTS = ["the quick brown fox jumps over the lazy dog, é ü", "hello world 123 foo bar"] * 40
@@ -119,6 +120,13 @@ def test_another_version_of_a_rule_is_another_model(rule: type, corpus: TokenCor
     assert identity.model_digest(job, corpus) != before
 
 
+@pytest.mark.parametrize(("method", "rule"), [("chameleon", SettledRule), ("doremi", DoReMiRule), ("doge", DoGERule)])
+def test_another_version_of_a_rule_is_another_mixture(method: str, rule: type, corpus: TokenCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity.mixture_digest(method, METHODS[method](), {"proxy": TRAINING}, corpus, 0)
+    monkeypatch.setattr(rule, "version", rule.version + 1)
+    assert identity.mixture_digest(method, METHODS[method](), {"proxy": TRAINING}, corpus, 0) != before
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_another_version_of_a_method_is_another_mixture(method: str, corpus: TokenCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = METHODS[method]
@@ -151,7 +159,7 @@ def chain(corpus: TokenCorpus) -> dict[str, str]:
 
 
 CHANGED = {
-    "model": {"model", "family", "embeddings", "losses", "glance", "mixture", "report"},
+    "model": {"model", "family", "proxy", "embeddings", "losses", "glance", "mixture", "report"},
     "family": {"family"},
     "proxy": {"proxy", "mixture", "report"},
     "embeddings": {"embeddings", "mixture", "report"},

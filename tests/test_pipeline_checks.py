@@ -115,6 +115,23 @@ def test_a_point_of_a_sweep_is_the_file_with_its_values_in_it() -> None:
     assert own.min_learning_rate == 2e-5 and found.proxy.min_learning_rate == 1e-4, "what follows from the learning rate follows the method's own"
 
 
+def test_a_point_of_a_file_with_a_model_of_ours_and_a_tokenizer_that_is_trained() -> None:
+    corpus = {"domains": {"a": {"files": ["a.txt"]}}, "tokenizer": {"train": {"vocab_size": 4096}}}
+    proxy = {"model": {"pretrained": "runs/models/proxy-x"}, "steps": 0}
+    sweep = {"each": {"embedding.samples_per_domain": [8]}}
+    asked = parse_experiment({"name": "x", "corpus": corpus, "proxy": proxy, "base": {"model": {"preset": "cpu-tiny"}, "steps": 4}, "sweep": sweep})
+    (point,) = asked.points()
+    assert point.corpus == asked.corpus and point.proxy == asked.proxy and point.embedding.samples_per_domain == 8
+
+
+@pytest.mark.parametrize("more", [{"fit_every_seed": True}, {}])
+def test_seeds_are_swept_for_fits_alone(more: dict[str, Any]) -> None:
+    training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
+    sweep = {"each": {"seeds": [[1]]}, "train_base": not more}
+    with pytest.raises(UserError, match=r"sweep: seeds shows how fits differ; set sweep\.train_base and fit_every_seed to false"):
+        parse_experiment({"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, "sweep": sweep, **more})
+
+
 def test_a_sweep_that_changes_no_weights_is_refused() -> None:
     training = {"model": {"preset": "cpu-tiny"}, "steps": 4}
     asked = {"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": training, "base": training, "sweep": {"each": {"base.steps": [5]}}}

@@ -22,27 +22,43 @@ class EvaluateWorker:
         import torch
 
         from chameleon_ray.models.hardware import detect
+        from chameleon_ray.models.memory import forward_rows
 
         torch.set_num_threads(threads)
         self._hardware = detect(use_gpu, MEASURED_IN)
+        self._step = forward_rows(self._hardware, corpus.row_tokens)
         self._chunks = ChunkReader(corpus)
         self._trusted = trusted
         self._end_of_document = corpus.end_of_document
         self._loaded: tuple[str, Any] = ("", None)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from chameleon_ray.models.memory import forward_rows
-
         model = self._model(str(batch["model"][0]))
         rows = self._chunks.read(batch)
         row_tokens = rows.tokens.shape[1]
-        step = forward_rows(self._hardware, row_tokens)
-        nats = np.concatenate([self._losses(model, rows.tokens[i : i + step], rows.length[i : i + step]) for i in range(0, len(rows), step)])
+        nats = self._all_losses(model, rows.tokens, rows.length)
         counted = np.arange(row_tokens)[None, :] < rows.length[:, None] - 1
         of_target = document_of_target(rows.tokens, rows.document, self._end_of_document)
         losses = DocumentLosses.from_tokens(of_target[counted], nats[counted], np.ones(int(counted.sum()), np.int64))
         found = {"document": losses.document, "nats": losses.nats, "tokens": losses.tokens}
         return {"number": batch["number"], **{key: _ragged(value) for key, value in found.items()}}
+
+    def _all_losses(self, model: Any, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """A few rows at a time, half as many from then on whenever memory runs out."""
+        import torch
+
+        found, done = [], 0
+        while done < len(tokens):
+            part = slice(done, done + self._step)
+            try:
+                found.append(self._losses(model, tokens[part], length[part]))
+            except torch.OutOfMemoryError:
+                if self._step == 1:
+                    raise
+                self._step //= 2
+                continue
+            done = part.stop
+        return np.concatenate(found)
 
     def _losses(self, model: Any, tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
         import torch

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from chameleon_ray.artifacts import Embeddings
-from chameleon_ray.backend import FitContext, Text, TrainJob, Work
+from chameleon_ray.backend import FitContext, Rule, Text, TrainJob, Work
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError, naming
 from chameleon_ray.mixing.estimate import Estimate, estimate
@@ -59,6 +59,7 @@ class Chameleon(Method):
     name: ClassVar[str] = "chameleon"
     version: ClassVar[int] = 4
     needs: ClassVar[frozenset[str]] = frozenset({"proxy", "embedding"})
+    rule: ClassVar[type[Rule] | None] = SettledRule
     variant: Variant = "calibrated"
     stage: Stage = "pretrain"
     prior: Literal["uniform", "tokens"] | dict[str, float] = "uniform"

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import field_validator
 
-from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
+from chameleon_ray.backend import Array, Changes, FitContext, Rule, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.learned import check_batch, check_own_proxy, learned, own_training, proxy_keys, proxy_training
@@ -90,6 +90,7 @@ class DoGE(Method):
 
     name: ClassVar[str] = "doge"
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
+    rule: ClassVar[type[Rule] | None] = DoGERule
     mu: PositiveFloat = 0.01
     max_norm: PositiveFloat = 5.0
     max_score: PositiveFloat = 5.0

@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from chameleon_ray.backend import Array, Changes, FitContext, RuleState, Seen, TrainJob
+from chameleon_ray.backend import Array, Changes, FitContext, Rule, RuleState, Seen, TrainJob
 from chameleon_ray.config import ProxyChanges, TrainingConfig
 from chameleon_ray.mixing.learned import check_batch, check_own_proxy, learned, own_training, proxy_keys, proxy_training
 from chameleon_ray.mixing.method import Method
@@ -71,6 +71,7 @@ class DoReMi(Method):
 
     name: ClassVar[str] = "doremi"
     needs: ClassVar[frozenset[str]] = frozenset({"proxy"})
+    rule: ClassVar[type[Rule] | None] = DoReMiRule
     step_size: PositiveFloat = 1.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     reference: Literal["uniform", "proportional"] = "uniform"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from chameleon_ray.backend import FitContext, TrainJob, Work
+from chameleon_ray.backend import FitContext, Rule, TrainJob, Work
 from chameleon_ray.config import TrainingConfig
 from chameleon_ray.mixing.simplex import domain_names
 from chameleon_ray.mixture import Mixture
@@ -16,12 +16,14 @@ class Method(Settings, ABC):
     """A method that decides how much of each domain to train on: frozen settings, and `fit`, which does the work.
 
     A method is one file and one line in `METHODS`. `version` is raised when the same inputs give another mixture; `needs` names the sections of the
-    experiment that decide it, beside its own settings, the corpus and the seed; `sections` those that do with these settings.
+    experiment that decide it, beside its own settings, the corpus and the seed; `sections` those that do with these settings. `rule`: what watches the models
+    that it trains, where something does.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
+    rule: ClassVar[type[Rule] | None] = None
 
     @property
     def sections(self) -> frozenset[str]:

@@ -29,6 +29,7 @@ from chameleon_ray.mixing.method import Method
 from chameleon_ray.mixing.proxy import check_layer, embedded, texts_to_embed, uniform_proxy
 from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss, possible
 from chameleon_ray.mixing.regressors.regressor import Array
+from chameleon_ray.mixing.remarks import format_warnings
 from chameleon_ray.mixing.runs import ONE_SIZE, first_of, prefix, runs_of, unseen
 from chameleon_ray.mixing.simplex import domain_names, effective_domains, in_order, named, normalised, spread, token_shares
 from chameleon_ray.mixing.swarm import MEAN, Swarm, dirichlet, draw_mixtures, swarm_files
@@ -143,10 +144,11 @@ class RegMix(Method):
             looked = embedded(context, uniform_proxy(context))
             embeddings, there_before = looked.embeddings, looked.there_before
             ledger = {looked.proxy.run: looked.proxy.cost, **embeddings.ledger, **ledger}
+            provenance |= {"embedded_in": " and ".join(embeddings.precisions)} if embeddings.precisions else {}
         by_size = {ONE_SIZE: swarm}
         correlations = self.rank_correlations(by_size, ONE_SIZE, context.seed, embeddings)
         mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings, context.limits)
-        warnings = (*mixture.warnings, *self._target_warnings(context.corpus))
+        warnings = (*mixture.warnings, *self._target_warnings(context.corpus), *(format_warnings(embeddings) if embeddings else ()))
         return replace(mixture, ledger=ledger, there_before=there_before, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
 
     def work(self, context: FitContext) -> Work:

@@ -80,7 +80,7 @@ def _certainty(found: Estimate) -> list[str]:
 def warnings_of(found: Estimate, embeddings: Embeddings) -> tuple[str, ...]:
     """One sentence each, with what to do about it."""
     of_weights = (*_silence_warnings(found), *_spread_warnings(found), *_weight_warnings(found), *_noise_warnings(found))
-    return (*of_weights, *_sample_warnings(embeddings), *_format_warnings(embeddings))
+    return (*of_weights, *_sample_warnings(embeddings), *format_warnings(embeddings))
 
 
 def _silence_warnings(found: Estimate) -> list[str]:
@@ -141,7 +141,8 @@ def _noise_warnings(found: Estimate) -> list[str]:
     ]
 
 
-def _format_warnings(embeddings: Embeddings) -> list[str]:
+def format_warnings(embeddings: Embeddings) -> list[str]:
+    """That machines differed in their number formats."""
     if len(embeddings.precisions) < 2:
         return []
     return [f"Domains were embedded in {' and '.join(embeddings.precisions)}, so that they differ by more than their text; set embedding.precision."]

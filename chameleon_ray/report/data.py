@@ -41,7 +41,7 @@ class ReportData:
             document.
         clusters: one row for every domain that was found among documents (`Clusters.table`), or None where domains were given.
         addresses: (label, seed) -> where the base model lies.
-        bases: label -> how its base models are trained, where that is not as the experiment has it for all.
+        bases: label -> how its base models are trained, at a point of the sweep as that has it; as the experiment has it for those that are not there.
         sweep: point, label, domain, weight, stderr, tokens, flops, seconds: weights at every point of a sweep; `point` reads "key=value, …".
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -87,12 +87,17 @@ def chameleon_label(data: ReportData) -> str | None:
     return next((label for label in (*data.experiment.chameleons, *said) if label in data.mixtures), None)
 
 
-def domains_won(data: ReportData, label: str) -> int | None:
-    """Measured domains where the method's test perplexity is under uniform's, on average over the seeds that both have; None where they have none."""
+def domains_won(data: ReportData, label: str, seeds: Collection[int] | None = None) -> int | None:
+    """Measured domains where the method's test perplexity is under uniform's, on average over the seeds that both have, or over those of them that are given;
+    None where there are none."""
     by_seed = reported(data.measurements)
-    if not common_seeds(*(by_seed.get((each, AVERAGE, "mean_perplexity"), {}) for each in (label, BASELINE))):
+
+    def of(each: str, name: str, metric: str = "perplexity") -> dict[int, Measurement]:
+        return {seed: found for seed, found in by_seed.get((each, name, metric), {}).items() if seeds is None or seed in seeds}
+
+    if not common_seeds(*(of(each, AVERAGE, "mean_perplexity") for each in (label, BASELINE))):
         return None
-    return sum(mean_difference(by_seed[label, name, "perplexity"], by_seed[BASELINE, name, "perplexity"]).mean < 0 for name in data.measured)
+    return sum(mean_difference(of(label, name), of(BASELINE, name)).mean < 0 for name in data.measured)
 
 
 def rows_drawn(data: ReportData, label: str) -> int:

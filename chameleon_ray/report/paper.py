@@ -6,7 +6,7 @@ Values are as printed; averages are computed from them (table 6 prints 9.43 for 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -192,13 +192,14 @@ def paper_perplexity_table(data: ReportData, paper: Finetuning) -> Table:
     printed = {column: math.fsum(values.values()) / len(values) for column, values in paper.perplexity.items()}
     rows.append(text_row("average", (f"{measured(each.mean, each.stderr)} ({printed[column]:.2f})" for column, each in means.items())))
     if BASELINE in ours:
-        rows.append(text_row("better than uniform", (_wins(data, paper, column, label) for column, label in ours.items())))
+        rows.append(text_row("better than uniform", (_wins(data, paper, column, label, shared) for column, label in ours.items())))
     different = len({frozenset(each) for each in seeds.values()}) > 1
-    of_seeds = f" Of the seeds that all have: {listed(sorted(map(str, shared)))}." if shared else " No seed is common to all: means of different runs."
+    of_seeds = [str(seed) for seed in sorted(shared)]
+    common = f" Of the seeds that all have: {listed(of_seeds)}." if shared else " No seed is common to all: means of different runs."
     note = (
         f"Test perplexity here, and in brackets that of the paper ({paper.tables}; a 684M model trained on the Pile, 10,000 steps). Other text, another model "
         f"and another tokenizer{_formulae(data, ours)}: compare what a mixture changes, not the values."
-        f"{of_seeds if different else ''}"
+        f"{common if different else ''}"
     )
     return Table(("domain", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1 + (BASELINE in ours))
 
@@ -234,10 +235,10 @@ def _titled(column: str, label: str) -> str:
     return column if column == label else f"{column} ({label})"
 
 
-def _wins(data: ReportData, paper: Finetuning, column: str, label: str) -> str:
+def _wins(data: ReportData, paper: Finetuning, column: str, label: str, seeds: Collection[int]) -> str:
     if column == BASELINE:
         return DASH
-    ours = domains_won(data, label)
+    ours = domains_won(data, label, seeds)
     if ours is None:
         return DASH
     theirs = sum(paper.perplexity[column][name] < paper.perplexity[BASELINE][name] for name in paper.names)

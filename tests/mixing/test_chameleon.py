@@ -304,3 +304,15 @@ def test_a_layer_that_the_proxy_does_not_have_is_found_before_it_is_trained() ->
     with pytest.raises(UserError, match=r"embedding\.layer: 99, but the proxy has 2 layers; choose 1 to 2, or middle"):
         Chameleon().fit(context)
     assert context.backend.jobs == []
+
+
+def test_the_number_format_of_embeddings_is_recorded_and_several_are_warned_of() -> None:
+    embeddings = noisy_embeddings({name: rng(name).standard_normal(8) for name in "abcd"}, samples=64, noise=0.3)
+    one, two = (Chameleon().weigh(replace(embeddings, precisions=formats)) for formats in (("fp32",), ("bf16", "fp32")))
+    assert (one.provenance["embedded_in"], two.provenance["embedded_in"]) == ("fp32", "bf16 and fp32")
+    told = "Domains were embedded in bf16 and fp32, so that they differ by more than their text; set embedding.precision."
+    assert told in two.warnings and told not in one.warnings
+    assert Embeddings.concat([replace(embeddings.select(["a"]), precisions=("fp32",)), replace(embeddings.select(["b"]), precisions=("bf16",))]).precisions == (
+        "bf16",
+        "fp32",
+    )

@@ -13,7 +13,7 @@ from chameleon_ray.artifacts import DocumentLosses
 from chameleon_ray.evaluation.measurements import perplexity_measurements
 from chameleon_ray.mixture import Mixture
 from chameleon_ray.report import corpus_tables, formatting, tables
-from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, perplexity_numbers
+from chameleon_ray.report.numbers import affinity_numbers, curve_numbers, domains_won, perplexity_numbers
 from chameleon_ray.report.projection import embedding_map, principal_components
 from chameleon_ray.report.statistics import Measurement, mean_change_percent, mean_difference, over_seeds, summarise
 from chameleon_ray.report.styles import domain_styles, method_styles
@@ -213,3 +213,10 @@ def test_every_method_and_domain_has_its_own_look():
 )
 def test_measured_numbers(value, stderr, text):
     assert formatting.measured(value, stderr) == text
+
+
+def test_domains_are_won_over_the_seeds_that_are_asked_for(make_data):
+    data = make_data({"uniform": [[10.0, 10.0], [10.0, 10.0]], "chameleon": [[9.0, 11.0], [12.0, 7.0]]})
+    assert [domains_won(data, "chameleon", seeds) for seeds in (None, {0}, {1}, {7})] == [1, 1, 1, None]
+    better = make_data({"uniform": [[10.0, 10.0], [10.0, 10.0]], "chameleon": [[9.0, 9.0], [12.0, 12.0]]})
+    assert [domains_won(better, "chameleon", seeds) for seeds in (None, {0}, {1})] == [0, 2, 0]
