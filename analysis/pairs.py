@@ -153,7 +153,7 @@ def _last(address: str) -> str:
 
 def _training(experiment: Experiment) -> str:
     base, length = experiment.base, experiment.corpus.row_tokens
-    tokens = base.steps * base.batch_rows * length
+    tokens = base.rows * length
     if base.model.pretrained is not None:
         trained = f"LoRA of rank {base.model.lora.rank}" if base.model.lora else "All weights"
     else:

@@ -153,6 +153,11 @@ class TrainingConfig(Settings):
     stop: StopConfig | None = None
 
     @property
+    def rows(self) -> int:
+        """Rows that the whole run draws."""
+        return self.steps * self.batch_rows
+
+    @property
     def horizon(self) -> int:
         """Steps that the learning rate is planned for: a run may end before, and is then the beginning of a longer one."""
         return self.schedule_steps or self.steps

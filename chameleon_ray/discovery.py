@@ -107,7 +107,7 @@ def _proxy(experiment: Experiment, corpus: CorpusConfig, found: ClustersConfig, 
     one = corpus.model_copy(update={"domains": {TEXT: found.source}, "domains_from": None, "require_heldout": False})
     training = experiment.proxy.model_copy(update={"stop": None})
     _check_layer(training, experiment.embedding.layer, backend)
-    reads = None if corpus.tokens_per_domain is None else Reads(training.steps * training.batch_rows * corpus.row_tokens, 0, SMALL_TEXT_BYTES)
+    reads = None if corpus.tokens_per_domain is None else Reads(training.rows * corpus.row_tokens, 0, SMALL_TEXT_BYTES)
     text = backend.tokenize(one, experiment.seeds[0], reads)
     there = text.domains[TEXT]
     if found.within is None and there.excerpt is None and is_complete(text.address):

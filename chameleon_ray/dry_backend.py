@@ -176,24 +176,22 @@ class DryBackend:
         self.note_trials(corpus, {(str(key), job.seed): (job, True) for key, job in jobs.items()}, splits)
         return {}
 
-    def note_trials(
-        self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]
-    ) -> tuple[dict[tuple[str, int], TrainedModel], dict[str, str]]:
-        """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained. The models, and what
-        is known to have failed, by name."""
+    def note_trials(self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]) -> dict[tuple[str, int], Outcome]:
+        """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained. What becomes of each,
+        as far as that is known."""
         training, evaluating = self._next(), self._next()
         places = {key: self.real.places.run(job, corpus) for key, (job, is_known) in jobs.items() if is_known}
-        missing = len(jobs) - sum(self.real.places.is_measured(run, splits) for run in places.values())
+        measured = [key for key, run in places.items() if self.real.places.is_measured(run, splits)]
+        missing = len(jobs) - len(measured)
         for key, (job, is_known) in jobs.items():
             self._train(corpus, job, training, max(1, missing), key, is_known)
         models = {key: self._model(corpus, job) for key, (job, _) in jobs.items()}
         for key, model in models.items():
             unknown = None if jobs[key][1] else f"{key} measured"
             self._measure(model, corpus, splits, evaluating, max(1, missing), unknown)
-        measured = [key for key, run in places.items() if self.real.places.is_measured(run, splits)]
         losses = dict(zip(measured, self.real.evaluate([models[key] for key in measured], corpus, splits), strict=True))
         failed = {key: odd for key in measured if (odd := jobs[key][0].divergence(mean_of_tokens(losses[key])))}
-        return {key: model for key, model in models.items() if key not in failed}, {f"{label}, seed {seed}": odd for (label, seed), odd in failed.items()}
+        return {key: Outcome(failure=failed[key]) if key in failed else Outcome(model) for key, model in models.items()}
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
         """Notes the swarm as one item; nothing is known of its losses."""
@@ -315,7 +313,7 @@ class DryBackend:
             return
         resources = self.real.resources
         found = run_forecast(job, corpus, bool(resources.gpus_per_worker), resources.num_workers, self.device)
-        tokens = float(job.training.steps * job.training.batch_rows * corpus.row_tokens)
+        tokens = float(job.training.rows * corpus.row_tokens)
         shape = self._shape_of(job, corpus, job.training.batch_rows // resources.num_workers)
         item = Item(self.part, what, kind, group, False, tokens, found.flops, found.memory_bytes, found.model_bytes, beside=beside, shape=shape)
         self._note(item, key)
@@ -341,7 +339,7 @@ class DryBackend:
         job, n = missing[0], len(missing)
         found = run_forecast(job, corpus, bool(self.real.resources.gpus_per_worker), 1, self.device)
         measured = sum(min(rows, corpus.rows_in(tokens_per_domain)) for rows in corpus.rows(split).values()) * corpus.row_tokens
-        trained = job.training.steps * job.training.batch_rows * corpus.row_tokens
+        trained = job.training.rows * corpus.row_tokens
         flops = found.flops + Architecture.of(job, corpus).forward_flops(corpus.row_tokens) * measured
         shape = replace(self._shape_of(job, corpus, job.training.batch_rows), threads=1)
         return Item(self.part, what, "swarm", self._next(), False, float(n * (trained + measured)), n * flops, found.memory_bytes, count=n, shape=shape)

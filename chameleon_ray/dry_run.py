@@ -24,7 +24,7 @@ from chameleon_ray.mixture import Mixture
 from chameleon_ray.pace import Pace
 from chameleon_ray.pipeline import SPLITS, base_job, check_points, checked_corpus, common_start, model_to_evaluate, open_corpus, weigher_of
 from chameleon_ray.records import is_complete
-from chameleon_ray.results import report_address
+from chameleon_ray.results import failures_of, models_of, report_address
 from chameleon_ray.transfer import changed_embeddings
 
 
@@ -60,10 +60,11 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
     experiment, corpus = _opened(experiment, dry, checked_corpus)
     jobs, swept = mixture_jobs(experiment, corpus, dry)
     check_points(jobs, swept, corpus, dry)
+    with_bases = compared(jobs, swept)
     fits = refits([*jobs, *swept])
     dry.parts += [dry.part, *(job.name for job in fits)]
     dry.part = "base models"
-    if (start := common_start([job.experiment for job in compared(jobs, swept)], corpus, dry)) is not None:
+    if (start := common_start([job.experiment for job in with_bases], corpus, dry)) is not None:
         dry.evaluate([start], corpus, SPLITS)
     possible = [job for job in fits if _is_possible(job, dry)]
     for each in {job.corpus.digest: job.corpus for job in possible}.values():
@@ -71,16 +72,16 @@ def plan_compare(experiment: Experiment, dry: DryBackend) -> None:
         dry.train_ahead(each, [(job.name, run) for job in mine for run in _jobs(job, dry) if run.ahead])
     mixtures = {(job.label, job.seed): _plan_method(job, dry) for job in possible}
     dry.part = "base models"
-    trained = [(job, seed) for job in compared(jobs, swept) for seed in experiment.seeds if (job.label, job.experiment.fit_seed(seed)) in mixtures]
+    trained = [(job, seed) for job in with_bases for seed in experiment.seeds if (job.label, job.experiment.fit_seed(seed)) in mixtures]
     bases = {}
     for job, seed in trained:
         mixture = mixtures[job.label, job.experiment.fit_seed(seed)]
         known = replace(mixture or uniform_mixture(corpus), label=job.label)
         start = start_of(job.experiment.base, corpus, dry, "base")
         bases[job.label, seed] = base_job(job.experiment, corpus, known, seed, start), mixture is not None
-    models, failures = dry.note_trials(corpus, bases, SPLITS)
+    runs = dry.note_trials(corpus, bases, SPLITS)
     is_known = all(known for _, known in bases.values()) and len(possible) == len(fits)
-    dry.note_report(report_address(experiment, fits, models, failures, dry) if is_known else None)
+    dry.note_report(report_address(experiment, fits, models_of(runs), failures_of(runs), dry) if is_known else None)
 
 
 def plan_mix(experiment: Experiment, label: str, dry: DryBackend) -> None:

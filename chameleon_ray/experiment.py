@@ -132,7 +132,9 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _points_exist(self) -> Experiment:
-        sweep = self.sweep or Sweep.model_construct()
+        sweep = self.sweep
+        if sweep is None:
+            return self
         for key in {**sweep.grid, **sweep.each}:
             section, _, rest = key.partition(".")
             if key == "seeds" and (sweep.train_base or self.fit_every_seed):
@@ -155,7 +157,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _repetition_in_a_budget(self) -> Experiment:
         if self.corpus.max_repetition is not None and self.budget is None:
-            drawn = self.base.steps * self.base.batch_rows * self.corpus.row_tokens
+            drawn = self.base.rows * self.corpus.row_tokens
             raise ValueError(
                 f"corpus.max_repetition: says how often a domain may be repeated in budget.tokens, and there is no budget; add budget: {{tokens: N}} "
                 f"(a base model of this experiment draws {drawn})"
@@ -206,7 +208,7 @@ class Experiment(Settings):
         points = [self, *self.points()]
         runs = [run for each in points for run in (each.base, *(run for label in each.methods for run in each.mixer(label).trainings(each.proxy)))]
         rows = max(each.embedding.samples_per_domain for each in points)
-        longest = max(run.steps * run.batch_rows for run in runs)
+        longest = max(run.rows for run in runs)
         row_tokens = max(each.corpus.row_tokens for each in points)
         return Reads(rows * row_tokens, longest * row_tokens, SMALL_TEXT_BYTES)
 

@@ -55,10 +55,11 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     corpus = checked_corpus(experiment, backend)
     jobs, swept = mixture_jobs(experiment, corpus, backend)
     check_points(jobs, swept, corpus, backend)
-    before = losses_before([job.experiment for job in compared(jobs, swept)], corpus, backend)
+    with_bases = compared(jobs, swept)
+    before = losses_before([job.experiment for job in with_bases], corpus, backend)
     wanted = refits([*jobs, *swept])
     fits, failures = fit_all(wanted, backend)
-    trained = [(job, seed) for seed in experiment.seeds for job in compared(jobs, swept) if (job.label, job.experiment.fit_seed(seed)) in fits]
+    trained = [(job, seed) for seed in experiment.seeds for job in with_bases if (job.label, job.experiment.fit_seed(seed)) in fits]
     bases = {
         (job.label, seed): base_job(
             job.experiment, corpus, fits[job.label, job.experiment.fit_seed(seed)], seed, start_of(job.experiment.base, corpus, backend, "base")
@@ -69,7 +70,7 @@ def compare(experiment: Experiment, backend: Backend) -> Comparison:
     models = models_of(runs)
     if not models:
         raise UserError(next(iter({**failures, **failures_of(runs)}.values())))
-    data = gather(jobs=compared(jobs, swept), swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
+    data = gather(jobs=with_bases, swept=swept, fits=fits, failures=failures, runs=runs, before=before, backend=backend)
     return Comparison(data, fits, models, report_of(data, wanted, models, backend))
 
 

@@ -112,7 +112,7 @@ class RayBackend:
         return [_trained(self.places.run(job, corpus)) for job in jobs]
 
     def _say_read_over(self, corpus: TokenCorpus, jobs: Sequence[TrainJob]) -> None:
-        for told in read_over(corpus, ((job.weights, job.training.steps * job.training.batch_rows) for job in jobs if job.role == "base")):
+        for told in read_over(corpus, ((job.weights, job.training.rows) for job in jobs if job.role == "base")):
             self.reporter.say(told)
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:

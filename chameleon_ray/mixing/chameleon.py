@@ -23,7 +23,7 @@ from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structurel
 from chameleon_ray.mixing.krls import Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, rows_of_targets, texts_to_embed, uniform_proxy
+from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, embedded_in, rows_of_targets, texts_to_embed, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
@@ -138,7 +138,7 @@ class Chameleon(Method):
     def work(self, context: FitContext) -> Work:
         """The proxy, the domains' embeddings by it, and a look at its losses where it was not trained on them."""
         job, corpus = self.proxy_job(context), context.corpus
-        seen_at_last = 0.0 if context.transfer else (1 - LAST_PART) * job.training.steps * job.training.batch_rows * corpus.row_tokens
+        seen_at_last = 0.0 if context.transfer else (1 - LAST_PART) * job.training.rows * corpus.row_tokens
         aims = self.looked_at(corpus.targets)
         return Work(
             trains=(job,),
@@ -231,9 +231,7 @@ class Chameleon(Method):
 
         samples = dict(zip(embeddings.names, embeddings.group_counts.sum(axis=1).tolist(), strict=True))
         settings = {**self.model_dump(mode="json"), **self.formula.model_dump(mode="json")}
-        known: dict[str, str] = {"standard_errors": errors.method} if errors else {}
-        if embeddings.precisions:
-            known["embedded_in"] = " and ".join(embeddings.precisions)
+        method = {"standard_errors": errors.method} if errors else {}
         return Mixture(
             method=self.name,
             weights=labelled(found.weights),
@@ -241,7 +239,7 @@ class Chameleon(Method):
             weights_stderr=labelled(errors.weights) if errors else None,
             scores_stderr=labelled(errors.scores) if errors else None,
             ledger={**embeddings.ledger, **(others.ledger if others else {})},
-            provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **known},
+            provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **method, **embedded_in(embeddings)},
             details={
                 **_details(found),
                 **(_prior_details(found) if found.leverage.prior is not None else {}),

@@ -43,6 +43,11 @@ class Embedded:
     there_before: tuple[str, ...] = ()
 
 
+def embedded_in(embeddings: Embeddings) -> dict[str, str]:
+    """The number formats that domains were embedded in, where they are known, for a mixture's provenance."""
+    return {"embedded_in": " and ".join(embeddings.precisions)} if embeddings.precisions else {}
+
+
 def rows_of_targets(found: Embeddings) -> dict[str, int]:
     """How many rows were embedded of unseen text, as it is called among domains."""
     return {f"{name} (target)": int(rows) for name, rows in zip(found.names, found.group_counts.sum(axis=1), strict=True)}

@@ -8,7 +8,7 @@ from typing import Any
 from chameleon_ray.artifacts import SPLITS
 from chameleon_ray.report.data import ReportData
 from chameleon_ray.report.formatting import DASH, count, fixed, measured, number
-from chameleon_ray.report.numbers import epoch_numbers, rows_drawn
+from chameleon_ray.report.numbers import epoch_numbers
 from chameleon_ray.report.tables import Table, text_row
 
 
@@ -73,7 +73,7 @@ def epochs_table(data: ReportData) -> Table | None:
     lines = [text_row(name, (DASH if found.get((name, label)) is None else number(found[name, label], 3) for label in data.mixtures)) for name in data.names]
     budget = data.experiment.budget
     if budget is None:
-        drawn = " and ".join(count(tokens) for tokens in sorted({rows_drawn(data, label) * data.corpus.row_tokens for label in data.mixtures}))
+        drawn = " and ".join(count(tokens) for tokens in sorted({data.base_of(label).rows * data.corpus.row_tokens for label in data.mixtures}))
         note = f"How often a base model of {drawn} tokens reads what was read of each domain; budget: {{tokens: N}} asks the question for another amount."
     else:
         most = data.experiment.corpus.max_repetition

@@ -100,18 +100,12 @@ def domains_won(data: ReportData, label: str, seeds: Collection[int] | None = No
     return sum(mean_difference(of(label, name), of(BASELINE, name)).mean < 0 for name in data.measured)
 
 
-def rows_drawn(data: ReportData, label: str) -> int:
-    """By a base model of the method."""
-    training = data.base_of(label)
-    return training.steps * training.batch_rows
-
-
 def epoch_numbers(data: ReportData) -> pa.Table:
     """How often every domain is read under every mixture: in the budget, or without one by a base model, of the rows that it has. Where nothing tells how much
     there is of a domain it is left out."""
     rows = []
     for label, mixture in data.mixtures.items():
-        drawn = rows_drawn(data, label)
+        drawn = data.base_of(label).rows
         stored = data.corpus.rows()
         of = "base model" if data.experiment.budget is None else "budget"
         found = mixture.epochs if of == "budget" else {name: mixture.weights[name] * drawn / stored[name] for name in data.names if stored[name]}

@@ -8,7 +8,7 @@ from chameleon_ray.mixing.budget import read_over
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.report.data import BASELINE, BEFORE, ReportData
 from chameleon_ray.report.formatting import fixed, interval_decimals, measured, number, plural
-from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported, rows_drawn
+from chameleon_ray.report.numbers import AVERAGE, chameleon_label, domains_won, evaluated, reported
 from chameleon_ray.report.significance import PairedDifference, by_pair
 from chameleon_ray.report.statistics import Measurement, SeedMean, common_seeds, mean_difference, over_seeds, summarise
 from chameleon_ray.settings import listed
@@ -144,7 +144,7 @@ def warnings(data: ReportData) -> list[str]:
             f"Trained on and not measured, because fewer than two distinct documents could be held out: {listed(unmeasured)}. "
             f"Averages are over the other {plural(len(data.measured), 'domain')}."
         )
-    found += read_over(data.corpus, ((mixture.weights, rows_drawn(data, label)) for label, mixture in data.mixtures.items()))
+    found += read_over(data.corpus, ((mixture.weights, data.base_of(label).rows) for label, mixture in data.mixtures.items()))
     found += _few_tokens(data) if evaluated(data) else []
     formats = sorted(set(data.precisions.values()))
     if len(formats) > 1:
@@ -161,7 +161,7 @@ def _few_tokens(data: ReportData) -> list[str]:
     for label in evaluated(data):
         if (model := data.base_of(label).model).pretrained is None:
             parameters = Architecture.gpt2(model, corpus.vocab_size, corpus.row_tokens).num_parameters
-            found.setdefault(rows_drawn(data, label) * corpus.row_tokens / parameters, []).append(label)
+            found.setdefault(data.base_of(label).rows * corpus.row_tokens / parameters, []).append(label)
     few = {each: labels for each, labels in found.items() if each < MIN_TOKENS_PER_PARAMETER}
     if not few:
         return []

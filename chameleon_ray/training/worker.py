@@ -111,7 +111,7 @@ def train_proxy(job: TrainJob, corpus: TokenCorpus, split: str, tokens_per_domai
     started = time.perf_counter()
     chosen = measured_rows(corpus, split, tokens_per_domain)
     losses = domain_losses(model, corpus, split, chosen, hardware)
-    trained, measured = (rows * corpus.row_tokens for rows in (training.steps * training.batch_rows, sum(map(len, chosen.values()))))
+    trained, measured = (rows * corpus.row_tokens for rows in (training.rows, sum(map(len, chosen.values()))))
     whole, bare = (worker.architecture.forward_flops(corpus.row_tokens, head) for head in (True, False))
     seconds = progress.seconds + time.perf_counter() - started
     return ProxyLosses(digest, losses, Cost(trained + measured, (3 * trained + measured) * whole, seconds, 3 * trained * bare))
