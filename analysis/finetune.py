@@ -43,7 +43,7 @@ def main() -> None:
     """Run the seeds that are asked for, and print the tables of all there are."""
     options = parser().parse_intermixed_args()
     settings = [f"storage={options.storage}", *options.overrides]
-    seed_by_seed(lambda seeds: finetuned(options.piece, options.base, seeds, settings), options.seeds, finetune, options.together, options.kept)
+    seed_by_seed(lambda seeds: finetuned(options.piece, options.base, seeds, settings), options.seeds, finetune, options.kept)
 
 
 def finetuned(piece: str, base: str, seeds: Sequence[int], overrides: Sequence[str] = ()) -> Experiment:

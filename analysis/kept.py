@@ -1,5 +1,5 @@
 """What comparisons of the same methods found with different seeds, kept beside the tables that are made of it: hours of work may be cut in pieces, on several
-machines, and only these few kilobytes have to stay. Every seed has a file of its own."""
+machines, and only these files of some tens of kilobytes have to stay. Every seed has a file of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from chameleon_ray.pipeline import Comparison
 from chameleon_ray.records import read_table, write_table
 from chameleon_ray.report.data import BEFORE
 
-SETTING, MIXTURES = b"setting", b"weights"  # what a file of losses says beside them, as JSON
+SETTING, WEIGHTS_BESIDE = b"setting", b"weights"  # what a file of losses says beside them, as JSON
 WEIGHTS = pa.schema([("method", pa.string()), ("seed", pa.int64()), ("domain", pa.string()), ("weight", pa.float64()), ("stderr", pa.float64())])
 Setting = Mapping[str, Any]  # what seeds must have in common to stand in one table; "methods" has that of each, by label
 
@@ -71,8 +71,8 @@ class Kept:
                 raise UserError(f"name: what was kept by this name had another {name} ({json.dumps(old)}, and now {json.dumps(new)}); give it another name")
 
     def with_newer(self, newer: Kept) -> Kept:
-        """Both, with the newer run where a method has one of the same seed in both. Older runs of a seed that read a corpus of another seed are left out: they
-        are no pairs of the newer ones, since rows come in another order.
+        """Both, with the newer run where a method has one of the same seed in both. Older runs of a seed that read a corpus of another seed, or were trained in
+        another number format, are left out: they are no pairs of the newer ones, since rows come in another order, or steps are rounded otherwise.
 
         Raises:
             UserError: they were set otherwise, or measured on other documents.
@@ -81,8 +81,10 @@ class Kept:
         if _documents(self.losses) != _documents(newer.losses):
             raise UserError("name: what was kept by this name was measured on other documents or in other tokens; give it another name")
         again = {(row["method"], row["seed"]) for table in (newer.losses, newer.weights) for row in table.select(["method", "seed"]).to_pylist()}
-        corpora = dict(zip(newer.losses["seed"].to_pylist(), newer.losses["corpus"].to_pylist(), strict=True))
-        again |= {run for run, corpus in self._corpora().items() if corpora.get(run[1], corpus) != corpus}
+        theirs: dict[int, set[tuple[str, str]]] = {}
+        for (_, seed), made in newer._made().items():
+            theirs.setdefault(seed, set()).add(made)
+        again |= {run for run, made in self._made().items() if made not in theirs.get(run[1], {made})}
         kept = []
         for table in (self.losses, self.weights):
             old = [run not in again for run in zip(table["method"].to_pylist(), table["seed"].to_pylist(), strict=True)]
@@ -90,16 +92,16 @@ class Kept:
         setting = {**newer.setting, "methods": {**self.setting["methods"], **newer.setting["methods"]}}
         return Kept(setting, *(pa.concat_tables(both) for both in zip(kept, (newer.losses, newer.weights), strict=True)))
 
-    def _corpora(self) -> dict[tuple[str, int], str]:
-        """(method, seed) -> digest of the corpus that it was trained on."""
-        rows = self.losses.group_by(["method", "seed", "corpus"], use_threads=False).aggregate([]).to_pylist()
-        return {(row["method"], row["seed"]): row["corpus"] for row in rows}
+    def _made(self) -> dict[tuple[str, int], tuple[str, str]]:
+        """(method, seed) -> digest of the corpus that it was trained on, and number format."""
+        rows = self.losses.group_by(["method", "seed", "corpus", "precision"], use_threads=False).aggregate([]).to_pylist()
+        return {(row["method"], row["seed"]): (row["corpus"], row["precision"]) for row in rows}
 
     def save(self, folder: Path, seeds: Sequence[int]) -> None:
         """Write what there is of some seeds, each in one piece."""
         for seed in seeds:
             losses, weights = (table.filter(pc.equal(table["seed"], seed)) for table in (self.losses, self.weights))
-            beside = {SETTING: json.dumps(self.setting), MIXTURES: json.dumps(weights.to_pylist())}
+            beside = {SETTING: json.dumps(self.setting), WEIGHTS_BESIDE: json.dumps(weights.to_pylist())}
             write_table(str(folder / f"seed-{seed:03d}.parquet"), losses.replace_schema_metadata(beside))
 
     @staticmethod
@@ -108,7 +110,7 @@ class Kept:
         found = None
         for file in sorted(folder.glob("seed-*.parquet")):
             losses = read_table(str(file))
-            setting, weights = (json.loads(losses.schema.metadata[key]) for key in (SETTING, MIXTURES))
+            setting, weights = (json.loads(losses.schema.metadata[key]) for key in (SETTING, WEIGHTS_BESIDE))
             mine = Kept(setting, losses.replace_schema_metadata(), pa.Table.from_pylist(weights, WEIGHTS))
             found = found.with_newer(mine) if found else mine
         return found

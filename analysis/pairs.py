@@ -1,9 +1,11 @@
 """Tables of comparisons whose methods share seeds, for `analysis/results`: what differences they can find, the weights, perplexities, paired intervals.
 
-Methods are fitted anew with every seed. The power table says how far a difference between two mixtures moves from seed to seed on the valid documents that
-there are (standard deviation of the paired differences, and what it is at most with 95 % confidence), and the smallest difference that so many pairs find
-four times in five at the 5 % level (two-sided t test), by the one and by the other: to be read before the comparison. It says nothing of other documents:
-the intervals of the comparison do, and are wider for it, the more so the fewer documents a domain has.
+Every seed is a run of its own: text in another order, methods fitted anew.
+
+The power table says how far a difference between two mixtures moves from seed to seed on the valid documents that there are (standard deviation of the
+paired differences, and what it is at most with 95 % confidence), and the smallest difference that so many pairs find four times in five at the 5 % level
+(two-sided t test), by the one and by the other: to be read before the comparison. It says nothing of other documents: the intervals of the comparison do, and
+are wider for it, the more so the fewer documents a domain has.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from chameleon_ray.discovery import domains_before
 from chameleon_ray.evaluation.losses import mean_nats
 from chameleon_ray.experiment import Experiment
 from chameleon_ray.identity import NOT_IN_DIGEST, VERSIONS
+from chameleon_ray.mixing.method import Method
 from chameleon_ray.models.architecture import Architecture
 from chameleon_ray.pipeline import Comparison
 from chameleon_ray.ray_backend import RayBackend
@@ -48,21 +51,18 @@ MEASURED_WITH = ("tokenizer", "corpus", "model", "proxy", "embeddings", "glance"
 Means = Mapping[tuple[str, int, str], float]  # (method, seed, domain) -> nats per token
 
 
-def seed_by_seed(
-    experiment: Callable[[Sequence[int]], Experiment], seeds: Sequence[int], run: Callable[[Experiment, Backend], Comparison], together: bool, kept: Path
-) -> None:
-    """Run an experiment with every seed, keep what was found beside what earlier calls found (with other seeds, perhaps on other machines), and print
-    everything as Markdown after each.
+def seed_by_seed(experiment: Callable[[Sequence[int]], Experiment], seeds: Sequence[int], run: Callable[[Experiment, Backend], Comparison], kept: Path) -> None:
+    """Run an experiment with every seed, one after the other, keep what was found beside what earlier calls found (with other seeds, perhaps on other
+    machines), and print everything as Markdown after each.
 
     Args:
-        together: all seeds in one run, which fills the machine better where runs are short.
         kept: the folder of what is kept, by the experiment's name.
     Raises:
         UserError: what is kept by this name was set otherwise, before anything is trained; or was measured on other documents, and nothing more is kept.
     """
     os.environ["RAY_DEDUP_LOGS"] = "1"
-    for chosen in [list(seeds)] if together else [[seed] for seed in seeds]:
-        settings = experiment(chosen)
+    for seed in seeds:
+        settings = experiment([seed])
         backend = RayBackend(settings.storage, settings.resources, Reporter(Console(stderr=True)))
         folder, setting = kept / settings.name, setting_of(settings, backend, text_of(settings))
         if earlier := Kept.load(folder):
@@ -82,7 +82,6 @@ def parser_of(description: str, seeds: Sequence[int]) -> argparse.ArgumentParser
     """What every command line here takes: settings in any place, seeds (numbers with commas between) and where results lie."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=lambda text: [int(each) for each in text.split(",")], default=list(seeds))
-    parser.add_argument("--together", action="store_true", help="all seeds in one run, not one after the other")
     parser.add_argument("--storage", default="runs")
     parser.add_argument("--kept", type=Path, default=KEPT, help="where losses and weights are kept, by the experiment's name")
     return parser
@@ -132,9 +131,14 @@ def setting_of(experiment: Experiment, backend: Backend, text: Sequence[str]) ->
             contents[name] = backend.find_model(name, row_tokens, f"{where}.model.pretrained", model.allow_remote_code).digest
     sections = experiment.model_dump(mode="json", exclude={"name", "seeds", "storage", "sweep", "resources"})
     found = {key: _without_places(value, contents) for key, value in sections.items()}
-    methods = {label: {**settings, "version": experiment.mixer(label).version} for label, settings in found["methods"].items()}
+    methods = {label: {**settings, **_versions(experiment.mixer(label))} for label, settings in found["methods"].items()}
     versions = {kind: VERSIONS[kind] for kind in MEASURED_WITH}
     return {"training": _training(experiment), **found, "methods": methods, "text": list(text), "versions": versions}
+
+
+def _versions(method: Method) -> dict[str, int]:
+    """Of a method, and of the rule by which its proxy is trained where it has one."""
+    return {"version": method.version, **({"rule_version": method.rule.version} if method.rule is not None else {})}
 
 
 def _without_places(value: Any, contents: Mapping[str, str]) -> Any:
@@ -245,10 +249,10 @@ def _documents(kept: Kept) -> str:
 
 
 def _perplexities(kept: Kept, losses: Means, labels: Sequence[str]) -> str:
-    """Per domain, mean over the seeds that a method shares with uniform, with the standard error of the paired difference where there is one."""
+    """Per domain, mean over the seeds that a method shares with uniform, with the paired difference and its standard error over seeds, where there are two."""
     before = sorted({seed for label, seed, _ in losses if label == BEFORE})
     columns = [*([BEFORE] if before else []), *labels]
-    lines = ["| test perplexity | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| test perplexity (against uniform ± standard error over seeds alone) | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     shared = {label: shared_seeds(losses, label, kept.seeds) for label in labels} | {BEFORE: before}
     measured = kept.names(targets=False)
     for name in (*measured, *kept.names(targets=True)):
@@ -263,8 +267,8 @@ def _perplexities(kept: Kept, losses: Means, labels: Sequence[str]) -> str:
     nats = {label: np.array([[losses[label, seed, name] for name in measured] for seed in shared[label]]) for label in columns}
     lines.append("| average | " + " | ".join(f"{np.exp(nats[label]).mean():.2f}" for label in columns) + " |")
     lines.append("| mean nats | " + " | ".join(f"{nats[label].mean():.4f}" for label in columns) + " |")
-    uniform = {label: np.mean([[losses["uniform", seed, name] for name in measured] for seed in shared[label]], axis=0) for label in labels}
-    wins = {label: str(int((nats[label].mean(axis=0) < uniform[label]).sum())) for label in labels if label != "uniform"}
+    uniform = {label: np.array([[losses["uniform", seed, name] for name in measured] for seed in shared[label]]) for label in labels}
+    wins = {label: str(int((np.exp(nats[label]).mean(axis=0) < np.exp(uniform[label]).mean(axis=0)).sum())) for label in labels if label != "uniform"}
     lines.append("| better than uniform | " + " | ".join(wins.get(label, "") for label in columns) + " |")
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def main() -> None:
     settings = [*common, *overrides_of(options.piece, options.base), *options.overrides]
     if options.base is not None:
         settings.append(f"methods.chameleon={carried_over(settings, common, options.kept)}")
-    seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare, options.together, options.kept)
+    seed_by_seed(lambda seeds: transferred(options.piece, [*settings, f"seeds={list(seeds)}"]), options.seeds, compare, options.kept)
 
 
 def transferred(piece: str, settings: Sequence[str]) -> Experiment:

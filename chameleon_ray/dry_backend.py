@@ -172,9 +172,9 @@ class DryBackend:
         self.part = before
 
     def run_trials(self, name: str, corpus: TokenCorpus, jobs: Mapping[Key, TrainJob], splits: Sequence[str]) -> dict[Key, Outcome]:
-        """Note base models and their held-out losses; nothing is known of these."""
-        self.note_trials(corpus, {(str(key), job.seed): (job, True) for key, job in jobs.items()}, splits)
-        return {}
+        """Note base models and their held-out losses; what is known of each."""
+        found = self.note_trials(corpus, {(str(key), job.seed): (job, True) for key, job in jobs.items()}, splits)
+        return {key: found[str(key), job.seed] for key, job in jobs.items()}
 
     def note_trials(self, corpus: TokenCorpus, jobs: Mapping[tuple[str, int], tuple[TrainJob, bool]], splits: Sequence[str]) -> dict[tuple[str, int], Outcome]:
         """Note base models and their held-out losses, by label and seed; of one whose mixture is not known yet that it is to be trained. What becomes of each,
@@ -189,8 +189,9 @@ class DryBackend:
         for key, model in models.items():
             unknown = None if jobs[key][1] else f"{key} measured"
             self._measure(model, corpus, splits, evaluating, max(1, missing), unknown)
-        losses = dict(zip(measured, self.real.evaluate([models[key] for key in measured], corpus, splits), strict=True))
-        failed = {key: odd for key in measured if (odd := jobs[key][0].divergence(mean_of_tokens(losses[key])))}
+        known = measured if corpus.tokenizer_sha256 else []  # a tokenizer that is not trained yet cannot be compared
+        losses = dict(zip(known, self.real.evaluate([models[key] for key in known], corpus, splits), strict=True))
+        failed = {key: odd for key in known if (odd := jobs[key][0].divergence(mean_of_tokens(losses[key])))}
         return {key: Outcome(failure=failed[key]) if key in failed else Outcome(model) for key, model in models.items()}
 
     def train_swarm(self, corpus: TokenCorpus, jobs: Sequence[TrainJob], split: str, tokens_per_domain: int) -> list[ProxyLosses]:
@@ -212,15 +213,16 @@ class DryBackend:
         place, rows = self.real.places.embeddings(model.digest, corpus, number, spec, names), embedded_rows(corpus, names)
         if place.is_complete:
             self._note(Item(self.part, "embeddings", "forward", self._next(), True), place.digest)
-            return self.real.embed(model, corpus, spec, names)
-        tokens = float(sum(min(each, spec.samples_per_domain) for each in rows.values()) * corpus.row_tokens)
-        what = f"embedding {f'{len(rows)} of them ' if names else ''}at layer {number}"
-        shape = self._shape(model, corpus.row_tokens, number, spec.precision)
-        width = Architecture.of_trained(model, corpus.row_tokens).width
-        disk = 32.0 * 8 * width * len(rows)
-        held = self._forward_bytes(model, corpus.row_tokens, number, spec.precision)
-        self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, held, disk, shape=shape), place.digest)
-        k = len(rows)
+            if corpus.tokenizer_sha256:
+                return self.real.embed(model, corpus, spec, names)
+        width, k = Architecture.of_trained(model, corpus.row_tokens).width, len(rows)
+        if not place.is_complete:
+            tokens = float(sum(min(each, spec.samples_per_domain) for each in rows.values()) * corpus.row_tokens)
+            what = f"embedding {f'{len(rows)} of them ' if names else ''}at layer {number}"
+            shape = self._shape(model, corpus.row_tokens, number, spec.precision)
+            held = self._forward_bytes(model, corpus.row_tokens, number, spec.precision)
+            disk = 32.0 * 8 * width * k
+            self._note(Item(self.part, what, "forward", self._next(), False, tokens, per_token.flops * tokens, held, disk, shape=shape), place.digest)
         return Embeddings(tuple(rows), np.broadcast_to(0.0, (k, 1, width)), np.ones((k, 1), np.int64), number)
 
     def find_model(self, name: str, row_tokens: int, where: str, allow_remote_code: bool = False) -> TrainedModel:

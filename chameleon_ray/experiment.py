@@ -223,7 +223,7 @@ class Experiment(Settings):
             UserError: a key that does not exist, or a value that it does not take.
         """
         document = {**self.model_dump(mode="json", exclude={"sweep"}, exclude_unset=True), "methods": copy.deepcopy(self.methods)}
-        if (name := _pretrained(document, "proxy", "base")) and document["corpus"]["tokenizer"].get("pretrained") == name:
+        if (name := _pretrained(document, "proxy", "base")) and (document["corpus"].get("tokenizer") or {}).get("pretrained") == name:
             del document["corpus"]["tokenizer"]  # it follows the model
         if self.stage == "finetune" and self.proxy == TrainingConfig.model_validate(_as_it_is(document["base"]["model"])):
             del document["proxy"]  # and so does this

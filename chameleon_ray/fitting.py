@@ -103,8 +103,9 @@ def mixture_jobs(experiment: Experiment, corpus: TokenCorpus, backend: Backend) 
 
 
 def _changed(job: MixtureJob, experiment: Experiment) -> MixtureJob:
-    """A point's job but for a seed that its method has no use for: what reads neither models nor embeddings is the same with each."""
-    return job if job.mixer.sections else replace(job, seed=experiment.seeds[0])
+    """A point's job but for a seed that its method has no use for: where nothing is trained (a proxy may be taken as it is) the fit is the same with each."""
+    trains = any(training.steps for training in job.mixer.trainings(job.experiment.proxy))
+    return job if trains else replace(job, seed=experiment.seeds[0])
 
 
 def _jobs_at(experiment: Experiment, at: Experiment, point: str, corpus: TokenCorpus, backend: Backend) -> list[MixtureJob]:

@@ -91,6 +91,10 @@ def losses_before(experiments: Sequence[Experiment], corpus: TokenCorpus, backen
     """Held-out losses of the model that all base models go on from, where they go on from one; raises `UserError` for one that cannot be measured."""
     start = common_start(experiments, corpus, backend)
     if start is None:
+        if any(each.base.model.pretrained for each in experiments):
+            logging.getLogger(__name__).warning(
+                "base.model.pretrained: base models go on from several models, so that none is measured as it was before training"
+            )
         return None
     (losses,) = backend.evaluate([start], corpus, SPLITS)
     if odd := past_measuring(mean_of_tokens(losses)):

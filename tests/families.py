@@ -24,6 +24,7 @@ from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer
 
 FAMILIES: dict[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
+    "llama_tied": LlamaConfig,
     "gpt_neox": GPTNeoXConfig,
     "qwen2": Qwen2Config,
     "opt": OPTConfig,
@@ -33,6 +34,7 @@ FAMILIES: dict[str, type[PreTrainedConfig]] = {
     "minicpm3": MiniCPM3Config,
 }
 OWN: dict[str, dict[str, Any]] = {
+    "llama_tied": {"tie_word_embeddings": True},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "gemma2": {"head_dim": 16},
     "granite": {"residual_multiplier": 0.3},

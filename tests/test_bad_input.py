@@ -341,3 +341,20 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         main(["mix", "experiment.yaml"])
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
+
+
+def test_a_model_that_cannot_be_used_is_told_by_the_command(
+    refused: Refused, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    elsewhere = tmp_path_factory.mktemp("models")
+    corpus = make_corpus(elsewhere / "corpus")
+    pickled, translator = (Path(publish("llama", corpus, elsewhere / name)) for name in ("pickled", "translator"))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    T5ForConditionalGeneration(T5Config(vocab_size=320, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)).save_pretrained(translator)
+    capsys.readouterr()  # what saving shows of itself
+    for folder, told in ((pickled, "no *.safetensors file in "), (translator, "t5 is no decoder with a list of blocks")):
+        content = edited(edited(document(tmp_path), "base/model", {"pretrained": str(folder)}), "corpus/tokenizer", {"pretrained": str(folder)})
+        assert refused("compare", content=content).startswith(f"base.model.pretrained: {told}")
+        assert not list(tmp_path.glob("runs/*")), "nothing was begun"

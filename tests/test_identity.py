@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from chameleon_ray import identity
 from chameleon_ray.artifacts import Cost, TokenCorpus, TrainedModel
@@ -91,6 +91,17 @@ def test_saving_a_pretrained_tokenizer_again_leaves_it_the_same(make: object, sp
     given = load_tokenizer(str(tmp_path / "given"))
     save_tokenizer(*given, str(tmp_path / "saved"))
     assert tokenizer_sha256(*load_tokenizer(str(tmp_path / "saved"))) == tokenizer_sha256(*given)
+
+
+def test_a_pretrained_tokenizer_keeps_its_special_tokens_and_its_template(tmp_path: Path) -> None:
+    special: dict[str, Any] = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>", "extra_special_tokens": ["<turn>"]}
+    special |= {"chat_template": "{{ messages[0].content }}!", "padding_side": "left"}
+    PreTrainedTokenizerFast(tokenizer_object=unigram(), **special).save_pretrained(tmp_path / "given")
+    save_tokenizer(*load_tokenizer(str(tmp_path / "given")), str(tmp_path / "saved"), like=str(tmp_path / "given"))
+    given, saved = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("given", "saved"))
+    assert saved.special_tokens_map == given.special_tokens_map and saved.bos_token == "<s>" and saved.all_special_tokens == given.all_special_tokens
+    assert saved.apply_chat_template([{"role": "user", "content": "good"}], tokenize=False) == "good!" and saved.padding_side == "left"
+    assert tokenizer_sha256(*load_tokenizer(str(tmp_path / "saved"))) == tokenizer_sha256(*load_tokenizer(str(tmp_path / "given")))
 
 
 def test_a_model_is_told_by_what_changes_it(corpus: TokenCorpus) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -75,10 +75,13 @@ def test_finetuning_weights_are_refused_before_the_corpus_is_read() -> None:
 
 
 class Reading(FakeBackend):
-    """Which has a corpus."""
+    """Which has a corpus, and models of others."""
+
+    def open_model(self, name: str, corpus: TokenCorpus, where: str = "model", allow_remote_code: bool = False) -> TrainedModel:
+        return TrainedModel(name, name, {}, corpus.vocab_size, corpus.tokenizer_sha256, Cost())
 
     def tokenize(self, config: CorpusConfig, seed: int, reads: object = None) -> TokenCorpus:
-        return replace(make_corpus({"a": 10, "b": 10}), digest=f"of rows of {config.row_tokens}")
+        return replace(make_corpus({"a": 10, "b": 10}), digest=f"of rows of {config.row_tokens}, seed {seed}")
 
 
 def test_points_that_read_other_text_have_no_base_models(caplog: pytest.LogCaptureFixture) -> None:
@@ -103,6 +106,17 @@ def test_points_of_other_seeds_fit_anew_on_the_same_text() -> None:
     assert [job.method for job in jobs] == ["uniform", "chameleon"]
     assert [(job.method, job.point, job.seed) for job in swept] == [("chameleon", "seeds=[1]", 1), ("chameleon", "seeds=[2]", 2)], "uniform has no use for one"
     assert {job.corpus.digest for job in swept} == {corpus.digest} and refits(swept) == swept
+
+
+def test_seeds_change_nothing_of_a_proxy_that_is_taken_as_it_is() -> None:
+    base = {"model": {"preset": "cpu-tiny"}, "steps": 4}
+    proxy = {"model": {"pretrained": "someone/tiny"}, "steps": 0}
+    asked = {"name": "x", "corpus": {"domains": {"a": {"files": ["a.txt"]}}}, "proxy": proxy, "base": base, "sweep": {"each": {"seeds": [[1], [2]]}}}
+    experiment, backend = parse_experiment(asked), cast(Any, Reading())
+    corpus = backend.tokenize(experiment.corpus, 0)
+    jobs, swept = mixture_jobs(experiment, corpus, backend)
+    with pytest.raises(UserError, match="sweep: no point changes the weights of any method"):
+        check_points(jobs, swept, corpus, backend)
 
 
 def test_a_point_of_a_sweep_is_the_file_with_its_values_in_it() -> None:

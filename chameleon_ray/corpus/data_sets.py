@@ -73,7 +73,7 @@ def find_data_set(where: str, source: HuggingFaceSource) -> DataSet:
         mistake = f"{source.path!r} cannot be opened (datasets: {one_line(error)})"
         correct = "correct path, name, data_dir, split or revision"
         if (refused := refusal(error)) is not None:
-            terms = f"accept its terms at https://huggingface.co/datasets/{source.path} and set a token of yours (hf auth login, or HF_TOKEN)"
+            terms = terms_to_accept(f"datasets/{source.path}")
             raise UserError(f"{where}: {mistake}; {terms if refused == 'gated' else f'{correct}; of a gated one {terms}'}") from error
         raise UserError(f"{where}: {mistake}; {correct}") from error
     groups = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
@@ -95,6 +95,11 @@ def open_stream(address: str, options: Mapping[str, Any]) -> Any:
     from datasets import load_dataset
 
     return load_dataset(address, options["name"], data_dir=options["data_dir"], split=options["split"], revision=options["revision"], streaming=True)
+
+
+def terms_to_accept(page: str) -> str:
+    """What to do about something gated on the hub."""
+    return f"accept its terms at https://huggingface.co/{page} and set a token of yours (hf auth login, or HF_TOKEN)"
 
 
 def refusal(error: BaseException | None) -> Literal["gated", "unknown"] | None:

@@ -93,7 +93,7 @@ def _with_tokenizer(config: CorpusConfig, spec: TokenizeSpec, phase: Phase) -> T
         (found,) = run_tasks([task], phase, "train tokenizer")
     else:
         assert pretrained is not None
-        found = publish_tokenizer(spec.address, *load_tokenizer(pretrained))
+        found = publish_tokenizer(spec.address, *load_tokenizer(pretrained), like=pretrained)
     return replace(spec, **found)
 
 

@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.corpus.byte_pairs import byte_pairs
+from chameleon_ray.corpus.data_sets import refusal, terms_to_accept
 from chameleon_ray.corpus_config import TokenizerConfig
 from chameleon_ray.errors import UserError, one_line
 
@@ -50,20 +52,24 @@ def load_tokenizer(name: str) -> tuple[Tokenizer, int]:
     Raises:
         UserError: it cannot be loaded, has no fast implementation, or no end-of-text token.
     """
+    found = _loaded(name)
+    return found.backend_tokenizer, int(found.eos_token_id)
+
+
+def _loaded(name: str) -> Any:
+    """As the library has it, with its special tokens and chat template."""
     from transformers import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(**_source(name), use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"corpus.tokenizer.pretrained: {name!r} cannot be loaded ({one_line(error)}); give a hub name or a folder with tokenizer.json"
-        ) from None
-    backend = getattr(found, "backend_tokenizer", None)
-    if backend is None:
+        remedy = terms_to_accept(name.partition("@")[0]) if refusal(error) == "gated" else "give a hub name or a folder with tokenizer.json"
+        raise UserError(f"corpus.tokenizer.pretrained: {name!r} cannot be loaded ({one_line(error)}); {remedy}") from None
+    if getattr(found, "backend_tokenizer", None) is None:
         raise UserError(f"corpus.tokenizer.pretrained: {name!r} has no tokenizer.json; choose a tokenizer with a fast implementation")
     if found.eos_token_id is None:
         raise UserError(f"corpus.tokenizer.pretrained: {name!r} defines no eos_token, which marks the end of a document; add one to its tokenizer_config.json")
-    return backend, int(found.eos_token_id)
+    return found
 
 
 def _source(name: str) -> dict[str, str]:
@@ -77,16 +83,28 @@ def _source(name: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": repository, "revision": revision or "main"}
 
 
-def save_tokenizer(tokenizer: Tokenizer, end_of_document: int, address: str) -> None:
-    """Write the files that `AutoTokenizer.from_pretrained` reads."""
+def save_tokenizer(tokenizer: Tokenizer, end_of_document: int, address: str, like: str | None = None) -> None:
+    """Write the files that `AutoTokenizer.from_pretrained` reads.
+
+    Args:
+        like: the pretrained tokenizer, as `load_tokenizer` takes it, whose special tokens and chat template are written beside it; None: the end of a document
+            begins one too, and stands for what is unknown.
+    """
     from transformers import PreTrainedTokenizerFast
 
+    token = tokenizer.id_to_token(end_of_document)
+    decorations = {"eos_token": token, "bos_token": token, "unk_token": token} if like is None else _decorations(_loaded(like))
     with tempfile.TemporaryDirectory() as folder:
-        token = tokenizer.id_to_token(end_of_document)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=token, bos_token=token, unk_token=token).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **decorations).save_pretrained(folder)
         for extra in Path(folder).iterdir():
             assert extra.suffix in (".json", ".jinja"), extra
         storage.publish(folder, address)
+
+
+def _decorations(found: Any) -> dict[str, Any]:
+    """What a tokenizer of the library has beside what makes tokens of text: all that a prompt or a batch of it takes."""
+    named = ("extra_special_tokens", "chat_template", "model_max_length", "padding_side")
+    return {**found.special_tokens_map, **{name: getattr(found, name) for name in named if getattr(found, name, None) is not None}}
 
 
 def tokenizer_sha256(tokenizer: Tokenizer, end_of_document: int) -> str:

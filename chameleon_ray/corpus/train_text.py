@@ -55,9 +55,9 @@ def _make_tokenizer(spec: TokenizeSpec, vocab_size: int, bytes_per_domain: int) 
     return publish_tokenizer(spec.address, tokenizer, tokenizer.get_vocab()[END_OF_DOCUMENT])
 
 
-def publish_tokenizer(address: str, tokenizer: Tokenizer, end_of_document: int) -> dict[str, Any]:
-    """Save the tokenizer of the corpus at `address`; the fields of `TokenizeSpec` that it decides."""
-    save_tokenizer(tokenizer, end_of_document, storage.join(address, "tokenizer"))
+def publish_tokenizer(address: str, tokenizer: Tokenizer, end_of_document: int, like: str | None = None) -> dict[str, Any]:
+    """Save the tokenizer of the corpus at `address` (`like` a pretrained one, where it is that); the fields of `TokenizeSpec` that it decides."""
+    save_tokenizer(tokenizer, end_of_document, storage.join(address, "tokenizer"), like)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     return {"vocab_size": size, "end_of_document": end_of_document, "tokenizer_sha256": tokenizer_sha256(tokenizer, end_of_document)}
 

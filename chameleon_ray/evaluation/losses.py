@@ -15,7 +15,7 @@ from chameleon_ray.artifacts import DocumentLosses, SplitLosses, TokenCorpus
 from chameleon_ray.config import Precision
 from chameleon_ray.counts import SplitCounts
 
-# The number format of every measurement: the same numbers wherever it is made, and changes of weights that are too small for bf16 count.
+# The number format in which every model that is kept is measured: the same numbers wherever that is done, and changes too small for bf16 count.
 MEASURED_IN: Precision = "fp32"
 
 

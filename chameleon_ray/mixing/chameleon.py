@@ -23,7 +23,7 @@ from chameleon_ray.mixing.formula import Formula, Stage, Temperature, structurel
 from chameleon_ray.mixing.krls import Array, Ridge
 from chameleon_ray.mixing.learned import trajectory_of
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, embedded_in, rows_of_targets, texts_to_embed, uniform_proxy
+from chameleon_ray.mixing.proxy import Embedded, check_layer, embedded, embedded_in, formats_of, rows_of_targets, texts_to_embed, uniform_proxy
 from chameleon_ray.mixing.remarks import explanation_of, warnings_of
 from chameleon_ray.mixing.settled import SettledRule
 from chameleon_ray.mixing.simplex import domain_names, in_order, named, token_shares, uniform
@@ -223,7 +223,7 @@ class Chameleon(Method):
                 raise UserError("quality: true needs the domains' text; weigh within an experiment, or leave it out")
             counted = factors(texts, embeddings.names)
         found = estimate(embeddings, self.formula, prior, self.bootstrap_draws, counted, self.targets, others)
-        errors = found.errors
+        errors, formats = found.errors, formats_of(embeddings, others)
 
         def labelled(values: Array) -> dict[str, float]:
             by_name = named(found.names, values)
@@ -239,14 +239,14 @@ class Chameleon(Method):
             weights_stderr=labelled(errors.weights) if errors else None,
             scores_stderr=labelled(errors.scores) if errors else None,
             ledger={**embeddings.ledger, **(others.ledger if others else {})},
-            provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **method, **embedded_in(embeddings)},
+            provenance={"settings": settings, "layer": embeddings.layer, "samples": samples, **method, **embedded_in(formats)},
             details={
                 **_details(found),
                 **(_prior_details(found) if found.leverage.prior is not None else {}),
                 **({"quality": quality_details(texts)} if texts else {}),
             },
             explanation=(self._made_by(), *explanation_of(found)),
-            warnings=(*warnings_of(found, embeddings), *quality_warnings(texts or {}, labelled(found.weights), prior, self.quality)),
+            warnings=(*warnings_of(found, embeddings, formats), *quality_warnings(texts or {}, labelled(found.weights), prior, self.quality)),
         )
 
     def _made_by(self) -> str:

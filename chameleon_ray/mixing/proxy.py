@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -43,9 +44,14 @@ class Embedded:
     there_before: tuple[str, ...] = ()
 
 
-def embedded_in(embeddings: Embeddings) -> dict[str, str]:
-    """The number formats that domains were embedded in, where they are known, for a mixture's provenance."""
-    return {"embedded_in": " and ".join(embeddings.precisions)} if embeddings.precisions else {}
+def formats_of(*embeddings: Embeddings | None) -> tuple[str, ...]:
+    """The number formats that models were in which embedded domains, and whatever lies beside them, as far as they are known."""
+    return tuple(sorted({precision for each in embeddings if each is not None for precision in each.precisions}))
+
+
+def embedded_in(formats: Sequence[str]) -> dict[str, str]:
+    """Number formats for a mixture's provenance, where they are known."""
+    return {"embedded_in": " and ".join(formats)} if formats else {}
 
 
 def rows_of_targets(found: Embeddings) -> dict[str, int]:

@@ -26,7 +26,7 @@ from chameleon_ray.config import ModelConfig, ProxyChanges, TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.limits import Limits
 from chameleon_ray.mixing.method import Method
-from chameleon_ray.mixing.proxy import check_layer, embedded, embedded_in, texts_to_embed, uniform_proxy
+from chameleon_ray.mixing.proxy import check_layer, embedded, embedded_in, formats_of, texts_to_embed, uniform_proxy
 from chameleon_ray.mixing.regression import BEST, REGRESSORS, candidates, cross_validated_spearman, fit, known_regressor, mean_loss, possible
 from chameleon_ray.mixing.regressors.regressor import Array
 from chameleon_ray.mixing.remarks import format_warnings
@@ -144,11 +144,11 @@ class RegMix(Method):
             looked = embedded(context, uniform_proxy(context))
             embeddings, there_before = looked.embeddings, looked.there_before
             ledger = {looked.proxy.run: looked.proxy.cost, **embeddings.ledger, **ledger}
-            provenance |= embedded_in(embeddings)
+            provenance |= embedded_in(formats_of(embeddings))
         by_size = {ONE_SIZE: swarm}
         correlations = self.rank_correlations(by_size, ONE_SIZE, context.seed, embeddings)
         mixture = self.optimum(by_size, ONE_SIZE, correlations, context.seed, embeddings, context.limits)
-        warnings = (*mixture.warnings, *self._target_warnings(context.corpus), *(format_warnings(embeddings) if embeddings else ()))
+        warnings = (*mixture.warnings, *self._target_warnings(context.corpus), *format_warnings(formats_of(embeddings)))
         return replace(mixture, ledger=ledger, there_before=there_before, provenance=provenance, warnings=warnings, files=swarm_files(swarm))
 
     def work(self, context: FitContext) -> Work:

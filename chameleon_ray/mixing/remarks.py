@@ -77,10 +77,10 @@ def _certainty(found: Estimate) -> list[str]:
     return [f"{sentence[:1].upper()}{sentence[1:]}."] if said else []
 
 
-def warnings_of(found: Estimate, embeddings: Embeddings) -> tuple[str, ...]:
+def warnings_of(found: Estimate, embeddings: Embeddings, formats: Sequence[str]) -> tuple[str, ...]:
     """One sentence each, with what to do about it."""
     of_weights = (*_silence_warnings(found), *_spread_warnings(found), *_weight_warnings(found), *_noise_warnings(found))
-    return (*of_weights, *_sample_warnings(embeddings), *format_warnings(embeddings))
+    return (*of_weights, *_sample_warnings(embeddings), *format_warnings(formats))
 
 
 def _silence_warnings(found: Estimate) -> list[str]:
@@ -141,11 +141,11 @@ def _noise_warnings(found: Estimate) -> list[str]:
     ]
 
 
-def format_warnings(embeddings: Embeddings) -> list[str]:
+def format_warnings(formats: Sequence[str]) -> list[str]:
     """That machines differed in their number formats."""
-    if len(embeddings.precisions) < 2:
+    if len(formats) < 2:
         return []
-    return [f"Domains were embedded in {' and '.join(embeddings.precisions)}, so that they differ by more than their text; set embedding.precision."]
+    return [f"Text was embedded in {' and '.join(formats)}, so that embeddings differ by more than their text; set embedding.precision."]
 
 
 def _sample_warnings(embeddings: Embeddings) -> list[str]:

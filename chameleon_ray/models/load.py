@@ -53,7 +53,7 @@ def save_merged(model: TrainedModel, out: str) -> None:
     whole = _whole(folder, model.allow_remote_code, torch.float32)
     with tempfile.TemporaryDirectory() as merged_folder:
         whole.save_pretrained(merged_folder, safe_serialization=True)
-        save_tokenizer(*load_tokenizer(folder), merged_folder)
+        save_tokenizer(*load_tokenizer(folder), merged_folder, like=folder)
         config = Path(merged_folder, "config.json").read_bytes()
         Path(merged_folder, "config.json").unlink()
         storage.publish(merged_folder, out)

@@ -17,7 +17,7 @@ from typing import Any
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TrainedModel
 from chameleon_ray.cache import content_hash
-from chameleon_ray.corpus.data_sets import refusal
+from chameleon_ray.corpus.data_sets import refusal, terms_to_accept
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 from chameleon_ray.errors import UserError, one_line
 from chameleon_ray.identity import foreign_digest
@@ -52,6 +52,8 @@ def open_pretrained(name: str, root: str, where: str, allow_remote_code: bool = 
     _check_weights(address, where)
     folder = storage.local_directory(address)
     config = read_config(folder, where, allow_remote_code)
+    if getattr(config, "vocab_size", None) is None:
+        raise UserError(f"{where}: {config.model_type} is no model of text alone: no vocab_size in {folder}/config.json; give the language model within it")
     endings = ("*.safetensors", *(["*.py"] if allow_remote_code else []))
     files = [str(file) for ending in endings for file in sorted(Path(folder).glob(ending))]
     digest = foreign_digest(content_hash(f"{folder}/config.json"), [content_hash(file) for file in files])
@@ -66,7 +68,7 @@ def described(model: TrainedModel, where: str) -> TrainedModel:
         return model
     config = read_config(storage.local_directory(model.address), where, model.allow_remote_code)
     skeleton = laid_out(config, where, model.allow_remote_code)
-    found = {"architecture": asdict(architecture_of(skeleton)), "linear_maps": linear_maps(skeleton), "context": _context(config)}
+    found = {"architecture": asdict(architecture_of(skeleton)), "linear_maps": linear_maps(skeleton), "context": _context(skeleton)}
     return replace(model, details={**model.details, **found})
 
 
@@ -92,7 +94,7 @@ def read_config(folder: str, where: str, allow_remote_code: bool = False) -> Any
         raise UserError(f"{where}: no config.json in {folder}, so no model in Hugging Face layout lies here; give a model's folder or a hub name")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=allow_remote_code)
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:  # whatever the library says of a file, or of a value in it
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{where}: {folder} brings code of its own, which would be run; read it, and if it can be trusted give the model as "
@@ -105,8 +107,8 @@ def laid_out(config: Any, where: str, allow_remote_code: bool = False) -> Any:
     """The causal LM of a configuration without memory for its weights.
 
     Raises:
-        UserError: a model that is no decoder with a list of blocks, so that there is no hidden state to embed with; an encoder that fills in masked tokens: it
-            sees the token that it is asked for.
+        UserError: code of its own that lacks a package; a model that is no decoder with a list of blocks, so that there is no hidden state to embed with; an
+            encoder that fills in masked tokens: it sees the token that it is asked for.
     Cost: seconds for models of tens of blocks.
     """
     import torch
@@ -119,7 +121,9 @@ def laid_out(config: Any, where: str, allow_remote_code: bool = False) -> Any:
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=allow_remote_code)
         blocks_of(model.base_model)
         _head_width(config)
-    except (ValueError, AttributeError, StopIteration, ImportError):
+    except ImportError as error:
+        raise UserError(f"{where}: {config.model_type} cannot be built: {one_line(error)}") from None
+    except (ValueError, AttributeError, StopIteration):
         raise UserError(f"{where}: {config.model_type} is no decoder with a list of blocks, so that it has no hidden states to embed with") from None
     if _looks_ahead(model):
         raise UserError(
@@ -197,10 +201,13 @@ def _check_weights(address: str, where: str) -> None:
         raise UserError(f"{where}: no *.safetensors file in {address}; save the model with save_pretrained (pickled weights are not read)")
 
 
-def _context(config: Any) -> int | None:
+def _context(model: Any) -> int | None:
     """Tokens that a model reads at most, where it says so."""
-    found = getattr(config, "max_position_embeddings", None)
-    return int(found) if found else None
+    found = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "max_seq_len", None)  # the second of MPT
+    # The first position comes after that of padding, where there is one.
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    padding = max((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), default=0)
+    return int(found) - padding if found else None
 
 
 def _from_hub(name: str, root: str, where: str, allow_remote_code: bool) -> str:
@@ -214,9 +221,8 @@ def _from_hub(name: str, root: str, where: str, allow_remote_code: bool) -> str:
     try:
         folder = snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # whatever the network, the hub or its library say
-        terms = f"; accept its terms at https://huggingface.co/{repository} and set a token of yours (hf auth login, or HF_TOKEN)"
         told = f"{name!r} is no folder here and cannot be had from the hub ({one_line(error)})"
-        raise UserError(f"{where}: {told}{terms if refusal(error) == 'gated' else ''}") from None
+        raise UserError(f"{where}: {told}{f'; {terms_to_accept(repository)}' if refusal(error) == 'gated' else ''}") from None
     commit = Path(folder).name
     read_config(folder, where, allow_remote_code)
     _check_weights(folder, where)
@@ -257,10 +263,9 @@ def _from_gguf(file: str, root: str, where: str) -> str:
 def _convert(file: Path, address: str) -> None:
     """Write a GGUF file's model, its weights in fp32, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     # Tied weights are stored once; the names that are left are those that loading expects.
     kept = {name: tensor.numpy() for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     model.config.__dict__.pop("quantization_config", None)
@@ -272,4 +277,4 @@ def _convert(file: Path, address: str) -> None:
         config.write_text(json.dumps(settings, indent=2, sort_keys=True))
         storage.publish(folder, address)
     write_tensors(storage.join(address, "model.safetensors"), kept)
-    save_tokenizer(tokenizer.backend_tokenizer, int(tokenizer.eos_token_id), address)
+    save_tokenizer(*load_tokenizer(str(file)), address, like=str(file))

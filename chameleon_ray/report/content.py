@@ -157,7 +157,8 @@ def _perplexity(data: ReportData, table: pa.Table, names: tuple[str, ...]) -> Se
 
 def _paper(data: ReportData) -> Section:
     if (pile := paper.pile_table(data)) is not None:
-        return Section("paper", "Beside the paper: the Pile", (pile,))
+        perplexities = paper.pile_perplexity_table(data)
+        return Section("paper", "Beside the paper: the Pile", (*((perplexities,) if perplexities else ()), pile))
     found = paper.finetuning_of(data)
     if found is None or not data.measurements.num_rows:
         return Section("paper", "Beside the paper", ())

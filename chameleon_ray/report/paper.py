@@ -92,8 +92,15 @@ _OTHER_SETTINGS = {
     "2k samples": (0.079, 0.165, 0.193, 0.253, 0.079, 0.138, 0.093),
     "8k samples": (0.081, 0.170, 0.209, 0.241, 0.066, 0.143, 0.090),
 }
-# Table 4: extra FLOPs on the Pile as multiples of Chameleon's, by method.
-EXTRA_FLOPS = {"doge": 145, "doremi": 290, "regmix": 758}
+# Table 4: what the change to the Pile took, in FLOPs, by method; and test perplexity on it, in the order of table 15's domains.
+EXTRA_FLOPS = {"human": 0.0, "doremi": 1.34e18, "doge": 6.68e17, "chameleon": 4.62e15, "regmix": 3.5e18}
+_PILE_PERPLEXITY = {
+    "human": (9.76, 5.52, 12.82, 34.69, 14.12, 5.92, 39.36, 35.94, 22.93, 47.59, 43.19, 17.87, 9.76, 10.41, 36.12, 17.22, 28.70),
+    "doremi": (14.11, 6.27, 9.96, 24.77, 16.20, 5.84, 38.36, 29.68, 25.89, 36.43, 32.85, 24.19, 9.43, 11.48, 32.10, 21.19, 25.95),
+    "doge": (10.78, 4.52, 9.39, 11.62, 17.99, 4.90, 39.57, 29.87, 26.81, 44.56, 58.17, 25.62, 8.10, 11.79, 23.20, 20.08, 40.42),
+    "chameleon": (9.73, 5.31, 7.77, 28.18, 15.04, 6.16, 33.28, 27.02, 24.12, 34.63, 34.90, 21.87, 7.36, 11.25, 29.34, 18.25, 24.68),
+    "regmix": (16.19, 19.26, 12.06, 131.80, 18.66, 9.95, 34.43, 29.80, 28.69, 51.71, 32.30, 23.20, 13.80, 18.96, 20.71, 22.05, 29.32),
+}
 
 
 def transfer_table(data: ReportData) -> Table | None:
@@ -102,6 +109,7 @@ def transfer_table(data: ReportData) -> Table | None:
         return None
     reference = chameleon_label(data)
     unit = data.mixtures[reference].extra if reference is not None else None
+    stands_for = {label: column for column, label in _pile_columns(data).items()}
     rows = []
     for label, mixture in data.mixtures.items():
         extra, cells = mixture.extra, []
@@ -110,33 +118,75 @@ def transfer_table(data: ReportData) -> Table | None:
             cells += [power(value), ratio(value / one if one else None)]
         embedded = mixture.provenance.get("embedded_rows")
         shown = DASH if embedded is None else count(round(math.fsum(embedded.values())))
-        printed = "1" if label == reference else str(EXTRA_FLOPS[mixture.method]) if mixture.method in EXTRA_FLOPS else DASH
-        rows.append(text_row(label, (shown, count(extra.tokens), *cells, printed)))
+        printed = EXTRA_FLOPS[stands_for[label]] if label in stands_for else None
+        theirs = DASH if printed is None else f"{power(printed)} ({printed / EXTRA_FLOPS['chameleon']:.0f})"
+        rows.append(text_row(label, (shown, count(extra.tokens), *cells, theirs)))
     note = (
         f"What came on top when the domains changed: of {reference or 'a method that embeds'} the rows of domains that are new, by the proxy that was there, "
         "and a look at the quality of the text; the others train anew. Of several fits all together. In the paper's convention and as all matrix products; "
-        "the last column is the paper's own ratio on the Pile (table 4)."
+        "the last column is what the paper had on the Pile (table 4), and in brackets how many times Chameleon's."
     )
-    columns = ("mixture", "rows embedded", "tokens", "FLOPs, paper", "ratio", "FLOPs, all", "ratio", "ratio, paper's table 4")
+    columns = ("mixture", "rows embedded", "tokens", "FLOPs, paper", "ratio", "FLOPs, all", "ratio", "FLOPs, paper's table 4")
     return Table(columns, tuple(rows), note)
 
 
 def pile_table(data: ReportData) -> Table | None:
     """Weights after the domains changed beside those printed for the Pile (table 15), of the domains that have a printed name; None where no method takes
     weights that are printed for the Pile."""
-    named: dict[str, str | None] = next((settings["names"] for settings in data.experiment.methods.values() if settings.get("names")), {})
-    called = {name: named.get(name, name) for name in data.names}
-    printed = {name: other for name, other in called.items() if other is not None and other in PUBLISHED["pile_chameleon"].raw}
-    asked = any(str(settings.get("preset", "")).startswith("pile_") for settings in data.experiment.methods.values())
-    if data.experiment.transfer is None or not printed or not asked:
+    printed = _pile_names(data)
+    if not printed:
         return None
-    columns = {"Chameleon, paper": "pile_chameleon", "human": "pile_human"}
+    columns = ["chameleon", "human", *(column for column in _pile_columns(data) if column not in ("chameleon", "human"))]
     rows = []
     for name in data.names:
-        theirs = (number(PUBLISHED[preset].weights[printed[name]], 3) if name in printed else DASH for preset in columns.values())
+        theirs = (number(PUBLISHED[f"pile_{column}"].weights[printed[name]], 3) if name in printed else DASH for column in columns)
         rows.append(text_row(name, (*theirs, *(_weight(data, label, name) for label in data.mixtures))))
     note = "Fraction of training tokens, beside what is printed for the Pile's seventeen domains (table 15, renormalised) where a domain has a printed name."
-    return Table(("domain", *columns, *data.mixtures), tuple(rows), note)
+    return Table(("domain", *(f"{column}, paper" for column in columns), *data.mixtures), tuple(rows), note)
+
+
+def pile_perplexity_table(data: ReportData) -> Table | None:
+    """Test perplexity after the domains changed beside table 4's, of the domains that have a printed name; None where nothing here stands in that table."""
+    printed, by_seed = _pile_names(data), reported(data.measurements)
+    ours = {column: label for column, label in _pile_columns(data).items() if label in evaluated(data)}
+    names = [name for name in data.measured if name in printed]
+    if not names or not ours:
+        return None
+    theirs = {column: dict(zip(PUBLISHED["pile_human"].raw, _PILE_PERPLEXITY[column], strict=True)) for column in ours}
+    rows = []
+    for name in names:
+        found = {column: summarise(by_seed[label, name, "perplexity"]) for column, label in ours.items()}
+        rows.append(text_row(name, (f"{measured(each.mean, each.stderr)} ({theirs[column][printed[name]]:.2f})" for column, each in found.items())))
+    averages = []
+    for column, label in ours.items():
+        mean = math.fsum(summarise(by_seed[label, name, "perplexity"]).mean for name in names) / len(names)
+        averages.append(f"{fixed(mean, 2)} ({math.fsum(theirs[column][printed[name]] for name in names) / len(names):.2f})")
+    rows.append(text_row("average of these", averages))
+    note = (
+        "Test perplexity here, and in brackets the paper's of the Pile's domain of this name (table 4; 684M models, 10,000 steps). Other text, models and "
+        "another tokenizer: compare what a mixture changes, not the values."
+    )
+    return Table(("domain", *(_titled(column, label) for column, label in ours.items())), tuple(rows), note, 1)
+
+
+def _pile_names(data: ReportData) -> dict[str, str]:
+    """Domains here -> what the paper's tables of the Pile call them; none where the domains did not change, or no method takes weights printed there."""
+    asked = any(str(settings.get("preset", "")).startswith("pile_") for settings in data.experiment.methods.values())
+    if data.experiment.transfer is None or not asked:
+        return {}
+    named: dict[str, str | None] = next((settings["names"] for settings in data.experiment.methods.values() if settings.get("names")), {})
+    called = {name: named.get(name, name) for name in data.names}
+    return {name: other for name, other in called.items() if other is not None and other in PUBLISHED["pile_chameleon"].raw}
+
+
+def _pile_columns(data: ReportData) -> dict[str, str]:
+    """The column of the paper's table 4 -> the label of the mixture here that stands for it, where there is one."""
+    found: dict[str, str | None] = {"human": None, "doremi": None, "doge": None, "chameleon": chameleon_label(data), "regmix": None}
+    for label, mixture in data.mixtures.items():
+        column = "human" if data.experiment.methods.get(label, {}).get("preset") == "pile_human" else mixture.method
+        if column in found and column != "chameleon":
+            found[column] = found[column] or label
+    return {column: label for column, label in found.items() if label is not None}
 
 
 def robustness_table(data: ReportData) -> Table | None:

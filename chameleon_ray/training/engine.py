@@ -78,8 +78,9 @@ def consolidated_state(engine: Any) -> dict[str, torch.Tensor] | None:
     masters = _masters(engine) if engine.bfloat16_enabled() else {}
     if engine.global_rank != 0:
         return None
-    frozen, trained = _frozen(engine.module), dict(engine.module.named_parameters(remove_duplicate=False)).keys() & state.keys()
-    assert not masters or trained - frozen <= masters.keys(), f"no fp32 weights of {sorted(trained - frozen - masters.keys())[:3]}"
+    frozen, buffers = _frozen(engine.module), dict(engine.module.named_buffers()).keys()
+    rounded = {name for name, value in state.items() if value.is_floating_point()} - frozen - buffers - masters.keys()
+    assert not masters or not rounded, f"no fp32 weights of {sorted(rounded)[:3]}"
     kept = {name: masters.get(name, value) for name, value in state.items() if name not in frozen}
     return {name.removeprefix("model."): value.float() if value.is_floating_point() else value for name, value in kept.items()}
 

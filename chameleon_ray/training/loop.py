@@ -5,6 +5,7 @@ Knows DeepSpeed's engine and torch.distributed, not Ray. What happens at a check
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,9 @@ from chameleon_ray.training.plan import MixturePlan, PlanState
 from chameleon_ray.training.schedule import learning_rate
 from chameleon_ray.training.signals import make_step, signal_of
 from chameleon_ray.training.steps import Worker
+
+# Operations of a minute or two on two CPU cores: fewer are sooner done again than kept.
+WORTH_KEEPING = 1e13
 
 
 @dataclass
@@ -81,7 +85,7 @@ def train(
 
     Args:
         engine: from `engine.build_engine`.
-        checkpoint: called on every rank after every `checkpoint_every_steps` steps but the last.
+        checkpoint: called on every rank after every `checkpoint_interval` steps but the last.
         snapshots: by number of steps, called on every rank when so many are done: what a shorter run on the same schedule would end with.
         on_step: called on every rank with the steps done and the latest mean loss of this rank that has come from the device, in nats per token.
     Returns:
@@ -96,7 +100,7 @@ def train(
     learner = Learner(job, progress.rule) if job.rule else None
     take_step = make_step(worker, learner)
     look = signal.look(worker) if signal and signal.look else None
-    every = checkpoint_interval(training.steps, training.checkpoint_every_steps)
+    every = checkpoint_interval(worker)
     log_every = max(1, training.steps // 100)
     sums = torch.zeros(len(plan.names), 2, dtype=torch.float64, device=hardware.device)
     progress.begun += (progress.step,)
@@ -138,9 +142,11 @@ def train(
     return progress
 
 
-def checkpoint_interval(steps: int, configured: int | None) -> int:
-    """As configured, or a tenth of the run but not more often than every 50 steps."""
-    return configured or max(50, -(-steps // 10))
+def checkpoint_interval(worker: Worker) -> int:
+    """Steps from one checkpoint to the next: as configured, or a tenth of the run; not more often than every 50 where so few are done again in no time."""
+    training = worker.job.training
+    a_step, _ = run_flops(worker, 1)
+    return training.checkpoint_every_steps or max(-(-training.steps // 10), min(50, math.ceil(WORTH_KEEPING / a_step)))
 
 
 def check_job(job: TrainJob, corpus: TokenCorpus, world_size: int) -> None:

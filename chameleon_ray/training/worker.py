@@ -137,11 +137,12 @@ def make_model(worker: Worker) -> TokenLosses:
         model = load_to_train(storage.local_directory(start.address), start.allow_remote_code)
         if job.training.model.lora:
             add_adapters(model, job.training.model.lora, start, job.seed)
+    losses = TokenLosses(model, probe=start is not None)  # looks at the head before blocks are compiled: on the CPU, where they never run
     if worker.micro_batch.recompute:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if worker.compiled:
         compile_blocks(model)
-    return TokenLosses(model, probe=start is not None)
+    return losses
 
 
 def make_plain_engine(worker: Worker) -> PlainEngine:

@@ -137,6 +137,18 @@ def test_terms_that_nobody_accepted_are_told_with_what_to_do(gated_hub: str, tmp
     assert line.endswith("accept its terms at https://huggingface.co/datasets/bigcode/the-stack-dedup and set a token of yours (hf auth login, or HF_TOKEN)")
 
 
+@pytest.mark.parametrize("gated_hub", [401], indirect=True)
+def test_a_gated_model_is_told_too(gated_hub: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": gated_hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    settings = ["base.model.pretrained=someone/gated", f"storage={tmp_path}/runs", "resources={}"]
+    command = [sys.executable, "-m", "chameleon_ray", "finetune", "jobs/finetune_stack.yaml", *settings]
+    found = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 2, found.stderr
+    (line,) = [line for line in found.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: ") and "'someone/gated' " in line
+    assert line.endswith("accept its terms at https://huggingface.co/someone/gated and set a token of yours (hf auth login, or HF_TOKEN)")
+
+
 def _model(tmp_path: Path) -> str:
     from tests.corpora import make_corpus
     from tests.families import publish

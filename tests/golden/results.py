@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ Result = tuple[str, list[float]]  # version of what made it, numbers
 def results(folder: Path) -> dict[str, Callable[[], Result]]:
     """Name -> how to compute it; `folder` is for files in between."""
     found: dict[str, Callable[[], Result]] = {f"mixture {name}": lambda name=name: _mixture(name) for name in METHODS}
-    return {**found, "tokenizer": lambda: _tokenizer(folder), "model": lambda: _model(folder), "embeddings": lambda: _embeddings(folder), "quality": _quality}
+    of_models = {name: lambda make=make: make(folder) for name, make in {"model": _model, "embeddings": _embeddings, "losses": _losses}.items()}
+    return {**found, "tokenizer": lambda: _tokenizer(folder), **of_models, "quality": _quality, "clusters": _clusters, "settled": _settled}
 
 
 def _mixture(name: str) -> Result:
@@ -97,6 +99,59 @@ def _embeddings(folder: Path) -> Result:
     pooled = MeanHiddenState(truncated, middle_layer(layers))(rows.tokens, rows.length).numpy()
     sums, counts = group_sums(pooled, rows.document)
     return f"embeddings {VERSIONS['embeddings']}", [float(middle_layer(layers)), *counts.astype(float).tolist(), *np.abs(sums).sum(axis=1).tolist()]
+
+
+def _losses(folder: Path) -> Result:
+    """By document, of some rows at even distances, as base models and the proxy are measured."""
+    from chameleon_ray.config import ModelConfig
+    from chameleon_ray.corpus.chunks import chunks_of
+    from chameleon_ray.evaluation.worker import EvaluateWorker
+    from chameleon_ray.models.build import build_model
+    from chameleon_ray.models.losses import measured_rows
+
+    corpus = _corpus(folder)
+    model = build_model(ModelConfig(layers=2, heads=2, width=16), corpus.vocab_size, corpus.row_tokens, corpus.end_of_document, seed=5)
+    model.save_pretrained(folder / "model")  # type: ignore[operator]
+    worker, numbers = EvaluateWorker(corpus, use_gpu=False, threads=1), list[float]()
+    for chunk in chunks_of(corpus, [str(folder / "model")], ["valid"], chunk_rows=4, rows_at_most=4):
+        found = worker({key: [value] for key, value in asdict(chunk).items()})
+        numbers += [float(found[key][0].sum()) for key in ("document", "nats", "tokens")]
+    rows = measured_rows(corpus, "valid", 4 * corpus.row_tokens)
+    return f"losses {VERSIONS['losses']}, glance {VERSIONS['glance']}", [*numbers, *(float(each.sum()) for each in rows.values())]
+
+
+def _clusters() -> Result:
+    """Documents about three directions divided among as many centres, of which the smallest goes to its neighbour; the words that tell them apart."""
+    import scipy.sparse as sp
+
+    from chameleon_ray.embedding.clusters import MiniBatches, begin, merged, nearest, telling_words, unit
+
+    random = np.random.default_rng(0)
+    vectors = unit(np.repeat(np.eye(3, 6), (40, 30, 20), axis=0) + 0.1 * random.standard_normal((90, 6)))
+    batches = MiniBatches(begin(vectors[::3], 3, seed=1), seed=1)
+    batches.add(vectors)
+    centres = batches.centres()
+    cluster, similar = nearest(vectors, centres)
+    sizes = np.bincount(cluster, minlength=3)
+    told = telling_words(sp.csr_array(np.array([[9, 1, 0], [1, 8, 2]])), [10, 10], ["one", "two", "three"])
+    words = [float(len(each)) for each in told]
+    return f"clusters {VERSIONS['clusters']}", [*map(float, sorted(sizes)), float(similar.sum()), *map(float, merged(centres, sizes, 25.0)), *words]
+
+
+def _settled() -> Result:
+    """A look at a proxy's embeddings, as the rule that may end its run weighs them."""
+    from chameleon_ray.backend import Seen
+    from chameleon_ray.mixing.chameleon import Chameleon
+    from chameleon_ray.mixing.settled import SettledRule
+
+    random, names = np.random.default_rng(0), ("web", "books", "code")
+    rule = SettledRule(Chameleon().formula, tolerance="bootstrap", every_steps=2)
+    state = rule.start(names, np.full(3, 1 / 3), 8)
+    counts = np.full((3, 8), 4)
+    for step in (2, 4, 8):
+        sums = counts[:, :, None] * (np.eye(3, 5)[:, None, :] * step + random.standard_normal((3, 8, 5)))
+        state = rule.update(state, Seen(step, 0.0, {"group_sums": sums, "group_counts": counts, "layer": np.array(1)}))
+    return f"rule {rule.version}", [*rule.answer(state), *state.memory["errors"].ravel(), *state.memory["reliability"], float(rule.done(state))]
 
 
 def main() -> None:

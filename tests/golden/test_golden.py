@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chameleon_ray.identity import VERSIONS
 from tests.golden.results import FILE, results
 
 STORED = json.loads(FILE.read_text())
@@ -26,4 +27,7 @@ def test_a_result_changes_only_with_its_version(name: str, tmp_path: Path) -> No
 
 
 def test_everything_with_a_version_is_stored(tmp_path: Path) -> None:
+    """But for what has no numbers of its own: which models are the beginning of one run, what tells models of others apart, and what a report shows."""
     assert list(STORED) == list(results(tmp_path))
+    kinds = {part.split()[0] for entry in STORED.values() for part in entry["version"].split(", ")}
+    assert VERSIONS.keys() - kinds == {"family", "foreign", "report"}

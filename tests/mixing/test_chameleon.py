@@ -310,8 +310,11 @@ def test_the_number_format_of_embeddings_is_recorded_and_several_are_warned_of()
     embeddings = noisy_embeddings({name: rng(name).standard_normal(8) for name in "abcd"}, samples=64, noise=0.3)
     one, two = (Chameleon().weigh(replace(embeddings, precisions=formats)) for formats in (("fp32",), ("bf16", "fp32")))
     assert (one.provenance["embedded_in"], two.provenance["embedded_in"]) == ("fp32", "bf16 and fp32")
-    told = "Domains were embedded in bf16 and fp32, so that they differ by more than their text; set embedding.precision."
+    told = "Text was embedded in bf16 and fp32, so that embeddings differ by more than their text; set embedding.precision."
     assert told in two.warnings and told not in one.warnings
+    beside = replace(noisy_embeddings({"use": rng("use").standard_normal(8)}, samples=64, noise=0.3), precisions=("bf16",))
+    aimed = Chameleon(targets={"use": 1.1}).weigh(replace(embeddings, precisions=("fp32",)), others=beside)
+    assert aimed.provenance["embedded_in"] == "bf16 and fp32" and told in aimed.warnings, "text that is looked towards counts too"
     assert Embeddings.concat([replace(embeddings.select(["a"]), precisions=("fp32",)), replace(embeddings.select(["b"]), precisions=("bf16",))]).precisions == (
         "bf16",
         "fp32",

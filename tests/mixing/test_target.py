@@ -146,6 +146,11 @@ def test_text_like_a_domain_lifts_that_domain_as_if_it_were_the_target(variant: 
     assert outside.weights["d4"] > plain.weights["d4"] + 0.01
 
 
+def test_a_boost_without_end_gives_everything_to_the_domain_like_the_text() -> None:
+    plain, aimed = (weights_of(SPREAD, {"use": 2 * SPREAD["d4"]}, variant="paper", targets=targets) for targets in ({}, {"use": 1e5}))
+    assert aimed.weights["d4"] > 0.999 > 0.5 > plain.weights["d4"]
+
+
 def test_text_that_counts_without_end_takes_everything_to_the_domain_like_it(rows: Array) -> None:
     inverse = 1 / scored(rows, np.ones(K), outside=2 * rows[4:5], counted=np.array([1e6]))
     assert (np.delete(inverse, 4) < inverse[4] - 1e5).all()

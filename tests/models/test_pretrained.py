@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, MixtralConfig, RobertaConfig, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, Gemma3Config, MixtralConfig, RobertaConfig, T5Config, T5ForConditionalGeneration
 
 from chameleon_ray import cache
 from chameleon_ray.artifacts import Cost, TokenCorpus
@@ -134,9 +134,16 @@ def test_what_cannot_be_used_is_refused_in_one_line(corpus: TokenCorpus, tmp_pat
         folder = Path(publish("llama", corpus, tmp_path / f"roberta-{is_decoder}"))
         AutoModelForCausalLM.from_config(RobertaConfig(vocab_size=320, is_decoder=is_decoder, **shape)).save_pretrained(folder)
         if is_decoder:
-            assert backend.open_model(str(folder), corpus).details["context"] == 40
+            assert backend.open_model(str(folder), corpus).details["context"] == 38, "two positions come before the first token's"
         else:
             assert told(folder).startswith("proxy.model.pretrained: roberta reads text in both directions, so that every position sees the token that it is to")
+    folder = Path(publish("llama", corpus, tmp_path / "sees"))
+    Gemma3Config().save_pretrained(folder)
+    assert told(folder).startswith("proxy.model.pretrained: gemma3 is no model of text alone: no vocab_size in ")
+    folder = Path(publish("llama", corpus, tmp_path / "broken"))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": "four"}))
+    assert told(folder).startswith(f"proxy.model.pretrained: {folder}: ")
     other = make_corpus(tmp_path / "other", seed=1)
     assert "trained with another tokenizer than the corpus" in told(Path(publish("llama", other, tmp_path / "stranger")))
     assert told(tmp_path / "none.gguf").startswith("proxy.model.pretrained: no file ")

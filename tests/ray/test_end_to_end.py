@@ -101,6 +101,14 @@ def test_a_plan_has_the_numbers_that_the_run_recorded(
     assert status == 0, err
     done = json.loads(out)
     assert done["seconds"] == 0 and all(step["is_done"] for step in done["steps"])
+    corpora = Path(experiment.storage) / "corpora"
+    corpora.rename(tmp_path / "aside")
+    try:
+        status, out, err = run(capsys, "compare", experiment_file, "--dry-run", "--json")
+    finally:
+        (tmp_path / "aside").rename(corpora)
+    assert status == 0, err
+    assert [step["kind"] for step in json.loads(out)["steps"] if not step["is_done"]] == ["read"], "text is read again, and nothing trained"
     status, out, err = run(capsys, "compare", experiment_file, "--dry-run", "--json", f"storage={tmp_path}/empty")
     assert status == 0, err
     steps = json.loads(out)["steps"]

@@ -98,12 +98,17 @@ def test_a_base_of_our_own_is_finetuned_whole(
     assert sum(rows["uniform"].values()) == sum(rows["alpha_ft"].values()) == 12 * 6
 
 
-def test_a_llama_is_finetuned_by_lora_and_merged(finetuning: dict[str, Any], llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_llama_is_finetuned_by_lora_and_merged(
+    finetuning: dict[str, Any], llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], passed: list[tuple[str, int]]
+) -> None:
     base = {**finetuning["base"], "model": {"pretrained": llama, "lora": {"rank": 4}}, "learning_rate": 1e-3, "precision": "fp32"}
-    document = {**finetuning, "base": base, "methods": {"uniform": {}}}
+    static = {"method": "fixed", "weights": {"recipes": 0.5, "letters": 0.3, "numbers": 0.2}}
+    document = {**finetuning, "base": base, "methods": {"uniform": {}, "alpha_ft": {"method": "chameleon"}, "static": static}}
     status, out, err = run(capsys, "finetune", written(document, tmp_path), "--json")
     assert status == 0, err
-    (model,) = json.loads(out)["models"]
+    found = {model["label"]: model for model in json.loads(out)["models"]}
+    assert set(found) == {"uniform", "alpha_ft", "static"} and passed == [(llama, 3 * 64)], "the Llama itself embeds, once"
+    model = found["uniform"]
     assert {row["domain"] for row in json.loads(out)["before"]} == {*NAMES, "all"}
     assert model["trained_parameters"] < 0.2 * model["parameters"] and model["adapters_of"] == llama
     hardware, tokens = Hardware(torch.device("cpu"), torch.float32, "test"), torch.arange(48).view(2, 24)

@@ -22,6 +22,7 @@ from chameleon_ray.report.paper import (
     finetuning_of,
     paper_perplexity_table,
     paper_weight_table,
+    pile_perplexity_table,
     pile_table,
     robustness_table,
     transfer_table,
@@ -138,8 +139,8 @@ def test_a_change_of_domains_is_charged_by_what_came_on_top(many_methods: Callab
     table = transfer_table(replace(data, experiment=moved, mixtures={**data.mixtures, "chameleon": chameleon}))
     assert table is not None
     rows = {row[0]: row[1:] for row in texts(table)}
-    assert rows["chameleon"] == ["5", "5", "1.00e+12", "1.00", "5.00e+11", "1.00", "1"]
-    assert rows["doremi"] == ["–", "41,000,000", "1.34e+18", "1,340,000", "1.90e+18", "3,800,000", "290"]
+    assert rows["chameleon"] == ["5", "5", "1.00e+12", "1.00", "5.00e+11", "1.00", "4.62e+15 (1)"]
+    assert rows["doremi"] == ["–", "41,000,000", "1.34e+18", "1,340,000", "1.90e+18", "3,800,000", "1.34e+18 (290)"]
     assert rows["uniform"] == ["–", "0", "0", "0", "0", "0", "–"]
 
 
@@ -171,8 +172,13 @@ def test_the_paper_s_own_robustness_stands_beside_a_sweep_of_its_domains(many_me
 def test_weights_of_the_pile_stand_beside_those_that_are_printed(many_methods: Callable[..., ReportData]) -> None:
     data = many_methods(names=("github", "papers", "other"))
     document = data.experiment.model_dump(mode="json")
-    methods = {"uniform": {}, "human": {"method": "fixed", "preset": "pile_human", "names": {"papers": "arxiv", "other": None}}}
+    methods = {"uniform": {}, "chameleon": {}, "human": {"method": "fixed", "preset": "pile_human", "names": {"papers": "arxiv", "other": None}}}
     moved = parse_experiment({**document, "transfer": {"domains": {"github": {"files": ["x"]}}}, "methods": methods})
     table = pile_table(replace(data, experiment=moved))
-    assert table is not None and table.columns[:3] == ("domain", "Chameleon, paper", "human")
+    assert table is not None and table.columns[:5] == ("domain", "chameleon, paper", "human, paper", "doremi, paper", "doge, paper")
     assert [row[1] for row in texts(table)] == ["0.00973", "0.0380", "–"]
+    perplexities = pile_perplexity_table(replace(data, experiment=moved))
+    assert perplexities is not None and perplexities.columns == ("domain", "doremi", "doge", "chameleon", "regmix")
+    rows = {row[0]: row[1:] for row in texts(perplexities)}
+    assert [cell.split()[-1] for cell in rows["github"]] == ["(5.84)", "(4.90)", "(6.16)", "(9.95)"] and "other" not in rows
+    assert [cell.split()[-1] for cell in rows["average of these"]] == ["(9.97)", "(7.84)", "(7.95)", "(13.07)"]

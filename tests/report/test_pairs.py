@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,7 +41,14 @@ def compared(make_data: Callable[..., ReportData]) -> Callable[..., Comparison]:
     loses as much as uniform does with seed 0."""
     data = make_data({"uniform": [[9.0] * 3], "chameleon": [[8.0] * 3]}, names=NAMES)
 
-    def made(seeds: Sequence[int], shift: float = -0.04, without: Sequence[tuple[str, int]] = (), corpus: str = "one order", **changes: Any) -> Comparison:
+    def made(
+        seeds: Sequence[int],
+        shift: float = -0.04,
+        without: Sequence[tuple[str, int]] = (),
+        corpus: str = "one order",
+        precision: str | None = None,
+        **changes: Any,
+    ) -> Comparison:
         losses = document_losses(NAMES, {"uniform": 0.0, "chameleon": shift}, num_seeds=4, **changes)
         mine = {run: of_run for run, of_run in losses.items() if run[1] in seeds and run not in without}
         fits = {(label, seed): data.mixtures[label] for label, seed in losses}
@@ -50,7 +57,7 @@ def compared(make_data: Callable[..., ReportData]) -> Callable[..., Comparison]:
             fits["chameleon", seed] = replace(data.mixtures["chameleon"], weights=weights)
         experiment = data.experiment.model_copy(update={"seeds": tuple(seeds), "fit_every_seed": True})
         text = replace(data.corpus, digest=corpus, targets=("c",))
-        precisions = {run: "bf16" if run[1] == 3 else "fp32" for run in mine}
+        precisions = {run: precision or ("bf16" if run[1] == 3 else "fp32") for run in mine}
         of = replace(data, experiment=experiment, corpus=text, losses=mine, precisions=precisions, before_losses=losses["uniform", 0])
         return Comparison(of, fits, {}, "")
 
@@ -105,8 +112,9 @@ def test_a_seed_counts_where_both_methods_have_it(found: Callable[..., Kept]) ->
     assert len(kept.with_newer(found([1], without=[("chameleon", 1)])).runs("test")) == len(kept.runs("test")), "what failed this time is still there"
 
 
-def test_runs_of_another_order_of_the_rows_are_no_pair(found: Callable[..., Kept]) -> None:
-    kept = found([0, 1]).with_newer(found([1], corpus="of seed 1", without=[("chameleon", 1)]))
+@pytest.mark.parametrize("other", [{"corpus": "of seed 1"}, {"precision": "bf16"}])
+def test_runs_of_another_order_of_the_rows_or_another_number_format_are_no_pair(found: Callable[..., Kept], other: dict[str, str]) -> None:
+    kept = found([0, 1]).with_newer(found([1], **other, without=[("chameleon", 1)]))
     assert ("chameleon", 1) not in kept.runs("test") and ("uniform", 1) in kept.runs("test") and ("chameleon", 0) in kept.runs("test")
     assert "| chameleon | 0.200 ± 0.012 |" in document(kept), "of seed 0 alone"
 
@@ -174,7 +182,8 @@ KEPT_PIECES = sorted(path.name for path in KEPT.iterdir() if path.is_dir())
 
 @pytest.mark.parametrize("name", KEPT_PIECES)
 def test_what_is_kept_beside_the_tables_can_be_added_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command that made it; whoever raises a version has it run again, or sees that nothing kept would change and says so in the files."""
+    """By the command that made it, with the model of others that it names by its content; whoever raises a version has it run again, or sees that nothing
+    kept would change and says so in the files."""
     has_text = "CHAMELEON_DATA" in os.environ
     monkeypatch.setenv("CHAMELEON_DATA", os.environ.get("CHAMELEON_DATA", "/data"))
     kept = Kept.load(KEPT / name)
@@ -186,15 +195,21 @@ def test_what_is_kept_beside_the_tables_can_be_added_to(name: str, monkeypatch: 
         experiment = finetune.finetuned(piece, "base", [0])
     else:
         of = name.removeprefix("pile13-")
-        experiment = transfer.transferred(of, transfer.overrides_of(of, "base" if known else None))
+        # A model that goes on takes the mean of the fits that there were of another piece.
+        mean = [f"methods.{label}={json.dumps(_without_versions(each))}" for label, each in kept.setting["methods"].items() if label == "chameleon" and known]
+        experiment = transfer.transferred(of, [*transfer.overrides_of(of, "base" if known else None), *mean])
     kept.check(setting_of(experiment, backend, text_of(experiment) if has_text else kept.setting["text"]))
+
+
+def _without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in ("version", "rule_version")}
 
 
 @pytest.fixture
 def seed_after_seed(compared: Callable[..., Comparison], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run seeds whose comparisons are made up, and nothing but these; what is printed."""
 
-    def call(seeds: list[int], together: bool = False, meanwhile: Callable[[], None] = lambda: None, **shape: Any) -> str:
+    def call(seeds: list[int], meanwhile: Callable[[], None] = lambda: None, **shape: Any) -> str:
         def run(experiment: Experiment, backend: Backend) -> Comparison:
             meanwhile()
             return compared(experiment.seeds, **shape)
@@ -211,7 +226,7 @@ def seed_after_seed(compared: Callable[..., Comparison], tmp_path: Path, capsys:
             return parse_experiment(document)
 
         (tmp_path / "a.txt").write_text("some text")
-        seed_by_seed(experiment, seeds, run, together, tmp_path / "kept")
+        seed_by_seed(experiment, seeds, run, tmp_path / "kept")
         return capsys.readouterr().out
 
     return call
@@ -221,9 +236,9 @@ def test_seeds_are_kept_one_after_the_other(seed_after_seed: Callable[..., str],
     calls: list[int] = []
     text = seed_after_seed([0, 1], meanwhile=lambda: calls.append(1))
     assert len(calls) == 2 and text.count("Report: ") == 2 and "seeds [0]" in text and "seeds [0, 1]" in text
-    assert seed_after_seed([2, 3], together=True, meanwhile=lambda: calls.append(1)).count("Report: ") == 1 and len(calls) == 3
+    assert seed_after_seed([2], meanwhile=lambda: calls.append(1)).count("Report: ") == 1 and len(calls) == 3
     kept = Kept.load(tmp_path / "kept" / "made-up")
-    assert kept is not None and kept.seeds == [0, 1, 2, 3]
+    assert kept is not None and kept.seeds == [0, 1, 2]
 
     with pytest.raises(UserError, match=r"had another corpus .* give it another name"):
         seed_after_seed([4], meanwhile=lambda: calls.append(1), num_documents=59)

@@ -69,12 +69,15 @@ def test_killed_twice_is_bit_identical(corpus: TokenCorpus, tmp_path: Path, stag
     assert resumed["rows"] == whole["rows"]
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gemma2", marks=pytest.mark.long)])
-def test_a_pretrained_model_goes_on_the_same_whether_interrupted_or_cut_over_ranks(corpus: TokenCorpus, tmp_path: Path, family: str) -> None:
-    """Gemma caps its logits, so that its head is not a plain one; both drop a tenth of attention in their own configuration."""
+LONG_STARTS = [("llama", 1), ("llama", 2), ("llama_tied", 3), ("gemma2", 0)]
+
+
+@pytest.mark.parametrize(("family", "stage"), [("llama_tied", 0), *(pytest.param(*start, marks=pytest.mark.long) for start in LONG_STARTS)])
+def test_a_pretrained_model_goes_on_the_same_whether_interrupted_or_cut_over_ranks(corpus: TokenCorpus, tmp_path: Path, family: str, stage: int) -> None:
+    """Gemma caps its logits, so that its head is not a plain one; all drop a tenth of attention in their own configuration."""
     start = publish(family, corpus, tmp_path / "start", layers=2)
-    asked = settings(corpus, steps=8, learning_rate=SMALL_RATE, start=start)
-    dying = settings(corpus, steps=8, learning_rate=SMALL_RATE, start=start, die_after=6)
+    asked = settings(corpus, steps=8, stage=stage, learning_rate=SMALL_RATE, start=start)
+    dying = {**asked, "die_after": 6}
     whole, two, killed = run_worlds((tmp_path / "whole", 1, asked), (tmp_path / "two", 2, asked), (tmp_path / "killed", 1, dying))
     assert killed["exit"] == [9]
     resumed = run_world(tmp_path / "killed", 1, **asked)

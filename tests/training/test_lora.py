@@ -98,7 +98,7 @@ def test_two_ranks_train_the_adapters_of_one(corpus: TokenCorpus, tmp_path: Path
     assert max(abs(a - b) for name in one["state"] for a, b in zip(one["state"][name], two["state"][name], strict=True)) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "llama_tied"])
 def test_merged_is_unmerged(family: str, corpus: TokenCorpus, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -140,6 +140,17 @@ def test_what_adapters_save_is_counted(family: str, corpus: TokenCorpus, tmp_pat
     whole = Architecture.of(job(corpus, start, None, tmp_path), corpus)
     assert worker.architecture.training_flops(64, 16) < 0.85 * whole.training_flops(64, 16)
     assert state_bytes(worker.architecture, 4, 0, 1) < 0.5 * state_bytes(whole, 4, 0, 1)
+
+
+def test_the_head_is_looked_at_before_blocks_are_compiled(corpus: TokenCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few tokens go through the model for that while it is on the CPU, for which nothing should be compiled."""
+    from chameleon_ray.training import worker
+
+    asked, seen = job(corpus, published("llama", corpus, tmp_path / "start"), None, tmp_path), []
+    monkeypatch.setattr(Worker, "compiled", True)
+    monkeypatch.setattr(worker, "compile_blocks", lambda model: seen.append(model.get_output_embeddings()))
+    losses = worker.make_model(Worker(asked, corpus, CPU, MicroBatch(4)))
+    assert seen == [losses.model.get_output_embeddings()] and type(seen[0]).__name__ == "_LossHead"
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -85,6 +85,17 @@ def test_rows_are_those_of_looking_at_every_domain(kinds: list[str], k: int, see
         assert state.counts == tuple(counts)
 
 
+def test_mixtures_of_one_seed_read_each_domain_in_the_same_order() -> None:
+    """So that they are pairs: what differs is how far each is read."""
+    one, two = ((made := plan(weights, seed=3)).take(made.start(), 90)[0] for weights in ([0.6, 0.3, 0.1], [0.2, 0.3, 0.5]))
+    other = plan([0.6, 0.3, 0.1], seed=4)
+    for domain in range(3):
+        first, second = (taken.row[taken.domain == domain] for taken in (one, two))
+        both = min(len(first), len(second))
+        assert both > 5 and np.array_equal(first[:both], second[:both])
+    assert not np.array_equal(other.take(other.start(), 90)[0].row, one.row)
+
+
 @pytest.mark.parametrize("kind", ["any", "equal", "uneven"])
 def test_long_runs_are_those_of_looking_at_every_domain(kind: str) -> None:
     weights = some_weights(kind, 300, np.random.default_rng(1))
