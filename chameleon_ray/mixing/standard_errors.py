@@ -73,7 +73,8 @@ def standard_errors(embeddings: Embeddings, order: Sequence[int], leverage: Leve
 
 
 def bootstrap(embeddings: Embeddings, order: Sequence[int], weighing: Weighing, draws: int) -> StandardErrors:
-    """By repeating everything that `weighing` does not hold fast, `draws` times.
+    """By repeating everything that `weighing` does not hold fast, `draws` times. It holds fast the embeddings of texts that are no domains and are looked
+    towards: a target is what is asked for, and not a sample of it.
 
     Every draw resamples each domain's hash groups with replacement; its distance from the domain's mean is scaled by sqrt(own G / (G - 1)), and the share that
     covariances have in common is drawn from the normal distribution, so that it has the covariance C (noise.py).
