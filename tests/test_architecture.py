@@ -21,6 +21,7 @@ EVERYTHING = [path for folder in ("chameleon_ray", "analysis", "jobs", "tests") 
 FLOORS = (
     *(
         "errors",
+        "hub",
         "cache",
         "storage",
         "settings",

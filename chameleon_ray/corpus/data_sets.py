@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import zstandard
@@ -19,6 +19,7 @@ from chameleon_ray import storage
 from chameleon_ray.corpus.formats import JSON_LINES, file_format
 from chameleon_ray.corpus_config import HuggingFaceSource
 from chameleon_ray.errors import UserError, one_line
+from chameleon_ray.hub import refusal, terms_to_accept
 
 # What `datasets` and its file systems raise for a data set, split or file they cannot open or read.
 DATASETS_ERRORS = (
@@ -95,25 +96,6 @@ def open_stream(address: str, options: Mapping[str, Any]) -> Any:
     from datasets import load_dataset
 
     return load_dataset(address, options["name"], data_dir=options["data_dir"], split=options["split"], revision=options["revision"], streaming=True)
-
-
-def terms_to_accept(page: str) -> str:
-    """What to do about something gated on the hub."""
-    return f"accept its terms at https://huggingface.co/{page} and set a token of yours (hf auth login, or HF_TOKEN)"
-
-
-def refusal(error: BaseException | None) -> Literal["gated", "unknown"] | None:
-    """Whether the hub refused: for terms that nobody accepted, or without saying why, as it does of names that do not exist; None where it did not."""
-    found: Literal["gated", "unknown"] | None = None
-    while error is not None:
-        response = getattr(error, "response", None)
-        code = getattr(response, "headers", {}).get("X-Error-Code")
-        if type(error).__name__ == "GatedRepoError" or code == "GatedRepo" or " gated dataset" in str(error):
-            return "gated"
-        if getattr(response, "status_code", None) in (401, 403):
-            found = "unknown"
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def _is_readable(builder: Any, files: tuple[str, ...]) -> bool:

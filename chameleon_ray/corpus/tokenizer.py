@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from chameleon_ray import storage
 from chameleon_ray.artifacts import TrainedModel
 from chameleon_ray.corpus.byte_pairs import byte_pairs
-from chameleon_ray.corpus.data_sets import refusal, terms_to_accept
 from chameleon_ray.corpus_config import TokenizerConfig
 from chameleon_ray.errors import UserError, one_line
+from chameleon_ray.hub import refusal, terms_to_accept
 
 END_OF_DOCUMENT = "<|endoftext|>"
 PIECE_CHARACTERS = 1 << 15

@@ -17,9 +17,9 @@ from typing import Any
 from chameleon_ray import storage
 from chameleon_ray.artifacts import Cost, TrainedModel
 from chameleon_ray.cache import content_hash
-from chameleon_ray.corpus.data_sets import refusal, terms_to_accept
 from chameleon_ray.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 from chameleon_ray.errors import UserError, one_line
+from chameleon_ray.hub import refusal, terms_to_accept
 from chameleon_ray.identity import foreign_digest
 from chameleon_ray.models.adapters import ADAPTER_CONFIG
 from chameleon_ray.models.architecture import Architecture
