@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from chameleon_ray.artifacts import TokenCorpus
@@ -15,7 +16,10 @@ from chameleon_ray.config import TrainingConfig
 from chameleon_ray.errors import UserError
 from chameleon_ray.mixing.chameleon import Chameleon
 from chameleon_ray.mixing.settled import SettledRule
-from chameleon_ray.training.loop import check_job
+from chameleon_ray.models.hardware import Hardware
+from chameleon_ray.training.loop import check_job, checkpoint_interval
+from chameleon_ray.training.micro_batch import MicroBatch
+from chameleon_ray.training.steps import Worker
 from tests.corpora import make_corpus
 from tests.families import publish
 from tests.training.worlds import run_world, run_worlds
@@ -95,6 +99,16 @@ def test_two_ranks_equal_one(corpus: TokenCorpus, tmp_path: Path) -> None:
     assert one["rows"] == two["rows"] == [80, 48, 32]
     assert one["curve"][0]["loss"] == pytest.approx(two["curve"][0]["loss"], abs=1e-6)
     assert one["curve"][-1]["loss"] < one["curve"][0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("model", "steps", "configured", "every"),
+    [("cpu-tiny", 40, None, 50), ("cpu-tiny", 1000, None, 100), ("684M", 40, None, 4), ("684M", 5, None, 1), ("684M", 40, 7, 7)],
+)
+def test_what_takes_longer_than_a_minute_is_kept(corpus: TokenCorpus, model: str, steps: int, configured: int | None, every: int) -> None:
+    training = TrainingConfig.model_validate({"model": {"preset": model}, "steps": steps, "batch_rows": 256, "checkpoint_every_steps": configured})
+    job = TrainJob("base", training, dict.fromkeys(corpus.names, 1 / 3), 0)
+    assert checkpoint_interval(Worker(job, corpus, Hardware(torch.device("cpu"), torch.float32, "test"), MicroBatch(8))) == every
 
 
 def test_micro_batches_change_only_rounding(corpus: TokenCorpus, tmp_path: Path) -> None:
