@@ -236,13 +236,13 @@ def test_seeds_are_kept_one_after_the_other(seed_after_seed: Callable[..., str],
     calls: list[int] = []
     text = seed_after_seed([0, 1], meanwhile=lambda: calls.append(1))
     assert len(calls) == 2 and text.count("Report: ") == 2 and "seeds [0]" in text and "seeds [0, 1]" in text
-    assert seed_after_seed([2], meanwhile=lambda: calls.append(1)).count("Report: ") == 1 and len(calls) == 3
+    assert seed_after_seed([2, 3], meanwhile=lambda: calls.append(1)).count("Report: ") == 2 and len(calls) == 4
     kept = Kept.load(tmp_path / "kept" / "made-up")
-    assert kept is not None and kept.seeds == [0, 1, 2]
+    assert kept is not None and kept.seeds == [0, 1, 2, 3]
 
     with pytest.raises(UserError, match=r"had another corpus .* give it another name"):
         seed_after_seed([4], meanwhile=lambda: calls.append(1), num_documents=59)
-    assert len(calls) == 3, "refused before anything is trained"
+    assert len(calls) == 4, "refused before anything is trained"
 
 
 def test_what_another_run_keeps_meanwhile_stays(seed_after_seed: Callable[..., str], tmp_path: Path) -> None:
